@@ -1,0 +1,234 @@
+//! Every error that a client can meet, its status and its body, in one place. What a client can't use stays in the log.
+
+use axum::Json;
+use axum::extract::rejection::{JsonRejection, PathRejection};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use tracing::error;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::apply::{ApplyError, Progress, ReloadResults};
+use crate::storage::StorageError;
+
+/// An error's answer.
+#[derive(Debug)]
+pub enum ApiError {
+    /// 400.
+    Validation(Vec<FieldError>),
+    /// 401.
+    Unauthorized,
+    /// 403, with what is not allowed.
+    Forbidden(&'static str),
+    /// 404.
+    UserNotFound(Uuid),
+    /// 404.
+    NotFound,
+    /// 405.
+    MethodNotAllowed,
+    /// 409.
+    EmailInUse,
+    /// 409.
+    PoolExhausted,
+    /// 409.
+    ApplyInProgress,
+    /// 413.
+    PayloadTooLarge,
+    /// 415.
+    UnsupportedMediaType,
+    /// 500.
+    Apply(Box<FailedApply>),
+    /// 500.
+    Internal,
+    /// 503, with whether a write may have happened all the same, and which.
+    DatabaseUnavailable(Option<&'static str>),
+}
+
+/// What is wrong with one field.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct FieldError {
+    /// The field's name; `body` for the body as a whole, `id` for the path's.
+    #[schema(example = "email")]
+    pub field: String,
+    /// What it takes.
+    #[schema(example = "must be an e-mail address such as alice@example.com, at most 255 characters, ASCII only")]
+    pub message: String,
+}
+
+impl FieldError {
+    /// For `field`.
+    pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { field: field.into(), message: message.into() }
+    }
+}
+
+/// Every error's body.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ErrorBody {
+    /// For programs: one phrase for each kind of error.
+    #[schema(example = "Validation failed")]
+    pub error: &'static str,
+    /// For a person: what happened, and what to do.
+    #[schema(example = "The request has fields that can't be taken; see details.")]
+    pub message: String,
+    /// With `Validation failed`: every bad field.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub details: Option<Vec<FieldError>>,
+}
+
+/// The body of an apply that failed.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct FailedApply {
+    /// Always `Apply operation failed`.
+    #[schema(example = "Apply operation failed")]
+    pub error: &'static str,
+    /// What state Asterisk is in, and what to do.
+    pub message: String,
+    /// Its row in the audit log.
+    pub audit_log_id: Uuid,
+    /// What happened, and to which file, extension or host.
+    #[schema(example = "Asterisk is not running: nothing answers on /var/run/asterisk/asterisk.ctl")]
+    pub error_details: String,
+    /// The files that were replaced.
+    #[schema(example = json!([]))]
+    pub files_written: Vec<String>,
+    /// How the reloads went; a step not reached is null.
+    pub reload_results: ReloadResults,
+}
+
+impl ApiError {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Validation(_) => StatusCode::BAD_REQUEST,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Forbidden(_) => StatusCode::FORBIDDEN,
+            Self::UserNotFound(_) | Self::NotFound => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::EmailInUse | Self::PoolExhausted | Self::ApplyInProgress => StatusCode::CONFLICT,
+            Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::Apply(_) | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::DatabaseUnavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    fn phrase(&self) -> &'static str {
+        match self {
+            Self::Validation(_) => "Validation failed",
+            Self::Unauthorized => "Unauthorized",
+            Self::Forbidden(_) => "Forbidden",
+            Self::UserNotFound(_) => "User not found",
+            Self::NotFound => "Not found",
+            Self::MethodNotAllowed => "Method not allowed",
+            Self::EmailInUse => "Email already in use",
+            Self::PoolExhausted => "Extension pool exhausted",
+            Self::ApplyInProgress => "Apply in progress",
+            Self::PayloadTooLarge => "Payload too large",
+            Self::UnsupportedMediaType => "Unsupported media type",
+            Self::Apply(_) => "Apply operation failed",
+            Self::Internal => "Internal server error",
+            Self::DatabaseUnavailable(_) => "Database unavailable",
+        }
+    }
+
+    fn message(&self) -> String {
+        match self {
+            Self::Validation(_) => "The request has fields that can't be taken; see details.".to_owned(),
+            Self::Unauthorized => "Send the header 'Authorization: Bearer …' with the value of PORTAL_API_TOKEN.".to_owned(),
+            Self::Forbidden(why) => (*why).to_owned(),
+            Self::UserNotFound(id) => format!("There is no user {id}; GET /users lists those there are."),
+            Self::NotFound => "There is nothing here; /docs tells which operations there are.".to_owned(),
+            Self::MethodNotAllowed => "This path does not take this method; the Allow header and /docs tell which.".to_owned(),
+            Self::EmailInUse => "Another user has this e-mail address, in whatever case; take another, or delete that user.".to_owned(),
+            Self::PoolExhausted => "All extensions from 1000 to 1999 are taken; delete a user to free one.".to_owned(),
+            Self::ApplyInProgress => "Another apply runs on this host; wait until it has ended, then apply again.".to_owned(),
+            Self::PayloadTooLarge => "A body has at most 16 KiB.".to_owned(),
+            Self::UnsupportedMediaType => "Send JSON, with the header 'Content-Type: application/json'.".to_owned(),
+            Self::Apply(failed) => failed.message.clone(),
+            Self::Internal => "Something went wrong that should never; the service's log has a line about it.".to_owned(),
+            Self::DatabaseUnavailable(None) => {
+                "The database can't be reached or did not answer; nothing was changed. The service's log says why; try again.".to_owned()
+            }
+            Self::DatabaseUnavailable(Some(what)) => {
+                format!("The database did not answer in time or broke off; it is unknown whether {what}. The service's log says why.")
+            }
+        }
+    }
+
+    /// A failure of the database while `what` was being written (`None` for a read), logged here.
+    pub fn storage(failure: &StorageError, what: Option<&'static str>) -> Self {
+        match failure {
+            StorageError::EmailInUse => Self::EmailInUse,
+            StorageError::PoolExhausted => Self::PoolExhausted,
+            StorageError::Unavailable { reason, maybe_written } => {
+                error!(reason, maybe_written, "the database failed");
+                Self::DatabaseUnavailable(what.filter(|_| *maybe_written))
+            }
+        }
+    }
+}
+
+impl From<ApplyError> for ApiError {
+    fn from(error: ApplyError) -> Self {
+        match error {
+            ApplyError::InProgress => Self::ApplyInProgress,
+            ApplyError::Unavailable(failure) => {
+                Self::storage(&failure, Some("an audit row was written (nothing else was done)"))
+            }
+            ApplyError::Failed { audit_log_id, error_details, in_force, progress } => {
+                let Progress { files_written, reload_results, .. } = *progress;
+                let message = if in_force {
+                    "Asterisk serves the new state, but the audit row could not be completed; see error_details."
+                } else if files_written.is_empty() {
+                    "Nothing was changed; see error_details, mend it, then apply again."
+                } else {
+                    "Files were replaced, but Asterisk is not proven to serve them; see error_details, mend it, then apply again."
+                };
+                Self::Apply(Box::new(FailedApply {
+                    error: "Apply operation failed",
+                    message: message.to_owned(),
+                    audit_log_id,
+                    error_details,
+                    files_written: super::apply::texts(&files_written),
+                    reload_results,
+                }))
+            }
+        }
+    }
+}
+
+impl From<JsonRejection> for ApiError {
+    fn from(rejection: JsonRejection) -> Self {
+        match rejection.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => Self::PayloadTooLarge,
+            StatusCode::UNSUPPORTED_MEDIA_TYPE => Self::UnsupportedMediaType,
+            _ => {
+                let why = std::error::Error::source(&rejection).map_or_else(|| rejection.body_text(), ToString::to_string);
+                Self::Validation(vec![FieldError::new("body", format!("must be a JSON object: {why}"))])
+            }
+        }
+    }
+}
+
+impl From<PathRejection> for ApiError {
+    fn from(_: PathRejection) -> Self {
+        Self::Validation(vec![FieldError::new("id", super::users::ID_RULE)])
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let (status, error, message) = (self.status(), self.phrase(), self.message());
+        let mut response = match self {
+            Self::Apply(failed) => (status, Json(failed)).into_response(),
+            Self::Validation(details) => (status, Json(ErrorBody { error, message, details: Some(details) })).into_response(),
+            _ => (status, Json(ErrorBody { error, message, details: None })).into_response(),
+        };
+        if status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}

@@ -1,0 +1,75 @@
+//! Who may ask. With a token, whoever presents it. Without one, whoever reaches the listener, but no web page that an
+//! administrator's browser shows: a page of another origin says so in `Origin`, and one that renamed its own host to a
+//! loopback address (DNS rebinding) in `Host`. The documentation is for everybody.
+
+use std::net::IpAddr;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Uri, header};
+use axum::middleware::Next;
+use axum::response::Response;
+
+use super::error::ApiError;
+use crate::config::ApiToken;
+
+/// The rule of one listener.
+#[derive(Debug, Clone)]
+pub enum Guard {
+    /// Every request but the documentation needs it.
+    Token(ApiToken),
+    /// No token; `loopback` is whether only this machine can reach the listener.
+    Open {
+        /// Then `Host` must name this machine too.
+        loopback: bool,
+    },
+}
+
+/// Lets a request through, or answers 401 or 403.
+///
+/// # Errors
+/// [`ApiError::Unauthorized`], [`ApiError::Forbidden`].
+pub async fn check(State(guard): State<Guard>, request: Request, next: Next) -> Result<Response, ApiError> {
+    match &guard {
+        Guard::Token(token) => {
+            let presented = request.headers().get(header::AUTHORIZATION).map_or(&b""[..], |value| value.as_bytes());
+            let bearer = presented.split_at_checked(7).filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer "));
+            if !is_documentation(request.uri()) && !bearer.is_some_and(|(_, presented)| token.matches(presented)) {
+                return Err(ApiError::Unauthorized);
+            }
+        }
+        Guard::Open { loopback } => {
+            let host = host(&request);
+            if *loopback && !host.as_ref().is_some_and(|host| names_this_machine(host)) {
+                return Err(ApiError::Forbidden("Without PORTAL_API_TOKEN, a request must be addressed to 127.0.0.1 or localhost."));
+            }
+            if !same_origin(request.headers(), host.as_deref()) {
+                return Err(ApiError::Forbidden("Without PORTAL_API_TOKEN, a web page of another origin may not use this API."));
+            }
+        }
+    }
+    Ok(next.run(request).await)
+}
+
+fn is_documentation(uri: &Uri) -> bool {
+    matches!(uri.path(), "/docs" | "/openapi.json") || uri.path().starts_with("/docs/")
+}
+
+/// `host` or `host:port` that the request is addressed to.
+fn host(request: &Request) -> Option<String> {
+    let header = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    request.uri().authority().map(ToString::to_string).or_else(|| header.map(str::to_owned))
+}
+
+fn names_this_machine(host: &str) -> bool {
+    let Ok(authority) = host.parse::<axum::http::uri::Authority>() else { return false };
+    let name = authority.host().trim_start_matches('[').trim_end_matches(']');
+    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+fn same_origin(headers: &HeaderMap, host: Option<&str>) -> bool {
+    let mut origins = headers.get_all(header::ORIGIN).iter();
+    origins.all(|origin| {
+        let own = origin.to_str().ok().and_then(|origin| origin.strip_prefix("http://").or(origin.strip_prefix("https://")));
+        own.is_some_and(|own| host.is_some_and(|host| own.eq_ignore_ascii_case(host)))
+    })
+}

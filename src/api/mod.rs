@@ -1,0 +1,122 @@
+//! The API: exactly four operations, and their documentation.
+//!
+//! A request passes, from the outside in: its log line and id ([`request_log`]), the catch of panics, the guard ([`guard`]),
+//! the limit of its body, its operation. Every answer that is not the documentation is JSON, errors included ([`error`]).
+
+mod apply;
+mod body;
+pub mod error;
+pub mod guard;
+mod request_log;
+mod users;
+
+use std::any::Any;
+
+use axum::extract::DefaultBodyLimit;
+use axum::middleware;
+use axum::response::{IntoResponse as _, Response};
+use axum::{Router, http};
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::{self, ContentBuilder, RefOr, ResponseBuilder};
+use utoipa::{Modify, OpenApi};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use utoipa_swagger_ui::SwaggerUi;
+
+use crate::apply::Applier;
+use crate::storage::Storage;
+use error::ApiError;
+use guard::Guard;
+
+/// The largest body, in bytes: a name and an address are far smaller.
+const MAX_BODY_BYTES: usize = 16 * 1024;
+
+/// What the operations work on.
+#[derive(Debug, Clone)]
+pub struct Portal {
+    /// Users.
+    pub storage: Storage,
+    /// Applies.
+    pub applier: Applier,
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "PBX Control Portal",
+        description = "Users become SIP extensions of an Asterisk server. Create users, then apply: Asterisk serves them once an apply answers 200.",
+        contact(),
+    ),
+    tags(
+        (name = "Users", description = "Who has an extension"),
+        (name = "Apply", description = "What Asterisk serves"),
+    ),
+    security((), ("token" = [])),
+    modifiers(&EveryOperation),
+)]
+struct Document;
+
+/// What every operation has: the token, and the answers that do not depend on it.
+struct EveryOperation;
+
+impl Modify for EveryOperation {
+    fn modify(&self, document: &mut openapi::OpenApi) {
+        let token = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some("The value of PORTAL_API_TOKEN, if it is set."));
+        let components = document.components.get_or_insert_default();
+        components.add_security_scheme("token", SecurityScheme::Http(token.build()));
+        let shared = [
+            ("401", "`Unauthorized`: the token is wrong or missing"),
+            ("403", "`Forbidden`: without a token, a web page of another origin may not use this API"),
+            ("500", "`Internal server error`: what should never be"),
+        ];
+        let operations = document.paths.paths.values_mut().flat_map(|path| [&mut path.get, &mut path.post, &mut path.delete]).flatten();
+        for operation in operations {
+            for (status, description) in shared {
+                let body = ContentBuilder::new().schema(Some(openapi::Ref::from_schema_name("ErrorBody"))).build();
+                let response = ResponseBuilder::new().description(description).content("application/json", body).build();
+                operation.responses.responses.entry(status.to_owned()).or_insert(RefOr::T(response));
+            }
+        }
+    }
+}
+
+fn operations() -> (Router<Portal>, openapi::OpenApi) {
+    let (router, mut document) = OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(users::create, users::list))
+        .routes(routes!(users::delete))
+        .routes(routes!(apply::apply))
+        .split_for_parts();
+    EveryOperation.modify(&mut document);
+    (router, document)
+}
+
+/// The API's OpenAPI document, as JSON with a newline at its end.
+///
+/// # Panics
+/// Never: the document is made of what can be written as JSON.
+#[must_use]
+pub fn openapi_document() -> String {
+    operations().1.to_pretty_json().expect("a document of plain values") + "\n"
+}
+
+/// Everything that is served.
+#[must_use]
+pub fn router(portal: Portal, guard: Guard) -> Router {
+    let (operations, document) = operations();
+    operations
+        .with_state(portal)
+        .merge(SwaggerUi::new("/docs").url("/openapi.json", document))
+        .fallback(async || ApiError::NotFound)
+        .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(middleware::from_fn_with_state(guard, guard::check))
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(middleware::from_fn(request_log::log))
+}
+
+fn panicked(_: Box<dyn Any + Send + 'static>) -> http::Response<axum::body::Body> {
+    // The panic's own message went to the log where it happened.
+    let response: Response = ApiError::Internal.into_response();
+    response
+}

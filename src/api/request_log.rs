@@ -1,0 +1,32 @@
+//! One line a request, with a request id: the client's `x-request-id` if it sent one, else a new one. It is in the answer too.
+
+use std::time::Instant;
+
+use axum::extract::Request;
+use axum::http::{HeaderName, HeaderValue};
+use axum::middleware::Next;
+use axum::response::Response;
+use tracing::{Instrument as _, info, info_span};
+use uuid::Uuid;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The longest id that is taken from a client.
+const MAX_ID_BYTES: usize = 128;
+
+/// Logs a request once it is answered; lines in between carry its id.
+pub async fn log(request: Request, next: Next) -> Response {
+    let sent = request.headers().get(REQUEST_ID).filter(|id| id.len() <= MAX_ID_BYTES && id.to_str().is_ok());
+    let id = sent.cloned().unwrap_or_else(|| HeaderValue::try_from(Uuid::new_v4().to_string()).expect("a UUID is a header's value"));
+    let span = info_span!("request", id = id.to_str().unwrap_or_default());
+    async move {
+        let (method, path, started) = (request.method().clone(), request.uri().path().to_owned(), Instant::now());
+        let mut response = next.run(request).await;
+        let (status, milliseconds) = (response.status().as_u16(), started.elapsed().as_secs_f64() * 1000.0);
+        info!(%method, path, status, milliseconds, "answered");
+        response.headers_mut().insert(REQUEST_ID, id);
+        response
+    }
+    .instrument(span)
+    .await
+}

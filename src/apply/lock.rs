@@ -1,0 +1,55 @@
+//! One apply at a time on a host, across processes: a lock on an empty file beside the endpoints. The kernel drops it with
+//! the process that holds it, however that ends. Holding it is a value that writing asks for.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::PathBuf;
+
+use rustix::fs::OFlags;
+
+use crate::asterisk::files::GeneratedFiles;
+
+/// The right to write this host's files and to make its Asterisk reload them.
+#[derive(Debug)]
+pub struct HostLock {
+    _file: File,
+}
+
+/// Why there is no lock.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Another apply holds it.
+    #[error("another apply is in progress on this host")]
+    Held,
+    /// The lock file can't be opened or locked.
+    #[error("the lock file {} can't be used: {error}; make the folders, owned by the portal's user, with: {install}", path.display())]
+    Unusable {
+        /// Which file.
+        path: PathBuf,
+        /// What the kernel said.
+        error: io::Error,
+        /// The command that makes the folders.
+        install: String,
+    },
+}
+
+impl HostLock {
+    /// Takes the lock, or says at once that it can't. The lock file is never a symbolic link's target.
+    ///
+    /// # Errors
+    /// [`LockError`].
+    pub fn try_acquire(files: &GeneratedFiles) -> Result<Self, LockError> {
+        let path = files.lock();
+        let no_follow = i32::try_from(OFlags::NOFOLLOW.bits()).expect("an open flag fits");
+        let mut options = OpenOptions::new();
+        let opened = options.write(true).create(true).truncate(false).mode(0o640).custom_flags(no_follow).open(&path);
+        let unusable = |error| LockError::Unusable { path: path.clone(), error, install: files.install_command() };
+        let file = opened.map_err(&unusable)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self { _file: file }),
+            Err(TryLockError::WouldBlock) => Err(LockError::Held),
+            Err(TryLockError::Error(error)) => Err(unusable(error)),
+        }
+    }
+}

@@ -1,0 +1,343 @@
+//! `POST /apply`: the database becomes what Asterisk serves, and is proven to be.
+//!
+//! # The protocol
+//!
+//! 1. **Lock** this host's files ([`lock`]). Held: refused, and no audit row is written.
+//! 2. **Audit first**: the row says "interrupted" until the end, so that a crash leaves a true one.
+//! 3. **Snapshot** of all users, and both files rendered in memory.
+//! 4. **Look before touching**: Asterisk answers, is booted and has its modules; nothing of the pool's numbers stands outside
+//!    our files; both targets can be replaced; which numbers **change hands** ([`ownership`])?
+//! 5. **Prepare**: both temporary files are written and flushed. A failure up to here changes nothing.
+//! 6. **Quarantine**, if numbers change hands: the routing loses them, is reloaded and seen to have lost them; then their old
+//!    registrations are evicted. Until step 8 a call to them gets 404, whatever crashes or restarts.
+//! 7. **Endpoints**: rename, `pjsip reload`, evict again (a phone with the old secret can register until the reload is done),
+//!    and whoever is registered as a number without a user.
+//! 8. **Routing**: rename, `dialplan reload`. A number whose new secret is not in force by now stays in quarantine: its old
+//!    phone could still register.
+//! 9. **Proof** ([`proof`]): what Asterisk serves is the snapshot, no more and no less, value by value.
+//! 10. **Finish** the audit row, then drop the lock.
+//!
+//! A step that fails ends the apply: what is on disk stays, the row says why, and the next apply repairs everything, because
+//! each apply starts from what Asterisk and the disk say, not from what an earlier one meant to do.
+//!
+//! An apply has a thread of its own for all of its file steps; a client that hangs up does not end it.
+
+mod lock;
+mod ownership;
+mod proof;
+
+pub use lock::{HostLock, LockError};
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::json;
+use time::OffsetDateTime;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{error, info, warn};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::asterisk::config::Unreadable;
+use crate::asterisk::control::{Control, ControlError};
+use crate::asterisk::files::{self, FileError, GeneratedFiles, Stage};
+use crate::asterisk::foreign::{self, Foreign};
+use crate::asterisk::registrations::{self, Registration};
+use crate::asterisk::reload::{AsteriskCommand, CommandResult, Reload, ReloadError};
+use crate::asterisk::{in_force, render};
+use crate::config::Settings;
+use crate::domain::{ExtensionNumber, Name, User};
+use crate::storage::{AuditEntry, Storage, StorageError};
+use ownership::OnDisk;
+
+/// Between two attempts to write an audit row that could not be written.
+const AUDIT_RETRY: Duration = Duration::from_secs(2);
+
+/// Applies to one Asterisk.
+#[derive(Debug, Clone)]
+pub struct Applier {
+    storage: Storage,
+    control: Control,
+    command: AsteriskCommand,
+    config_dir: PathBuf,
+    files: GeneratedFiles,
+    host: String,
+    tasks: TaskTracker,
+    stopping: CancellationToken,
+}
+
+/// What an apply did, as far as it got.
+#[derive(Debug, Clone, Default)]
+pub struct Progress {
+    /// The target files that were replaced: the endpoints, then the routing.
+    pub files_written: Vec<PathBuf>,
+    /// How the reloads went.
+    pub reload_results: ReloadResults,
+    /// The registrations that were evicted.
+    pub evicted: Vec<Registration>,
+}
+
+/// How the reloads went; a step not reached is null.
+#[derive(Debug, Clone, Default, Serialize, ToSchema)]
+pub struct ReloadResults {
+    /// Of the endpoints.
+    #[schema(required)]
+    pub pjsip_reload: Option<CommandResult>,
+    /// Of the routing; the last one, if there were several.
+    #[schema(required)]
+    pub dialplan_reload: Option<CommandResult>,
+}
+
+/// An apply that is proven.
+#[derive(Debug)]
+pub struct Applied {
+    /// Its row in the audit log.
+    pub audit_log_id: Uuid,
+    /// How many users, and so extensions, Asterisk serves.
+    pub users: usize,
+    /// What was done.
+    pub progress: Progress,
+}
+
+/// An apply that is not proven.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// Another one runs on this host.
+    #[error("another apply is in progress on this host")]
+    InProgress,
+    /// The first audit row could not be written; nothing was touched.
+    #[error("the audit row can't be written: {0}")]
+    Unavailable(StorageError),
+    /// A step failed.
+    #[error("{error_details}")]
+    Failed {
+        /// Its row in the audit log.
+        audit_log_id: Uuid,
+        /// What happened, and what to do.
+        error_details: String,
+        /// Whether the apply itself succeeded, and only its audit row could not be completed.
+        in_force: bool,
+        /// What was done until then.
+        progress: Box<Progress>,
+    },
+}
+
+/// Why a step failed.
+#[derive(Debug, thiserror::Error)]
+enum StepError {
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    #[error("the users can't be read: {0}")]
+    Storage(#[from] StorageError),
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    #[error("Asterisk lacks the module {0}: load it (module load {0}, and in modules.conf), then apply again")]
+    Module(&'static str),
+    #[error(transparent)]
+    Foreign(#[from] Foreign),
+    #[error(transparent)]
+    Unreadable(#[from] Unreadable),
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error(transparent)]
+    Reload(#[from] ReloadError),
+    #[error("{0}")]
+    NotProven(String),
+}
+
+impl Applier {
+    /// Gets ready to apply what `storage` holds to the Asterisk of `settings`. What goes on after a request runs in
+    /// `tasks`; once `stopping` is cancelled, nothing is retried any more.
+    #[must_use]
+    pub fn new(settings: &Settings, storage: Storage, tasks: TaskTracker, stopping: CancellationToken) -> Self {
+        let bound = settings.asterisk_timeout();
+        let config_dir = std::path::absolute(&settings.asterisk_config_dir).unwrap_or_else(|_| settings.asterisk_config_dir.clone());
+        Self {
+            storage,
+            control: Control::new(&settings.asterisk_run_dir, bound),
+            command: AsteriskCommand { program: settings.asterisk_bin.clone(), bound },
+            files: GeneratedFiles::under(&config_dir),
+            config_dir,
+            host: settings.host.clone(),
+            tasks,
+            stopping,
+        }
+    }
+
+    /// Applies, on a thread of its own: to its end, even if the caller goes away.
+    ///
+    /// # Errors
+    /// [`ApplyError`].
+    ///
+    /// # Panics
+    /// If the apply did; its audit row still says "interrupted", which is true.
+    pub async fn apply(&self, triggered_by: Name) -> Result<Applied, ApplyError> {
+        let applier = self.clone();
+        let runtime = Handle::current();
+        self.tasks.spawn_blocking(move || runtime.block_on(applier.run(triggered_by))).await.expect("an apply that ends")
+    }
+
+    async fn run(&self, triggered_by: Name) -> Result<Applied, ApplyError> {
+        let lock = match HostLock::try_acquire(&self.files) {
+            Err(LockError::Held) => return Err(ApplyError::InProgress),
+            lock => lock,
+        };
+        let mut row = AuditEntry {
+            id: Uuid::new_v4(),
+            triggered_at: OffsetDateTime::now_utc(),
+            triggered_by,
+            host: self.host.clone(),
+            error_details: Some("interrupted: the files may be of two versions; apply again".to_owned()),
+            files_written: json!([]),
+            reload_results: json!(ReloadResults::default()),
+        };
+        self.storage.begin_audit(row.clone()).await.map_err(ApplyError::Unavailable)?;
+        info!(audit_log_id = %row.id, "apply begins");
+
+        let mut progress = Progress::default();
+        let (_lock, outcome) = match lock {
+            Ok(lock) => {
+                let outcome = self.steps(&lock, &mut progress).await;
+                (Some(lock), outcome)
+            }
+            Err(error) => (None, Err(error.into())),
+        };
+
+        row.error_details = outcome.as_ref().err().map(ToString::to_string);
+        row.files_written = json!(progress.files_written);
+        row.reload_results = json!(progress.reload_results);
+        let finished = self.storage.finish_audit(row.clone()).await;
+        let audit_log_id = row.id;
+        if finished.is_err() {
+            self.tasks.spawn(retry_audit(self.storage.clone(), row, self.stopping.clone()));
+        }
+
+        let failed = |error_details, in_force, progress| ApplyError::Failed { audit_log_id, error_details, in_force, progress: Box::new(progress) };
+        match (outcome, finished) {
+            (Ok(users), Ok(())) => {
+                info!(%audit_log_id, users, evicted = progress.evicted.len(), "apply proven");
+                Ok(Applied { audit_log_id, users, progress })
+            }
+            (Ok(_), Err(error)) => {
+                error!(%audit_log_id, %error, "apply proven, but its audit row can't be completed; it is retried");
+                let details = format!("Asterisk serves the new state, but the audit row can't be completed ({error}); it is retried until the database takes it or the service stops");
+                Err(failed(details, true, progress))
+            }
+            (Err(error), _) => {
+                error!(%audit_log_id, %error, "apply failed");
+                Err(failed(error.to_string(), false, progress))
+            }
+        }
+    }
+
+    /// Steps 3 to 9; gives the number of users.
+    async fn steps(&self, lock: &HostLock, progress: &mut Progress) -> Result<usize, StepError> {
+        let users = self.storage.users().await?;
+        let numbers: BTreeSet<_> = users.iter().map(|user| user.extension.number).collect();
+        let endpoints = render::endpoints(&users);
+        let routing = render::routing(numbers.iter().copied());
+
+        let changing = self.look(&users).await?;
+
+        self.files.remove_left_overs(lock)?;
+        let endpoints = files::prepare(lock, &self.files.endpoints, Stage::Final, &endpoints)?;
+        let mut routing = files::prepare(lock, &self.files.routing, Stage::Final, &routing)?;
+        if !changing.is_empty() {
+            self.quarantine(lock, &numbers, &changing, progress).await?;
+        }
+
+        progress.wrote(&self.files, &self.files.endpoints);
+        endpoints.publish(lock)?;
+        self.command.reload(Reload::Pjsip, &mut progress.reload_results.pjsip_reload).await?;
+        let unwanted = |number| changing.contains(&number) || !numbers.contains(&number);
+        progress.evicted(registrations::evict(&self.control, unwanted).await?);
+
+        let still_old = proof::still_old(&self.control, users.iter().filter(|user| changing.contains(&user.extension.number))).await?;
+        if !still_old.is_empty() {
+            drop(routing);
+            routing = files::prepare(lock, &self.files.routing, Stage::Final, &render::routing(numbers.difference(&still_old).copied()))?;
+        }
+        progress.wrote(&self.files, &self.files.routing);
+        routing.publish(lock)?;
+        self.command.reload(Reload::Dialplan, &mut progress.reload_results.dialplan_reload).await?;
+
+        proof::prove(&self.control, &users).await?.map_err(|found| {
+            StepError::NotProven(format!("{found}; likely cause: {}", proof::likely_cause(&self.config_dir, &self.files)))
+        })?;
+        if users.is_empty() {
+            proof::includes(&self.config_dir, &self.files)?.map_err(StepError::NotProven)?;
+        }
+        Ok(users.len())
+    }
+
+    /// Step 4: gives the numbers that change hands.
+    async fn look(&self, users: &[User]) -> Result<BTreeSet<ExtensionNumber>, StepError> {
+        in_force::wait_fully_booted(&self.control).await?;
+        if let Some(module) = in_force::missing_modules(&self.control).await?.first() {
+            return Err(StepError::Module(module));
+        }
+        self.files.check_targets()?;
+        foreign::check(&self.config_dir, &self.files)?;
+        if let Some((number, source)) = proof::unwritten_first_priority(&self.control).await? {
+            return Err(StepError::NotProven(format!(
+                "priority 1 of extension {number} in {} comes from {source}, not from a file: remove it there, then apply again",
+                crate::asterisk::CONTEXT
+            )));
+        }
+        let on_disk = OnDisk::read(&self.config_dir, &self.files)?;
+        Ok(ownership::changing_hands(&self.control, users, &on_disk).await?)
+    }
+
+    /// Step 6.
+    async fn quarantine(
+        &self,
+        lock: &HostLock,
+        numbers: &BTreeSet<ExtensionNumber>,
+        changing: &BTreeSet<ExtensionNumber>,
+        progress: &mut Progress,
+    ) -> Result<(), StepError> {
+        let without = render::routing(numbers.difference(changing).copied());
+        let without = files::prepare(lock, &self.files.routing, Stage::Quarantine, &without)?;
+        progress.wrote(&self.files, &self.files.routing);
+        without.publish(lock)?;
+        self.command.reload(Reload::Dialplan, &mut progress.reload_results.dialplan_reload).await?;
+        let still_routed: BTreeSet<_> = in_force::dialplan(&self.control).await?.unwrap_or_default().into_keys().collect();
+        if let Some(number) = changing.intersection(&still_routed).next() {
+            return Err(StepError::NotProven(format!(
+                "extension {number} changes hands, but Asterisk did not take its routing away, so its old phone could ring; likely cause: {}",
+                proof::likely_cause(&self.config_dir, &self.files)
+            )));
+        }
+        progress.evicted(registrations::evict(&self.control, |number| changing.contains(&number)).await?);
+        Ok(())
+    }
+}
+
+impl Progress {
+    /// Noted before the rename: a failure within it may come after the file was replaced.
+    fn wrote(&mut self, files: &GeneratedFiles, path: &Path) {
+        let written = |file: &PathBuf| file == path || self.files_written.contains(file);
+        self.files_written = [&files.endpoints, &files.routing].into_iter().filter(|file| written(file)).cloned().collect();
+    }
+
+    fn evicted(&mut self, registrations: Vec<Registration>) {
+        for registration in registrations {
+            if !self.evicted.contains(&registration) {
+                self.evicted.push(registration);
+            }
+        }
+    }
+}
+
+async fn retry_audit(storage: Storage, row: AuditEntry, stopping: CancellationToken) {
+    while stopping.run_until_cancelled(tokio::time::sleep(AUDIT_RETRY)).await.is_some() {
+        match storage.finish_audit(row.clone()).await {
+            Ok(()) => return info!(audit_log_id = %row.id, "the audit row is completed"),
+            Err(error) => warn!(audit_log_id = %row.id, %error, "the audit row can't be completed yet"),
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Which numbers change hands: whose registrations may be those of somebody who had the number before.
+//!
+//! A secret belongs to one user for ever, so no clock, counter or history is needed. A number of the snapshot changes hands
+//! when
+//!
+//! - the secret in force is another than the snapshot's; or
+//! - none is in force, it has registrations, and our file on disk has not the snapshot's secret either; or
+//! - its endpoint is in our file on disk but it is not in the routing on disk: an earlier apply was interrupted while the
+//!   number was in quarantine.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use crate::asterisk::config::{Config, Unreadable};
+use crate::asterisk::control::{Control, ControlError};
+use crate::asterisk::files::GeneratedFiles;
+use crate::asterisk::in_force::{self, Value};
+use crate::asterisk::{foreign, registrations};
+use crate::domain::{ExtensionNumber, User};
+
+/// What our two files say, whoever wrote them last.
+#[derive(Debug, Default)]
+pub(super) struct OnDisk {
+    secrets: BTreeMap<ExtensionNumber, String>,
+    endpoints: BTreeSet<ExtensionNumber>,
+    routed: BTreeSet<ExtensionNumber>,
+}
+
+impl OnDisk {
+    /// Reads both files; an absent one says nothing.
+    pub(super) fn read(config_dir: &Path, files: &GeneratedFiles) -> Result<Self, Unreadable> {
+        let read = |path: &Path| match Config::read(config_dir, path) {
+            Err(Unreadable { error, .. }) if error.kind() == std::io::ErrorKind::NotFound => Ok(Config::default()),
+            read => read,
+        };
+        let (endpoints, routing) = (read(&files.endpoints)?, read(&files.routing)?);
+        let mut on_disk = Self::default();
+        for section in &endpoints.sections {
+            let Some(number) = ExtensionNumber::parse(&section.name) else { continue };
+            if endpoints.values(section, "type").contains(&"endpoint") {
+                on_disk.endpoints.insert(number);
+            }
+            on_disk.secrets.extend(endpoints.values(section, "password").first().map(|secret| (number, (*secret).to_owned())));
+        }
+        for section in &routing.sections {
+            on_disk.routed.extend(foreign::first_priorities(section).map(|(number, _)| number));
+        }
+        Ok(on_disk)
+    }
+}
+
+/// The numbers of `users` that change hands.
+pub(super) async fn changing_hands(control: &Control, users: &[User], on_disk: &OnDisk) -> Result<BTreeSet<ExtensionNumber>, ControlError> {
+    let auths = in_force::auths(control).await?;
+    let registered: BTreeSet<_> = registrations::list(control).await?.into_iter().map(|registration| registration.number).collect();
+    let secrets = users.iter().map(|user| (user.extension.number, user.extension.secret.reveal().to_owned()));
+    let (served, unserved): (BTreeMap<_, _>, BTreeMap<_, _>) = secrets.partition(|(number, _)| auths.contains(number));
+
+    let mut changing = in_force::differing(control, Value::Secret, &served).await?;
+    changing.extend(
+        unserved.iter().filter(|(number, secret)| registered.contains(number) && on_disk.secrets.get(number) != Some(secret)).map(|(number, _)| *number),
+    );
+    changing.extend(
+        users.iter().map(|user| user.extension.number).filter(|number| on_disk.endpoints.contains(number) && !on_disk.routed.contains(number)),
+    );
+    Ok(changing)
+}

@@ -1,0 +1,121 @@
+//! The proof: what Asterisk serves of the numbers 1000 to 1999 is the snapshot, no more and no less, value by value. Only
+//! that makes an apply a success; "reloaded successfully" never does.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use crate::asterisk::config::{Config, Unreadable};
+use crate::asterisk::control::{Control, ControlError};
+use crate::asterisk::files::{GeneratedFiles, ROUTING_FILE_NAME};
+use crate::asterisk::in_force::{self, Value};
+use crate::asterisk::{CONTEXT, render};
+use crate::domain::{ExtensionNumber, User};
+
+/// How many numbers an error names before it only counts them.
+const NAMED: usize = 5;
+
+/// Compares everything in force with `users`. The inner error says what is missing, left over or stale.
+pub(super) async fn prove(control: &Control, users: &[User]) -> Result<Result<(), String>, ControlError> {
+    let wanted: BTreeSet<_> = users.iter().map(|user| user.extension.number).collect();
+    let objects = in_force::objects(control).await?;
+    let endpoints: BTreeSet<_> = objects.endpoints.keys().copied().collect();
+    let mut findings = Findings::default();
+
+    for (what, served) in [("endpoints", &endpoints), ("auths", &objects.auths), ("AORs", &objects.aors)] {
+        findings.add(&format!("{what} missing"), wanted.difference(served).copied());
+        findings.add(&format!("{what} left over"), served.difference(&wanted).copied());
+    }
+    let unlinked = objects.endpoints.iter().filter(|(number, links)| wanted.contains(number) && !(links.auth && links.aor));
+    findings.add("endpoints without their own auth and AOR", unlinked.map(|(number, _)| *number));
+
+    let secrets = users.iter().map(|user| (user.extension.number, user.extension.secret.reveal().to_owned()));
+    let secrets: BTreeMap<_, _> = secrets.filter(|(number, _)| objects.auths.contains(number)).collect();
+    findings.add("old secrets in force", in_force::differing(control, Value::Secret, &secrets).await?);
+    let caller_ids = users.iter().map(|user| (user.extension.number, render::caller_id(&user.name, user.extension.number)));
+    let caller_ids: BTreeMap<_, _> = caller_ids.filter(|(number, _)| endpoints.contains(number)).collect();
+    findings.add("old caller IDs in force", in_force::differing(control, Value::CallerId, &caller_ids).await?);
+
+    match in_force::dialplan(control).await? {
+        None => findings.0.push(format!("the dialplan context {CONTEXT} missing")),
+        Some(first_priorities) => {
+            let routed: BTreeSet<_> = first_priorities.keys().copied().collect();
+            findings.add("dialplan extensions missing", wanted.difference(&routed).copied());
+            findings.add("dialplan extensions left over", routed.difference(&wanted).copied());
+            let hidden = first_priorities.iter().filter(|(number, first)| {
+                let ours = first.application == render::dial(**number) && first.source.starts_with(&format!("{ROUTING_FILE_NAME}:"));
+                wanted.contains(number) && !ours
+            });
+            findings.add("dialplan extensions whose priority 1 is not ours", hidden.map(|(number, _)| *number));
+        }
+    }
+    Ok(findings.verdict())
+}
+
+/// The numbers of `users` whose secret is not in force: an old phone could still register as them.
+pub(super) async fn still_old(control: &Control, users: impl Iterator<Item = &User>) -> Result<BTreeSet<ExtensionNumber>, ControlError> {
+    let secrets: BTreeMap<_, _> = users.map(|user| (user.extension.number, user.extension.secret.reveal().to_owned())).collect();
+    if secrets.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let auths = in_force::auths(control).await?;
+    let (served, unserved): (BTreeMap<_, _>, BTreeMap<_, _>) = secrets.into_iter().partition(|(number, _)| auths.contains(number));
+    let mut old = in_force::differing(control, Value::Secret, &served).await?;
+    old.extend(unserved.into_keys());
+    Ok(old)
+}
+
+/// A priority 1 of a number of ours that no configuration file gave (AEL, Lua): a reload of ours would not take it away.
+pub(super) async fn unwritten_first_priority(control: &Control) -> Result<Option<(ExtensionNumber, String)>, ControlError> {
+    let first_priorities = in_force::dialplan(control).await?.unwrap_or_default();
+    // `dialplan reload` rebuilds what pbx_config made, from a file (`file:line`) or a command line (`pbx_config`).
+    let unwritten = |source: &str| !source.contains(':') && source != "pbx_config";
+    Ok(first_priorities.into_iter().map(|(number, first)| (number, first.source)).find(|(_, source)| unwritten(source)))
+}
+
+/// Whether Asterisk's configuration includes both files. The inner error names the line to add.
+pub(super) fn includes(config_dir: &Path, files: &GeneratedFiles) -> Result<Result<(), String>, Unreadable> {
+    for (main, generated) in [("pjsip.conf", &files.endpoints), ("extensions.conf", &files.routing)] {
+        let main = config_dir.join(main);
+        let Ok(wanted) = fs::canonicalize(generated) else {
+            return Ok(Err(format!("{} is not there", generated.display())));
+        };
+        let included = Config::read(config_dir, &main)?.files.iter().any(|file| fs::canonicalize(file).is_ok_and(|file| file == wanted));
+        if !included {
+            let line = generated.strip_prefix(config_dir).unwrap_or(generated).display();
+            return Ok(Err(format!("{} does not include the generated file: add the line '#tryinclude {line}' to it, then apply again", main.display())));
+        }
+    }
+    Ok(Ok(()))
+}
+
+/// Why Asterisk may not have taken what it was given.
+pub(super) fn likely_cause(config_dir: &Path, files: &GeneratedFiles) -> String {
+    match includes(config_dir, files) {
+        Err(unreadable) => unreadable.to_string(),
+        Ok(Err(include)) => include,
+        Ok(Ok(())) => "Asterisk refused a file: its log (/var/log/asterisk/messages.log) says which line; mend it, then apply again".to_owned(),
+    }
+}
+
+#[derive(Default)]
+struct Findings(Vec<String>);
+
+impl Findings {
+    fn add(&mut self, what: &str, numbers: impl IntoIterator<Item = ExtensionNumber>) {
+        let numbers: Vec<_> = numbers.into_iter().map(|number| number.to_string()).collect();
+        if numbers.is_empty() {
+            return;
+        }
+        let mut finding = format!("{what}: {}", numbers[..numbers.len().min(NAMED)].join(", "));
+        if numbers.len() > NAMED {
+            write!(finding, " and {} more", numbers.len() - NAMED).expect("writing to a string");
+        }
+        self.0.push(finding);
+    }
+
+    fn verdict(self) -> Result<(), String> {
+        if self.0.is_empty() { Ok(()) } else { Err(format!("Asterisk does not serve what the database holds: {}", self.0.join("; "))) }
+    }
+}

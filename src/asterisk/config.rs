@@ -1,0 +1,263 @@
+//! Asterisk's configuration syntax: what a file and all that it includes say, as Asterisk would read them.
+//!
+//! After `main/config.c` of Asterisk 22: `;` starts a comment unless escaped, `;--` and `--;` enclose one that may nest;
+//! `[name](!)` is a template, `[name](base,…)` takes after others, `[name](+…)` adds to a section that is there;
+//! `#include` and `#tryinclude` take a glob pattern relative to the configuration folder, at most ten deep; the lines of an
+//! included file belong to the section that includes it until a section of its own begins, and the including section
+//! goes on after the include (seen on 22.10). `#exec` is not followed: what a program prints can't be known without running it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// `MAX_INCLUDE_LEVEL` of `main/config.c`.
+const MAX_INCLUDE_DEPTH: usize = 10;
+
+/// A file could not be read, so what Asterisk would make of it is unknown.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{} can't be read: {error}; it is part of Asterisk's configuration and must be readable by the portal's user (a member of the group asterisk, say)",
+    path.display()
+)]
+pub struct Unreadable {
+    /// Which file.
+    pub path: PathBuf,
+    /// What the kernel said.
+    pub error: io::Error,
+}
+
+/// A configuration file with everything that it includes.
+#[derive(Debug, Default)]
+pub struct Config {
+    /// In the order in which they stand; several may have one name.
+    pub sections: Vec<Section>,
+    /// Every file that was read, the first one first.
+    pub files: Vec<Arc<Path>>,
+}
+
+/// `[name](…)` and the lines below it.
+#[derive(Debug)]
+pub struct Section {
+    /// Between the brackets.
+    pub name: String,
+    /// Where its head stands.
+    pub place: Place,
+    /// `(!)`: gives nothing but its lines to others.
+    pub template: bool,
+    /// `(+…)`: adds to a section that stands elsewhere.
+    pub addition: bool,
+    /// The sections it takes after.
+    pub bases: Vec<String>,
+    /// Its lines.
+    pub entries: Vec<Entry>,
+}
+
+/// `key = value` or `key => value`.
+#[derive(Debug)]
+pub struct Entry {
+    /// In lower case: Asterisk does not mind.
+    pub key: String,
+    /// Without white space around it.
+    pub value: String,
+    /// Where it stands.
+    pub place: Place,
+}
+
+/// A line of a file, told as `file:line`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The file.
+    pub file: Arc<Path>,
+    /// The line, from 1.
+    pub line: usize,
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.file.display(), self.line)
+    }
+}
+
+impl Config {
+    /// Reads `file` and what it includes; relative names are relative to `config_dir`.
+    ///
+    /// # Errors
+    /// [`Unreadable`] for any file that is there and can't be read, and for `file` itself if it is absent.
+    pub fn read(config_dir: &Path, file: &Path) -> Result<Self, Unreadable> {
+        let mut config = Self::default();
+        config.read_file(config_dir, file, None, 0)?;
+        Ok(config)
+    }
+
+    /// The values of `key` in a section, those of the sections that it takes after included.
+    pub fn values<'a>(&'a self, section: &'a Section, key: &str) -> Vec<&'a str> {
+        let mut values: Vec<_> = section.entries.iter().filter(|e| e.key == key).map(|e| e.value.as_str()).collect();
+        for base in &section.bases {
+            // Only a section above can be a base, so this ends.
+            let above = self.sections.iter().take_while(|s| !std::ptr::eq(*s, section));
+            if let Some(base) = above.filter(|s| s.name == *base && !s.addition).last() {
+                values.extend(self.values(base, key));
+            }
+        }
+        values
+    }
+
+    /// `section` is the index of the section whose lines come next.
+    fn read_file(&mut self, config_dir: &Path, path: &Path, mut section: Option<usize>, depth: usize) -> Result<(), Unreadable> {
+        let bytes = fs::read(path).map_err(|error| Unreadable { path: path.to_owned(), error })?;
+        let text = String::from_utf8_lossy(&bytes);
+        let file: Arc<Path> = path.into();
+        self.files.push(file.clone());
+        let mut comment_depth = 0;
+        for (index, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
+            let line = without_comments(line, &mut comment_depth);
+            let place = Place { file: file.clone(), line: index + 1 };
+            match line.trim().as_bytes() {
+                [] => {}
+                [b'[', ..] => {
+                    if let Some(parsed) = Section::parse(line.trim(), place) {
+                        section = Some(self.sections.len());
+                        self.sections.push(parsed);
+                    }
+                }
+                [b'#', ..] => self.include(config_dir, line.trim(), section, depth)?,
+                _ => {
+                    if let Some(section) = section {
+                        self.sections[section].entries.extend(Entry::parse(&line, &place));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn include(&mut self, config_dir: &Path, directive: &str, section: Option<usize>, depth: usize) -> Result<(), Unreadable> {
+        let (keyword, argument) = directive.split_once(char::is_whitespace).unwrap_or((directive, ""));
+        let include = ["#include", "#tryinclude"].iter().any(|word| keyword.eq_ignore_ascii_case(word));
+        if !include || depth >= MAX_INCLUDE_DEPTH {
+            return Ok(());
+        }
+        let pattern = argument.trim().trim_matches(['"', '<', '>']);
+        let pattern = if pattern.starts_with('/') {
+            pattern.to_owned()
+        } else {
+            format!("{}/{pattern}", glob::Pattern::escape(&config_dir.to_string_lossy()))
+        };
+        let as_the_shell = glob::MatchOptions { require_literal_leading_dot: true, require_literal_separator: true, ..Default::default() };
+        let Ok(found) = glob::glob_with(&pattern, as_the_shell) else { return Ok(()) };
+        for path in found {
+            let path = path.map_err(|error| Unreadable { path: error.path().to_owned(), error: error.into() })?;
+            self.read_file(config_dir, &path, section, depth + 1)?;
+        }
+        Ok(())
+    }
+}
+
+impl Section {
+    fn parse(line: &str, place: Place) -> Option<Self> {
+        let (name, rest) = line.strip_prefix('[')?.split_once(']')?;
+        let options = rest.trim().strip_prefix('(').and_then(|o| o.split_once(')')).map_or("", |(o, _)| o);
+        let mut section =
+            Self { name: name.to_owned(), place, template: false, addition: false, bases: Vec::new(), entries: Vec::new() };
+        for option in options.split(',').map(str::trim).filter(|o| !o.is_empty()) {
+            match option.as_bytes()[0] {
+                b'!' => section.template = true,
+                b'+' => section.addition = true,
+                _ => section.bases.push(option.to_owned()),
+            }
+        }
+        Some(section)
+    }
+}
+
+impl Entry {
+    fn parse(line: &str, place: &Place) -> Option<Self> {
+        let (key, value) = line.split_once('=')?;
+        let key = key.trim().trim_end_matches('+').trim_end().to_lowercase();
+        let value = value.strip_prefix('>').unwrap_or(value).trim().to_owned();
+        Some(Self { key, value, place: place.clone() })
+    }
+}
+
+/// The part of a line that is no comment; `depth` is how many enclosing comments are open, over lines.
+fn without_comments(line: &str, depth: &mut usize) -> String {
+    let mut kept = String::new();
+    let mut rest = line;
+    while let Some(at) = rest.find(';') {
+        let (before, from) = rest.split_at(at);
+        if *depth == 0 && before.ends_with('\\') {
+            kept.push_str(&before[..before.len() - 1]);
+            kept.push(';');
+            rest = &from[1..];
+        } else if from.starts_with(";--") && !from.starts_with(";---") {
+            if *depth == 0 {
+                kept.push_str(before);
+            }
+            *depth += 1;
+            rest = &from[3..];
+        } else if *depth > 0 {
+            if before.ends_with("--") {
+                *depth -= 1;
+            }
+            rest = &from[1..];
+        } else {
+            kept.push_str(before);
+            return kept;
+        }
+    }
+    if *depth == 0 {
+        kept.push_str(rest);
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(text: &str) -> Vec<String> {
+        let mut depth = 0;
+        text.lines().map(|line| without_comments(line, &mut depth).trim().to_owned()).collect()
+    }
+
+    #[test]
+    fn comments_go_as_in_asterisk() {
+        assert_eq!(kept("a=1 ; x\n;b=2\nc=\\;3;4"), ["a=1", "", "c=;3"]);
+        assert_eq!(kept("a ;-- b\nc=1\nd --; e\nf"), ["a", "", "e", "f"]);
+        assert_eq!(kept(";-- a ;-- b --; c --; d"), ["d"]);
+        assert_eq!(kept(";--- a\nb"), ["", "b"]);
+    }
+
+    #[test]
+    fn heads_and_entries_are_read() {
+        let place = Place { file: Path::new("x.conf").into(), line: 1 };
+        let head = Section::parse("[1000](!,base, other)", place.clone()).expect("a section");
+        assert_eq!((head.name.as_str(), head.template, head.addition), ("1000", true, false));
+        assert_eq!(head.bases, ["base", "other"]);
+        assert!(Section::parse("[1000](+type=endpoint)", place.clone()).expect("a section").addition);
+        let entry = Entry::parse("Exten => 1000,1,Set(a=b) ", &place).expect("an entry");
+        assert_eq!((entry.key.as_str(), entry.value.as_str()), ("exten", "1000,1,Set(a=b)"));
+    }
+
+    #[test]
+    fn templates_give_their_values() {
+        let place = |line| Place { file: Path::new("x.conf").into(), line };
+        let mut config = Config::default();
+        for (index, text) in ["[base](!)", "[1000](base)"].into_iter().enumerate() {
+            config.sections.extend(Section::parse(text, place(index)));
+        }
+        config.sections[0].entries.extend(Entry::parse("type=endpoint", &place(9)));
+        assert_eq!(config.values(&config.sections[1], "type"), ["endpoint"]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn nothing_makes_it_panic(line in "[;\\-\\\\\\[\\](!+=>,a é#]{0,40}") {
+            let mut depth = 0;
+            let text = without_comments(&line, &mut depth);
+            let place = Place { file: Path::new("x.conf").into(), line: 1 };
+            let _ = (Section::parse(text.trim(), place.clone()), Entry::parse(&text, &place));
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Asterisk's control socket, `asterisk.ctl`: one command, one answer, without starting a process.
+//!
+//! It is what `asterisk -rx` does itself (`main/asterisk.c`): connect, read the greeting `host/pid/version` and a newline,
+//! send `cli quit after COMMAND` and a NUL byte, read to the end. The exit status of a command is never told: what it
+//! printed is all there is. A line of more than 511 bytes is never answered (a buffer of 512 bytes), and so is refused here.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+const QUIT_AFTER: &str = "cli quit after ";
+
+/// The longest command that is sent, in bytes: the line on the socket stays below 500.
+pub const MAX_COMMAND_BYTES: usize = 499 - QUIT_AFTER.len();
+
+/// The control socket of one Asterisk.
+#[derive(Debug, Clone)]
+pub struct Control {
+    socket: PathBuf,
+    bound: Duration,
+}
+
+/// Why Asterisk gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// Nobody listens.
+    #[error("Asterisk is not running: nothing answers on {} ({error}); start it (systemctl start asterisk), or set ASTERISK_RUN_DIR", socket.display())]
+    Down {
+        /// The socket.
+        socket: PathBuf,
+        /// What the kernel said.
+        error: io::Error,
+    },
+    /// Somebody listens, but not for this user.
+    #[error(
+        "Asterisk's control socket {} refuses the portal's user ({error}); in asterisk.conf, section [files], set astctlpermissions = 0660 and astctlgroup to a group of that user, and restart Asterisk",
+        socket.display()
+    )]
+    Refused {
+        /// The socket.
+        socket: PathBuf,
+        /// What the kernel said.
+        error: io::Error,
+    },
+    /// The connection broke.
+    #[error("Asterisk broke off while it was asked '{command}' ({error}); it may be restarting: apply again")]
+    Broken {
+        /// What was asked.
+        command: String,
+        /// What the kernel said.
+        error: io::Error,
+    },
+    /// No answer within the bound.
+    #[error("Asterisk did not answer '{command}' within {} s: it hangs, or the machine is overloaded; look at 'core show locks', restart it, then apply again", bound.as_secs())]
+    Hung {
+        /// What was asked.
+        command: String,
+        /// How long was waited.
+        bound: Duration,
+    },
+    /// It answered, but not what such a command answers.
+    #[error("Asterisk's answer to '{command}' is not understood: {answer}")]
+    Unexpected {
+        /// What was asked.
+        command: String,
+        /// Its beginning.
+        answer: String,
+    },
+}
+
+impl ControlError {
+    /// An answer that is none, told by its beginning.
+    pub(super) fn unexpected(command: &str, answer: &str) -> Self {
+        let mut beginning: String = answer.trim().chars().take(200).collect();
+        if beginning.is_empty() {
+            beginning.push_str("it is empty");
+        }
+        Self::Unexpected { command: shortened(command), answer: beginning }
+    }
+}
+
+impl Control {
+    /// The control socket in `run_dir`; a command is given `bound`.
+    #[must_use]
+    pub fn new(run_dir: &Path, bound: Duration) -> Self {
+        Self { socket: run_dir.join("asterisk.ctl"), bound }
+    }
+
+    /// What Asterisk prints for `command`.
+    ///
+    /// # Errors
+    /// [`ControlError`]. An answer that says "no such command" is none.
+    ///
+    /// # Panics
+    /// If the command could not fit Asterisk's buffer, or is more than one: a mistake of the caller.
+    pub async fn ask(&self, command: &str) -> Result<String, ControlError> {
+        assert!(command.len() <= MAX_COMMAND_BYTES && !command.contains(['\0', '\n']), "a command that fits: {command}");
+        let hung = |_| ControlError::Hung { command: shortened(command), bound: self.bound };
+        timeout(self.bound, self.exchange(command)).await.map_err(hung)?
+    }
+
+    async fn exchange(&self, command: &str) -> Result<String, ControlError> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| {
+            let socket = self.socket.clone();
+            match error.kind() {
+                io::ErrorKind::PermissionDenied => ControlError::Refused { socket, error },
+                _ => ControlError::Down { socket, error },
+            }
+        })?;
+        let broken = |error| ControlError::Broken { command: shortened(command), error };
+        let mut stream = BufReader::new(stream);
+        let mut greeting = Vec::new();
+        stream.read_until(b'\n', &mut greeting).await.map_err(broken)?;
+        stream.write_all(format!("{QUIT_AFTER}{command}\0").as_bytes()).await.map_err(broken)?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.map_err(broken)?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    }
+}
+
+/// A command as an error tells it: a batch of expressions would fill the screen.
+fn shortened(command: &str) -> String {
+    match command.char_indices().nth(80) {
+        Some((end, _)) => format!("{}…", &command[..end]),
+        None => command.to_owned(),
+    }
+}

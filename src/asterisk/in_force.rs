@@ -1,0 +1,304 @@
+//! What Asterisk serves, asked over its control socket: the objects of the numbers 1000 to 1999, their values, the
+//! dialplan, and the modules that all of it needs.
+//!
+//! - A listing counts only if it has as many rows as its trailer says: to a reader that stalls, Asterisk drops lines in the
+//!   middle. Otherwise it is read again, a few times.
+//! - Values are compared by digest, some ten with one command, so no secret is ever printed: Asterisk computes
+//!   `MD5(${AST_SORCERY(…)}:${AST_SORCERY(…)}:…)` with each expression expanded once. A batch that differs is split
+//!   down to the number. An object that isn't there gives a blank inside the digest, so only listed ones are asked about.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
+
+use md5::{Digest as _, Md5};
+use regex::Regex;
+
+use super::CONTEXT;
+use super::control::{Control, ControlError, MAX_COMMAND_BYTES};
+use crate::domain::ExtensionNumber;
+
+/// How often a listing that lost lines is read.
+const READINGS: usize = 10;
+
+/// What `dialplan eval function` expands into: 1,024 bytes with the terminator.
+const MAX_EXPANDED_BYTES: usize = 1000;
+
+/// Without any of these a phone of ours can't register or be called, or an apply can't be proven.
+const MODULES: [&str; 14] = [
+    "app_dial.so",
+    "chan_pjsip.so",
+    "func_logic.so",
+    "func_md5.so",
+    "func_sorcery.so",
+    "pbx_config.so",
+    "res_pjsip.so",
+    "res_pjsip_authenticator_digest.so",
+    "res_pjsip_endpoint_identifier_user.so",
+    "res_pjsip_registrar.so",
+    "res_pjsip_sdp_rtp.so",
+    "res_pjsip_session.so",
+    "res_sorcery_astdb.so",
+    "res_sorcery_config.so",
+];
+
+/// The objects of the pool's numbers that Asterisk serves.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Objects {
+    /// With each, whether its auth and its AOR are those of its own name.
+    pub endpoints: BTreeMap<ExtensionNumber, Links>,
+    /// `type=auth`.
+    pub auths: BTreeSet<ExtensionNumber>,
+    /// `type=aor`.
+    pub aors: BTreeSet<ExtensionNumber>,
+}
+
+/// Whether an endpoint uses the auth and the AOR of its own name.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Links {
+    /// Its `InAuth:` line.
+    pub auth: bool,
+    /// Its `Aor:` line.
+    pub aor: bool,
+}
+
+/// Priority 1 of an extension.
+#[derive(Debug, PartialEq, Eq)]
+pub struct FirstPriority {
+    /// `Dial(PJSIP/1000,25)`.
+    pub application: String,
+    /// `file:line` (the file's base name), or the registrar where it came from no file.
+    pub source: String,
+}
+
+/// A value that is compared by digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Value {
+    /// The password of an auth.
+    Secret,
+    /// The caller ID of an endpoint.
+    CallerId,
+}
+
+impl Value {
+    fn expression(self, number: ExtensionNumber) -> String {
+        let (object, option) = match self {
+            Self::Secret => ("auth", "password"),
+            Self::CallerId => ("endpoint", "callerid"),
+        };
+        format!("${{AST_SORCERY(res_pjsip,{object},{number},{option})}}")
+    }
+}
+
+/// Waits until Asterisk is fully booted: it answers before its modules are loaded.
+///
+/// # Errors
+/// [`ControlError`]; `Hung` if it is not within the bound of a command.
+pub async fn wait_fully_booted(control: &Control) -> Result<(), ControlError> {
+    let command = "core waitfullybooted";
+    let answer = control.ask(command).await?;
+    if answer.contains("fully booted") { Ok(()) } else { Err(ControlError::unexpected(command, &answer)) }
+}
+
+/// The needed modules that are not running.
+///
+/// # Errors
+/// [`ControlError`].
+pub async fn missing_modules(control: &Control) -> Result<Vec<&'static str>, ControlError> {
+    let running = listing(control, "module show", parse_modules).await?;
+    Ok(MODULES.into_iter().filter(|module| !running.contains(*module)).collect())
+}
+
+/// The objects of our numbers: three listings.
+///
+/// # Errors
+/// [`ControlError`].
+pub async fn objects(control: &Control) -> Result<Objects, ControlError> {
+    Ok(Objects {
+        endpoints: listing(control, "pjsip show endpoints", parse_endpoints).await?,
+        auths: auths(control).await?,
+        aors: aors(control).await?,
+    })
+}
+
+/// The auths of our numbers.
+///
+/// # Errors
+/// [`ControlError`].
+pub async fn auths(control: &Control) -> Result<BTreeSet<ExtensionNumber>, ControlError> {
+    listing(control, "pjsip show auths", |text| parse_names(text, "     Auth:  ")).await
+}
+
+/// The AORs of our numbers. Asking makes Asterisk drop contacts that have expired.
+///
+/// # Errors
+/// [`ControlError`].
+pub async fn aors(control: &Control) -> Result<BTreeSet<ExtensionNumber>, ControlError> {
+    listing(control, "pjsip show aors", |text| parse_names(text, "      Aor:  ")).await
+}
+
+/// Priority 1 of each of our numbers in the dialplan; `None` if the context is not in force.
+///
+/// # Errors
+/// [`ControlError`].
+pub async fn dialplan(control: &Control) -> Result<Option<BTreeMap<ExtensionNumber, FirstPriority>>, ControlError> {
+    listing(control, &format!("dialplan show {CONTEXT}"), parse_dialplan).await
+}
+
+/// Which of `expected` have another value in force. Only objects that are listed may be asked about.
+///
+/// # Errors
+/// [`ControlError`]: a value that could not be read is not a value that differs.
+pub async fn differing(
+    control: &Control,
+    value: Value,
+    expected: &BTreeMap<ExtensionNumber, String>,
+) -> Result<BTreeSet<ExtensionNumber>, ControlError> {
+    let mut differing = BTreeSet::new();
+    let expected: Vec<_> = expected.iter().map(|(number, text)| (*number, text.as_str())).collect();
+    let mut batches = batches(value, &expected);
+    while let Some(batch) = batches.pop() {
+        if !in_force(control, value, batch).await? {
+            match batch {
+                [(number, _)] => _ = differing.insert(*number),
+                _ => batches.extend([&batch[..batch.len() / 2], &batch[batch.len() / 2..]]),
+            }
+        }
+    }
+    Ok(differing)
+}
+
+/// As many values at a time as fit Asterisk's buffers.
+fn batches<'a, 'b>(value: Value, expected: &'a [(ExtensionNumber, &'b str)]) -> Vec<&'a [(ExtensionNumber, &'b str)]> {
+    let mut batches = Vec::new();
+    let (mut start, mut command, mut expanded) = (0, digest_command("").len(), 0);
+    for (index, (number, text)) in expected.iter().enumerate() {
+        let (more_command, more_expanded) = (value.expression(*number).len() + 1, text.len() + 1);
+        if command + more_command > MAX_COMMAND_BYTES || expanded + more_expanded > MAX_EXPANDED_BYTES {
+            batches.push(&expected[start..index]);
+            (start, command, expanded) = (index, digest_command("").len(), 0);
+        }
+        command += more_command;
+        expanded += more_expanded;
+    }
+    batches.push(&expected[start..]);
+    batches.retain(|batch| !batch.is_empty());
+    batches
+}
+
+async fn in_force(control: &Control, value: Value, batch: &[(ExtensionNumber, &str)]) -> Result<bool, ControlError> {
+    let expressions: Vec<_> = batch.iter().map(|(number, _)| value.expression(*number)).collect();
+    let texts: Vec<_> = batch.iter().map(|(_, text)| *text).collect();
+    let expected = Md5::digest(texts.join(":")).iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
+    let command = digest_command(&expressions.join(":"));
+    let answer = control.ask(&command).await?;
+    match parse_result(&answer) {
+        Some(digest) if digest.len() == expected.len() => Ok(digest == expected),
+        _ => Err(ControlError::unexpected(&command, &answer)),
+    }
+}
+
+fn digest_command(expressions: &str) -> String {
+    format!("dialplan eval function MD5({expressions})")
+}
+
+/// Asks for a listing until it is whole.
+async fn listing<T>(control: &Control, command: &str, parse: impl Fn(&str) -> Option<T>) -> Result<T, ControlError> {
+    let mut answer = String::new();
+    for _ in 0..READINGS {
+        answer = control.ask(command).await?;
+        if let Some(parsed) = parse(&answer) {
+            return Ok(parsed);
+        }
+    }
+    Err(ControlError::unexpected(command, &answer))
+}
+
+/// What `dialplan eval function` gives; `None` for a failure.
+fn parse_result(text: &str) -> Option<&str> {
+    let result = text.strip_prefix("Return Value: Success (0)\nResult: ")?;
+    Some(result.trim_end_matches('\n'))
+}
+
+fn parse_modules(text: &str) -> Option<BTreeSet<String>> {
+    let rows: Vec<_> = text.lines().skip(1).filter(|line| !line.trim().is_empty()).collect();
+    let (trailer, rows) = rows.split_last()?;
+    let count: usize = trailer.strip_suffix(" modules loaded")?.parse().ok()?;
+    let running = rows.iter().filter(|row| row.contains(" Running ") && !row.contains(" Not Running "));
+    (rows.len() == count).then(|| running.filter_map(|row| row.split_whitespace().next()).map(str::to_owned).collect())
+}
+
+/// `None` unless as many rows were seen as the trailer of a `pjsip show …` listing says.
+fn whole(text: &str, rows: usize) -> Option<()> {
+    let count = match text.lines().rev().find_map(|line| line.strip_prefix("Objects found: ")) {
+        Some(count) => count.trim().parse().ok()?,
+        None if text.contains("No objects found.") => 0,
+        None => return None,
+    };
+    (rows == count).then_some(())
+}
+
+/// Our number in a column that shows `NNNN` or `NNNN/NNNN`; longer names are cut by Asterisk and are never ours.
+fn own_number(column: &str) -> Option<ExtensionNumber> {
+    let name = column.split_whitespace().next()?;
+    match name.split_once('/') {
+        None => ExtensionNumber::parse(name),
+        Some((number, same)) => ExtensionNumber::parse(number).filter(|_| number == same),
+    }
+}
+
+fn parse_endpoints(text: &str) -> Option<BTreeMap<ExtensionNumber, Links>> {
+    let mut endpoints = BTreeMap::new();
+    let (mut rows, mut current) = (0, None);
+    // The header explains each kind of row with one of `<…>`.
+    for line in text.lines().filter(|line| !line.contains("  <")) {
+        if let Some(column) = line.strip_prefix(" Endpoint:  ") {
+            rows += 1;
+            current = own_number(column);
+            endpoints.extend(current.map(|number| (number, Links::default())));
+        } else if let Some(links) = current.and_then(|number| endpoints.get_mut(&number)) {
+            if let Some(column) = line.strip_prefix("     InAuth:  ") {
+                links.auth = own_number(column) == current;
+            } else if let Some(column) = line.strip_prefix("        Aor:  ") {
+                links.aor = own_number(column) == current;
+            }
+        }
+    }
+    whole(text, rows)?;
+    Some(endpoints)
+}
+
+fn parse_names(text: &str, label: &str) -> Option<BTreeSet<ExtensionNumber>> {
+    let columns: Vec<_> = text.lines().filter_map(|line| line.strip_prefix(label)).filter(|c| !c.starts_with('<')).collect();
+    whole(text, columns.len())?;
+    Some(columns.into_iter().filter_map(own_number).collect())
+}
+
+fn parse_dialplan(text: &str) -> Option<Option<BTreeMap<ExtensionNumber, FirstPriority>>> {
+    static HEAD: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"^  '(.*?)'( \(CID match '.*'\))? => +(.*)$").expect("a regex"));
+    static ROW: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"^ *(?:\[[^]]*\] +)?(?:(hint): |(\d+)\. )(.*\S) +\[([^]]*)\]$").expect("a regex"));
+    static TRAILER: LazyLock<Regex> =
+        LazyLock::new(|| Regex::new(r"(?m)^-= \d+ extensions? \((\d+) priorit(?:y|ies)\) in 1 context\. =-$").expect("a regex"));
+
+    if text.contains("There is no existence of") {
+        return Some(None);
+    }
+    let count: usize = TRAILER.captures(text)?[1].parse().ok()?;
+    let mut first_priorities = BTreeMap::new();
+    let (mut rows, mut current) = (0, None);
+    for line in text.lines() {
+        let rest = match HEAD.captures(line) {
+            Some(head) => {
+                current = ExtensionNumber::parse(&head[1]).filter(|_| head.get(2).is_none());
+                head.get(3).map_or("", |rest| rest.as_str())
+            }
+            None => line,
+        };
+        let Some(row) = ROW.captures(rest) else { continue };
+        rows += 1;
+        if let (Some(number), Some("1")) = (current, row.get(2).map(|priority| priority.as_str())) {
+            let first = FirstPriority { application: row[3].to_owned(), source: row[4].to_owned() };
+            first_priorities.insert(number, first);
+        }
+    }
+    (rows == count).then_some(Some(first_priorities))
+}

@@ -1,0 +1,104 @@
+//! Which phones are registered, and evicting one.
+//!
+//! Asterisk keeps registrations in its database, family `registrar/contact`, under keys `1000;@` and 32 hex digits, over
+//! reloads, restarts and the removal of their AOR. While the AOR is there, a registration is expired: its row is
+//! overwritten with one that expired long ago, and the next `pjsip show aors` makes Asterisk remove it, with its device
+//! state and its OPTIONS. Deleting the row would leave both. Where the AOR is gone there is nothing but the row: it is
+//! deleted. An eviction is done when the key is no longer listed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use regex::Regex;
+use tokio::time::sleep;
+
+use super::control::{Control, ControlError};
+use super::in_force;
+use crate::domain::ExtensionNumber;
+
+/// How often a listing is read that lost lines, and how often an eviction is tried.
+const ATTEMPTS: usize = 20;
+
+/// A phone's registration as an extension.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registration {
+    /// Who it is called as.
+    pub number: ExtensionNumber,
+    /// The contact's URI: where the phone is.
+    pub contact: String,
+    key: String,
+}
+
+/// All registrations of our numbers.
+///
+/// # Errors
+/// [`ControlError`].
+pub async fn list(control: &Control) -> Result<Vec<Registration>, ControlError> {
+    let command = "database show registrar/contact";
+    let mut answer = String::new();
+    for _ in 0..ATTEMPTS {
+        answer = control.ask(command).await?;
+        if let Some(registrations) = parse(&answer) {
+            return Ok(registrations);
+        }
+    }
+    Err(ControlError::unexpected(command, &answer))
+}
+
+/// Evicts every registration that `unwanted` picks, and gives those that there were, each once.
+///
+/// # Errors
+/// [`ControlError`]; `Unexpected` if some are still listed after many attempts.
+pub async fn evict(control: &Control, unwanted: impl Fn(ExtensionNumber) -> bool) -> Result<Vec<Registration>, ControlError> {
+    let mut evicted = BTreeMap::new();
+    let mut left = Vec::new();
+    for attempt in 0..ATTEMPTS {
+        left = list(control).await?;
+        left.retain(|registration| unwanted(registration.number));
+        if left.is_empty() {
+            return Ok(evicted.into_values().collect());
+        }
+        if attempt > 0 {
+            sleep(Duration::from_millis(50)).await;
+        }
+        let aors = in_force::aors(control).await?;
+        for registration in &left {
+            forget(control, registration, &aors).await?;
+            evicted.entry(registration.key.clone()).or_insert_with(|| registration.clone());
+        }
+        // Makes Asterisk see which have expired.
+        in_force::aors(control).await?;
+    }
+    let numbers: BTreeSet<_> = left.iter().map(|registration| registration.number.get()).collect();
+    Err(ControlError::unexpected("database show registrar/contact", &format!("old registrations of {numbers:?} are still there after {ATTEMPTS} evictions")))
+}
+
+async fn forget(control: &Control, registration: &Registration, aors: &BTreeSet<ExtensionNumber>) -> Result<(), ControlError> {
+    // The key is nothing but digits, `;@` and hex digits: see `parse`.
+    let key = &registration.key;
+    let command = if aors.contains(&registration.number) {
+        format!(r#"database put registrar/contact {key} "{{\"uri\":\"sip:x\",\"expiration_time\":\"1\"}}""#)
+    } else {
+        format!("database del registrar/contact {key}")
+    };
+    // A registration that went away by itself meanwhile is as good: what counts is the next listing.
+    control.ask(&command).await.map(|_| ())
+}
+
+/// `None` unless as many rows were seen as the trailer says.
+fn parse(text: &str) -> Option<Vec<Registration>> {
+    static TRAILER: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"(?m)^(\d+) results? found\.$").expect("a regex"));
+    // A phone's User-Agent is printed raw behind the key, so nothing but the anchored key is believed.
+    static ROW: LazyLock<Regex> =
+        LazyLock::new(|| Regex::new(r"^/registrar/contact/((1[0-9]{3});@[0-9a-f]{32}) *: (.*)$").expect("a regex"));
+
+    let count: usize = TRAILER.captures_iter(text).last()?[1].parse().ok()?;
+    let rows: Vec<_> = text.lines().filter(|line| line.starts_with("/registrar/contact/")).collect();
+    let registrations = rows.iter().filter_map(|row| ROW.captures(row)).filter_map(|row| {
+        let value: serde_json::Value = serde_json::from_str(&row[3]).unwrap_or_default();
+        let contact = value["uri"].as_str().unwrap_or("unknown").to_owned();
+        Some(Registration { number: ExtensionNumber::parse(&row[2])?, contact, key: row[1].to_owned() })
+    });
+    (rows.len() == count).then(|| registrations.collect())
+}

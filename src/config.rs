@@ -1,0 +1,267 @@
+//! Settings: from the command line, the environment, or `./.env`, in this order. A setting that makes no sense stops the
+//! start with one line that names it.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr as _;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::sqlite::SqliteConnectOptions;
+
+use crate::domain::Name;
+
+/// Users in a database become SIP extensions that Asterisk is proven to serve.
+#[derive(Debug, Parser)]
+#[command(name = "pbx-portal", version, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// For `serve`, which is what happens without a command.
+    #[command(flatten)]
+    pub settings: Settings,
+}
+
+/// What the program can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve the API (the default)
+    Serve(Box<Settings>),
+    /// Make or upgrade the database's tables, then end
+    Migrate(Box<Settings>),
+    /// Print the API's OpenAPI document
+    Openapi,
+}
+
+/// Everything an administrator can set, but for the two secrets: those never stand on a command line.
+#[derive(Debug, Args)]
+pub struct Settings {
+    /// Where the default database lies; made with mode 0700
+    #[arg(long, env = "PORTAL_DATA_DIR", value_name = "PORTAL_DATA_DIR", default_value = "/var/lib/pbx-portal")]
+    pub data_dir: PathBuf,
+    /// Where the API listens
+    #[arg(long, env = "PORTAL_LISTEN", value_name = "PORTAL_LISTEN", default_value = "127.0.0.1:8000")]
+    pub listen: SocketAddr,
+    /// Allow listening beyond loopback without PORTAL_API_TOKEN
+    #[arg(
+        long,
+        env = "PORTAL_ALLOW_UNAUTHENTICATED",
+        value_name = "PORTAL_ALLOW_UNAUTHENTICATED",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true"
+    )]
+    pub allow_unauthenticated: bool,
+    /// This Asterisk host's name in the audit log [default: the system's host name]
+    #[arg(long, env = "PORTAL_HOST", value_name = "PORTAL_HOST", value_parser = host_name, default_value_t = system_host_name(), hide_default_value = true)]
+    pub host: String,
+    /// Asterisk's configuration folder
+    #[arg(long, env = "ASTERISK_CONFIG_DIR", value_name = "ASTERISK_CONFIG_DIR", default_value = "/etc/asterisk")]
+    pub asterisk_config_dir: PathBuf,
+    /// Where Asterisk's control socket asterisk.ctl lies
+    #[arg(long, env = "ASTERISK_RUN_DIR", value_name = "ASTERISK_RUN_DIR", default_value = "/var/run/asterisk")]
+    pub asterisk_run_dir: PathBuf,
+    /// The command run as asterisk -rx '…'
+    #[arg(long, env = "ASTERISK_BIN", value_name = "ASTERISK_BIN", default_value = "asterisk")]
+    pub asterisk_bin: PathBuf,
+    /// Bound for one Asterisk command, in seconds, 1 to 3600
+    #[arg(long, env = "ASTERISK_TIMEOUT_SECS", value_name = "ASTERISK_TIMEOUT_SECS", default_value = "30", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub asterisk_timeout_secs: u64,
+    /// The least important lines that are logged
+    #[arg(long, env = "LOG_LEVEL", value_name = "LOG_LEVEL", default_value = "info", ignore_case = true)]
+    pub log_level: LogLevel,
+    /// How log lines look
+    #[arg(long, env = "LOG_FORMAT", value_name = "LOG_FORMAT", default_value = "text", ignore_case = true)]
+    pub log_format: LogFormat,
+}
+
+impl Settings {
+    /// The bound for one Asterisk command.
+    #[must_use]
+    pub fn asterisk_timeout(&self) -> Duration {
+        Duration::from_secs(self.asterisk_timeout_secs)
+    }
+
+    /// Looks at what only makes sense together.
+    ///
+    /// # Errors
+    /// Without a token, an address beyond loopback, unless that is allowed.
+    pub fn check(&self, secrets: &Secrets) -> Result<(), SettingError> {
+        if secrets.api_token.is_none() && !self.listen.ip().is_loopback() && !self.allow_unauthenticated {
+            return Err(SettingError(format!(
+                "PORTAL_LISTEN {} is open to other machines and PORTAL_API_TOKEN is not set: anybody there could read every SIP secret; set PORTAL_API_TOKEN, listen on 127.0.0.1, or say PORTAL_ALLOW_UNAUTHENTICATED=true",
+                self.listen
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// The least important lines that are logged.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For collectors: one object a line.
+    Json,
+}
+
+/// A setting that makes no sense: names it, and says what it takes.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct SettingError(String);
+
+/// What is taken from the environment or `./.env` alone.
+pub struct Secrets {
+    /// `DATABASE_URL`.
+    pub database: DatabaseUrl,
+    /// `PORTAL_API_TOKEN`.
+    pub api_token: Option<ApiToken>,
+}
+
+impl Secrets {
+    /// Reads the two secrets from the environment.
+    ///
+    /// # Errors
+    /// [`SettingError`], without the value.
+    pub fn from_environment(settings: &Settings) -> Result<Self, SettingError> {
+        let variable = |name: &str| match std::env::var(name) {
+            Ok(value) if value.is_empty() => Err(SettingError(format!("{name} is set but empty: give it a value, or remove it"))),
+            Ok(value) => Ok(Some(value)),
+            Err(std::env::VarError::NotPresent) => Ok(None),
+            Err(std::env::VarError::NotUnicode(_)) => Err(SettingError(format!("{name} is not valid UTF-8"))),
+        };
+        let database = match variable("DATABASE_URL")? {
+            Some(url) => DatabaseUrl::parse(&url)?,
+            None => DatabaseUrl::Sqlite(Box::new(SqliteConnectOptions::new().filename(settings.data_dir.join("portal.db")))),
+        };
+        Ok(Self { database, api_token: variable("PORTAL_API_TOKEN")?.map(ApiToken::parse).transpose()? })
+    }
+}
+
+/// What a client must know. `Debug` does not show it.
+#[derive(Clone)]
+pub struct ApiToken(String);
+
+impl ApiToken {
+    fn parse(token: String) -> Result<Self, SettingError> {
+        if token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            Ok(Self(token))
+        } else {
+            Err(SettingError("PORTAL_API_TOKEN must be printable ASCII without spaces: make one with 'openssl rand -hex 32'".to_owned()))
+        }
+    }
+
+    /// Compares in a time that does not tell how much of `presented` is right.
+    #[must_use]
+    pub fn matches(&self, presented: &[u8]) -> bool {
+        subtle::ConstantTimeEq::ct_eq(self.0.as_bytes(), presented).into()
+    }
+}
+
+impl fmt::Debug for ApiToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ApiToken(…)")
+    }
+}
+
+/// Which database, and how to reach it.
+#[derive(Clone)]
+pub enum DatabaseUrl {
+    /// `postgres://…`.
+    Postgres(Box<PgConnectOptions>),
+    /// `sqlite://…`.
+    Sqlite(Box<SqliteConnectOptions>),
+}
+
+/// The parameters of a `postgres://` URL that are understood: a misspelt `sslmode` must not go unnoticed.
+const POSTGRES_PARAMETERS: [&str; 15] = [
+    "sslmode",
+    "ssl-mode",
+    "sslrootcert",
+    "ssl-root-cert",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+];
+
+impl DatabaseUrl {
+    /// Takes `postgres://…` or `sqlite://…`.
+    ///
+    /// # Errors
+    /// [`SettingError`], without the URL: it holds a password.
+    pub fn parse(url: &str) -> Result<Self, SettingError> {
+        let invalid = |why: &dyn fmt::Display| SettingError(format!("DATABASE_URL makes no sense: {why}"));
+        if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+            let query = url.split_once('?').map_or("", |(_, query)| query);
+            for parameter in query.split('&').filter(|p| !p.is_empty()).map(|p| p.split('=').next().unwrap_or(p)) {
+                let known = POSTGRES_PARAMETERS.contains(&parameter) || parameter == "application_name" || parameter.starts_with("options");
+                if !known {
+                    return Err(invalid(&format!("the parameter {parameter} is not known (sslmode and sslrootcert are)")));
+                }
+            }
+            PgConnectOptions::from_str(url).map(|options| Self::Postgres(Box::new(options))).map_err(|error| match error {
+                sqlx::Error::Configuration(why) => invalid(&why),
+                _ => invalid(&"it takes the form postgres://user:password@host:5432/database"),
+            })
+        } else if let Some(path) = url.strip_prefix("sqlite://") {
+            if path.is_empty() || path.starts_with(':') || path.contains("mode=memory") {
+                return Err(invalid(&"a sqlite:// URL names a file, as in sqlite:///var/lib/pbx-portal/portal.db"));
+            }
+            let options = SqliteConnectOptions::from_str(url);
+            options.map(|options| Self::Sqlite(Box::new(options))).map_err(|error| match error {
+                sqlx::Error::Configuration(why) => invalid(&why),
+                _ => invalid(&"it takes the form sqlite:///path/to/file"),
+            })
+        } else {
+            Err(invalid(&"it must begin with postgres:// or sqlite://"))
+        }
+    }
+}
+
+fn host_name(text: &str) -> Result<String, crate::domain::Invalid> {
+    Name::parse(text).map(|name| name.as_str().to_owned())
+}
+
+fn system_host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// How `serve` was told to log.
+impl LogLevel {
+    /// The same for the log itself.
+    #[must_use]
+    pub fn filter(self) -> tracing::level_filters::LevelFilter {
+        use tracing::level_filters::LevelFilter;
+        match self {
+            Self::Error => LevelFilter::ERROR,
+            Self::Warn => LevelFilter::WARN,
+            Self::Info => LevelFilter::INFO,
+            Self::Debug => LevelFilter::DEBUG,
+            Self::Trace => LevelFilter::TRACE,
+        }
+    }
+}

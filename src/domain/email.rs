@@ -1,0 +1,51 @@
+use std::sync::LazyLock;
+
+use regex::Regex;
+
+use super::Invalid;
+
+/// An e-mail address as the HTML standard's `<input type=email>` takes it, at most 255 characters, kept as typed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Email(String);
+
+impl Email {
+    /// The HTML standard's grammar of a valid e-mail address: ASCII only.
+    pub const PATTERN: &str = r"^[a-zA-Z0-9.!#$%&'*+/=?^_`{|}~-]+@[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?(\.[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?)*$";
+
+    /// The longest address, in characters.
+    pub const MAX_LENGTH: usize = 255;
+
+    /// Takes what was typed.
+    ///
+    /// # Errors
+    /// [`Invalid`] says the rule.
+    pub fn parse(typed: &str) -> Result<Self, Invalid> {
+        static RULE: LazyLock<Regex> = LazyLock::new(|| Regex::new(Email::PATTERN).expect("a pattern that compiles"));
+        if typed.len() <= Self::MAX_LENGTH && RULE.is_match(typed) {
+            Ok(Self(typed.to_owned()))
+        } else {
+            Err(Invalid("must be an e-mail address such as alice@example.com, at most 255 characters, ASCII only"))
+        }
+    }
+
+    /// The address as typed.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn follows_the_html_standard() {
+        for good in ["alice@example.com", "A.b+c@x", "!#$%&'*+/=?^_`{|}~-@a-b.c", &format!("{}@x", "a".repeat(253))] {
+            assert_eq!(Email::parse(good).expect(good).as_str(), good);
+        }
+        for bad in ["", "alice", "@x", "a@", "a@-x", "a@x-", "a@x..y", "a b@x", " a@x", "a@x\n", "é@x", "a@é", &format!("{}@x", "a".repeat(254)), &format!("a@{}", "x".repeat(64))] {
+            assert!(Email::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+}

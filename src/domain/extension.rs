@@ -1,0 +1,59 @@
+use std::fmt;
+
+use super::Invalid;
+
+/// An extension of the pool: 1000 to 1999. Endpoint, auth and AOR of a user are all named as it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ExtensionNumber(u16);
+
+impl ExtensionNumber {
+    /// The lowest number of the pool.
+    pub const FIRST: u16 = 1000;
+    /// The highest number of the pool.
+    pub const LAST: u16 = 1999;
+
+    /// Takes exactly the four digits of a number of the pool; anything else is none of ours.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let four_digits = text.len() == 4 && text.bytes().all(|b| b.is_ascii_digit());
+        four_digits.then(|| text.parse::<i64>().ok()).flatten().and_then(|n| Self::try_from(n).ok())
+    }
+
+    /// The number itself.
+    #[must_use]
+    pub fn get(self) -> u16 {
+        self.0
+    }
+}
+
+impl TryFrom<i64> for ExtensionNumber {
+    type Error = Invalid;
+
+    fn try_from(number: i64) -> Result<Self, Invalid> {
+        u16::try_from(number)
+            .ok()
+            .filter(|n| (Self::FIRST..=Self::LAST).contains(n))
+            .map(Self)
+            .ok_or(Invalid("must be a number from 1000 to 1999"))
+    }
+}
+
+impl fmt::Display for ExtensionNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_pool() {
+        assert_eq!(ExtensionNumber::parse("1000").map(ExtensionNumber::get), Some(1000));
+        assert_eq!(ExtensionNumber::parse("1999").map(ExtensionNumber::get), Some(1999));
+        for other in ["", "999", "2000", "01000", "+100", "1000 ", "1000/1000", "１000"] {
+            assert_eq!(ExtensionNumber::parse(other), None, "{other:?}");
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! What the service is about, as types that cannot be wrong: parsed once, valid ever after.
+
+mod email;
+mod extension;
+mod name;
+mod secret;
+
+pub use email::Email;
+pub use extension::ExtensionNumber;
+pub use name::Name;
+pub use secret::Secret;
+
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+/// Why a text is not a value of a type: what the type takes, for the person who typed it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Invalid(pub &'static str);
+
+/// A user with the extension that belongs to it.
+#[derive(Debug, Clone)]
+pub struct User {
+    /// Made by the service, never reused.
+    pub id: Uuid,
+    /// The one tenant there is.
+    pub tenant_id: Uuid,
+    /// Shown to the people whom the user calls.
+    pub name: Name,
+    /// Unique, whatever its case.
+    pub email: Email,
+    /// What the user's phone registers as.
+    pub extension: Extension,
+    /// UTC, to the millisecond.
+    pub created_at: OffsetDateTime,
+}
+
+/// A number and the secret that a phone needs to register as it.
+#[derive(Debug, Clone)]
+pub struct Extension {
+    /// Goes back to the pool with its user.
+    pub number: ExtensionNumber,
+    /// Belongs to one user for ever; a number's next user gets another.
+    pub secret: Secret,
+}

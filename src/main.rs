@@ -1,0 +1,156 @@
+//! `pbx-portal`: arguments, settings, logging, run.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser as _;
+use pbx_control_portal::api::guard::Guard;
+use pbx_control_portal::api::{self, Portal};
+use pbx_control_portal::apply::Applier;
+use pbx_control_portal::config::{Cli, Command, LogFormat, Secrets, Settings};
+use pbx_control_portal::storage::{MigrationError, Storage};
+use rustix::fs::Mode;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+/// How long a start waits for a database that is not there yet.
+const DATABASE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a stop waits for requests that are being answered; applies are waited for to their end.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+
+fn main() -> ExitCode {
+    // Nothing that is made here is for others, until it is given to them.
+    rustix::process::umask(Mode::from_raw_mode(0o077));
+    // A file that is there but can't be read or understood must not be passed over.
+    match dotenvy::from_path(Path::new("./.env")) {
+        Err(error) if !error.not_found() => return refuse(&format!(".env can't be used: {}", dotenv_problem(&error))),
+        _ => {}
+    }
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if !error.use_stderr() => error.exit(),
+        Err(error) => return refuse(error.to_string().lines().next().unwrap_or_default().trim_start_matches("error: ")),
+    };
+    let (settings, serve) = match cli.command {
+        Some(Command::Openapi) => {
+            print!("{}", api::openapi_document());
+            return ExitCode::SUCCESS;
+        }
+        Some(Command::Migrate(settings)) => (*settings, false),
+        Some(Command::Serve(settings)) => (*settings, true),
+        None => (cli.settings, true),
+    };
+    let secrets = match Secrets::from_environment(&settings).and_then(|secrets| settings.check(&secrets).map(|()| secrets)) {
+        Ok(secrets) => secrets,
+        Err(error) => return refuse(&error.to_string()),
+    };
+    start_log(&settings);
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&format!("no threads can be started: {error}")),
+    };
+    let storage = {
+        let _runtime = runtime.enter();
+        Storage::new(&secrets.database)
+    };
+    runtime.block_on(async {
+        if let Err(error) = migrate(&storage).await {
+            return fail(&error.to_string());
+        }
+        if !serve {
+            println!("The database's tables are up to date.");
+            return ExitCode::SUCCESS;
+        }
+        match self::serve(&settings, secrets, storage).await {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error),
+        }
+    })
+}
+
+/// A setting that makes no sense: one line, exit status 2.
+fn refuse(why: &str) -> ExitCode {
+    eprintln!("pbx-portal: {why}");
+    ExitCode::from(2)
+}
+
+/// Everything else that stops a start: one line, exit status 1.
+fn fail(why: &str) -> ExitCode {
+    eprintln!("pbx-portal: {why}");
+    ExitCode::FAILURE
+}
+
+/// What is wrong with `.env`, without showing a line of it: it may hold a secret.
+fn dotenv_problem(error: &dotenvy::Error) -> String {
+    match error {
+        dotenvy::Error::Io(error) => error.to_string(),
+        dotenvy::Error::LineParse(_, at) => format!("a line does not have the form NAME=value (at character {at} of it)"),
+        _ => "it makes no sense".to_owned(),
+    }
+}
+
+fn start_log(settings: &Settings) {
+    // Libraries tell what they do at length; here they only speak up when something is wrong.
+    let level = settings.log_level.filter();
+    let libraries = level.min(tracing::level_filters::LevelFilter::WARN);
+    let targets = Targets::new().with_target("pbx_control_portal", level).with_target("pbx_portal", level).with_default(libraries);
+    let registry = tracing_subscriber::registry().with(targets);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    match settings.log_format {
+        LogFormat::Text => registry.with(lines.with_ansi(false).with_target(false)).init(),
+        LogFormat::Json => registry.with(lines.json().flatten_event(true)).init(),
+    }
+}
+
+/// Waits a while for a database that does not answer yet, telling so.
+async fn migrate(storage: &Storage) -> Result<(), MigrationError> {
+    let started = tokio::time::Instant::now();
+    loop {
+        match storage.migrate().await {
+            Err(MigrationError::Unavailable(reason)) if started.elapsed() < DATABASE_PATIENCE => {
+                warn!(reason, "the database can't be used yet; trying again");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            migrated => return migrated,
+        }
+    }
+}
+
+async fn serve(settings: &Settings, secrets: Secrets, storage: Storage) -> Result<(), String> {
+    let signals = |kind| signal(kind).map_err(|error| format!("signals can't be handled: {error}"));
+    let (mut terminate, mut interrupt) = (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
+    let listener = TcpListener::bind(settings.listen)
+        .await
+        .map_err(|error| format!("PORTAL_LISTEN {} can't be listened on: {error}", settings.listen))?;
+    let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
+    let applier = Applier::new(settings, storage.clone(), tasks.clone(), stopping.clone());
+    let guard = match secrets.api_token {
+        Some(token) => Guard::Token(token),
+        None => Guard::Open { loopback: settings.listen.ip().is_loopback() },
+    };
+    let router = api::router(Portal { storage, applier }, guard);
+    info!(address = %settings.listen, version = env!("CARGO_PKG_VERSION"), "serving; the documentation is at /docs");
+
+    let stopped = stopping.clone();
+    let server = tokio::spawn(async move { axum::serve(listener, router).with_graceful_shutdown(stopped.cancelled_owned()).await });
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    info!("stopping; an apply that runs goes on to its end");
+    stopping.cancel();
+    tasks.close();
+    tasks.wait().await;
+    if tokio::time::timeout(STOP_PATIENCE, server).await.is_err() {
+        warn!("some clients did not take their answers");
+    }
+    Ok(())
+}

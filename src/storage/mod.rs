@@ -1,0 +1,204 @@
+//! Users, extensions and the audit log, in PostgreSQL or SQLite. The SQL stands once, in `queries.rs`; the two backends
+//! are how to connect, to begin a write, and to tell a conflict.
+//!
+//! - **Allocation.** A create begins by taking the one lock that creates queue on: the tenant's row on PostgreSQL, the
+//!   write lock on SQLite. What it then sees is final, so the lowest free number is free, and nobody collides.
+//! - **Bounds.** Every call ends within [`DEADLINE`], whatever the database does. A connection on which a call did not end
+//!   cleanly is thrown away, so none goes back to the pool inside a transaction. Each call is a task of its own: a client that
+//!   hangs up does not cut it off.
+//! - **Schema.** Migrations run at start, serialised among processes. Their numbers' thousands are the schema's major
+//!   version; within one they only add, and a binary runs on any newer schema of its own major version.
+
+mod postgres;
+mod queries;
+mod sqlite;
+
+use std::time::Duration;
+
+use serde_json::Value;
+use time::OffsetDateTime;
+use uuid::{Uuid, uuid};
+
+use crate::config::DatabaseUrl;
+use crate::domain::{Email, ExtensionNumber, Name, Secret, User};
+
+/// The one tenant, made by the first migration.
+pub const DEFAULT_TENANT: Uuid = uuid!("a0000000-0000-0000-0000-000000000000");
+
+/// The bound of one call, below the API's promise of 5 seconds.
+pub const DEADLINE: Duration = Duration::from_millis(4500);
+
+/// The schema's major version: migrations 1001 to 1999.
+const SCHEMA_MAJOR_VERSION: i64 = 1;
+
+/// The database behind the service.
+#[derive(Debug, Clone)]
+pub enum Storage {
+    /// Production, many hosts.
+    Postgres(postgres::Backend),
+    /// Embedded, one host.
+    Sqlite(sqlite::Backend),
+}
+
+/// Why the database did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StorageError {
+    /// It can't be reached, did not answer in time, or failed.
+    #[error("{reason}")]
+    Unavailable {
+        /// What it said; never a URL, a password or a value.
+        reason: String,
+        /// Whether a write may have happened all the same.
+        maybe_written: bool,
+    },
+    /// The address belongs to another user.
+    #[error("the e-mail address belongs to another user")]
+    EmailInUse,
+    /// All numbers are taken.
+    #[error("all extensions from 1000 to 1999 are taken")]
+    PoolExhausted,
+}
+
+/// Why the service can't start on a database.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrationError {
+    /// It can't be reached.
+    #[error("the database can't be used: {0}")]
+    Unavailable(String),
+    /// A migration failed; none of it is kept.
+    #[error("the database's schema can't be brought up to date: {0}")]
+    Failed(String),
+    /// It belongs to a later major version.
+    #[error("the database's schema is of major version {0}, this program's is {SCHEMA_MAJOR_VERSION}: install the release that made it")]
+    TooNew(i64),
+}
+
+/// A row of the audit log while its apply runs: what is true if the service dies now.
+#[derive(Debug, Clone)]
+pub struct AuditEntry {
+    /// Told to the client.
+    pub id: Uuid,
+    /// When the apply began.
+    pub triggered_at: OffsetDateTime,
+    /// Who asked for it.
+    pub triggered_by: Name,
+    /// On which Asterisk host.
+    pub host: String,
+    /// `None` for a success.
+    pub error_details: Option<String>,
+    /// A list of paths.
+    pub files_written: Value,
+    /// How both reloads went.
+    pub reload_results: Value,
+}
+
+impl AuditEntry {
+    fn outcome(&self) -> &'static str {
+        if self.error_details.is_none() { "success" } else { "failure" }
+    }
+}
+
+/// A user's row with its extension's, as stored: parsed before anybody else sees it.
+#[derive(sqlx::FromRow)]
+struct UserRow<Id> {
+    id: Id,
+    tenant_id: Id,
+    name: String,
+    email: String,
+    created_at: OffsetDateTime,
+    number: i32,
+    secret: String,
+}
+
+impl<Id: Into<Uuid>> UserRow<Id> {
+    /// A row that the service can't have written is an error that names it.
+    fn parse(self) -> Result<User, sqlx::Error> {
+        let id = self.id.into();
+        let invalid = |column: &str, rule| sqlx::Error::Decode(format!("{column} of user {id} {rule}: it was edited by hand").into());
+        Ok(User {
+            id,
+            tenant_id: self.tenant_id.into(),
+            name: Name::parse(&self.name).map_err(|rule| invalid("name", rule))?,
+            email: Email::parse(&self.email).map_err(|rule| invalid("email", rule))?,
+            extension: crate::domain::Extension {
+                number: ExtensionNumber::try_from(i64::from(self.number)).map_err(|rule| invalid("extension", rule))?,
+                secret: Secret::parse(&self.secret).map_err(|rule| invalid("secret", rule))?,
+            },
+            created_at: self.created_at,
+        })
+    }
+}
+
+macro_rules! on_either {
+    ($storage:expr, $backend:ident => $call:expr) => {
+        match $storage {
+            Storage::Postgres($backend) => $call,
+            Storage::Sqlite($backend) => $call,
+        }
+    };
+}
+
+impl Storage {
+    /// Gets ready to use the database; nothing is connected yet.
+    #[must_use]
+    pub fn new(url: &DatabaseUrl) -> Self {
+        match url {
+            DatabaseUrl::Postgres(options) => Self::Postgres(postgres::Backend::new(options)),
+            DatabaseUrl::Sqlite(options) => Self::Sqlite(sqlite::Backend::new(options)),
+        }
+    }
+
+    /// Makes or upgrades the tables.
+    ///
+    /// # Errors
+    /// [`MigrationError`].
+    pub async fn migrate(&self) -> Result<(), MigrationError> {
+        on_either!(self, backend => backend.migrate().await)
+    }
+
+    /// Creates a user with the lowest free extension, in one transaction.
+    ///
+    /// # Errors
+    /// [`StorageError`], all three.
+    pub async fn create_user(&self, name: Name, email: Email, secret: Secret) -> Result<User, StorageError> {
+        on_either!(self, backend => backend.create_user(name, email, secret).await)
+    }
+
+    /// All users of one snapshot, by extension number.
+    ///
+    /// # Errors
+    /// [`StorageError::Unavailable`].
+    pub async fn users(&self) -> Result<Vec<User>, StorageError> {
+        on_either!(self, backend => backend.users().await)
+    }
+
+    /// Deletes a user and frees its extension, which is given; `None` if there is no such user.
+    ///
+    /// # Errors
+    /// [`StorageError::Unavailable`].
+    pub async fn delete_user(&self, id: Uuid) -> Result<Option<ExtensionNumber>, StorageError> {
+        on_either!(self, backend => backend.delete_user(id).await)
+    }
+
+    /// Writes a new row of the audit log.
+    ///
+    /// # Errors
+    /// [`StorageError::Unavailable`].
+    pub async fn begin_audit(&self, entry: AuditEntry) -> Result<(), StorageError> {
+        on_either!(self, backend => backend.begin_audit(entry).await)
+    }
+
+    /// Brings a row of the audit log to how its apply ended.
+    ///
+    /// # Errors
+    /// [`StorageError::Unavailable`].
+    pub async fn finish_audit(&self, entry: AuditEntry) -> Result<(), StorageError> {
+        on_either!(self, backend => backend.finish_audit(entry).await)
+    }
+}
+
+/// Now, as precisely as both databases keep it: what a create answers is what a list will.
+fn now() -> OffsetDateTime {
+    let now = OffsetDateTime::now_utc();
+    now.replace_millisecond(now.millisecond()).expect("a millisecond of the clock")
+}

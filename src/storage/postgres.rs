@@ -1,0 +1,83 @@
+//! PostgreSQL: creates queue on the tenant's row.
+
+use std::fmt::Display;
+use std::pin::Pin;
+
+use sqlx::error::DatabaseError;
+use sqlx::migrate::Migrator;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{ConnectOptions as _, Connection as _, Executor as _, Pool, Postgres};
+use tokio::time::{Instant, timeout_at};
+use uuid::Uuid;
+
+use super::queries::{self, Failure, queries};
+use super::{AuditEntry, DEADLINE, DEFAULT_TENANT, MigrationError, SCHEMA_MAJOR_VERSION, StorageError, UserRow, now};
+use crate::domain::{Email, Extension, ExtensionNumber, Name, Secret, User};
+
+type Database = Postgres;
+type Connection = sqlx::PgConnection;
+type Id = Uuid;
+
+/// Enough to keep a database busy; ten hosts stay well below a server's default of 100.
+const CONNECTIONS: u32 = 8;
+
+/// A host that hangs inside a transaction must not keep the others from creating users.
+const SESSION: &str = "SET idle_in_transaction_session_timeout = '5s'; SET statement_timeout = '5s'";
+
+/// FOR NO KEY UPDATE: creates exclude one another, foreign keys to the tenant do not mind.
+const LOCK_TENANT: &str = "SELECT 1 FROM tenants WHERE id = $1 FOR NO KEY UPDATE";
+
+/// Connections to one PostgreSQL.
+#[derive(Debug, Clone)]
+pub struct Backend {
+    pool: Pool<Postgres>,
+    options: PgConnectOptions,
+}
+
+impl Backend {
+    pub(super) fn new(options: &PgConnectOptions) -> Self {
+        let options = options.clone().application_name("pbx-portal").disable_statement_logging();
+        let pool = PgPoolOptions::new()
+            .max_connections(CONNECTIONS)
+            .acquire_timeout(DEADLINE)
+            .after_connect(|connection, _| Box::pin(async move { connection.execute(SESSION).await.map(|_| ()) }))
+            .connect_lazy_with(options.clone());
+        Self { pool, options }
+    }
+
+    /// An advisory lock keeps two processes from migrating at once.
+    pub(super) async fn migrate(&self) -> Result<(), MigrationError> {
+        let mut connection =
+            Connection::connect_with(&self.options).await.map_err(|error| MigrationError::Unavailable(error.to_string()))?;
+        run_migrations(&mut connection).await?;
+        // The schema is there; how the connection closes changes nothing.
+        let _ = connection.close().await;
+        Ok(())
+    }
+
+    fn read_pool(&self) -> &Pool<Postgres> {
+        &self.pool
+    }
+
+    fn write_pool(&self) -> &Pool<Postgres> {
+        &self.pool
+    }
+}
+
+async fn begin_write(connection: &mut Connection) -> sqlx::Result<()> {
+    connection.execute("BEGIN").await.map(|_| ())
+}
+
+async fn lock_allocation(connection: &mut Connection) -> sqlx::Result<()> {
+    sqlx::query(LOCK_TENANT).bind(DEFAULT_TENANT).fetch_one(connection).await.map(|_| ())
+}
+
+fn violates_email(refusal: &dyn DatabaseError) -> bool {
+    refusal.constraint() == Some("users_email_key")
+}
+
+fn migrations() -> Migrator {
+    sqlx::migrate!("migrations/postgres")
+}
+
+queries!();

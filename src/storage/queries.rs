@@ -1,0 +1,224 @@
+//! The SQL, once. `$1` and `RETURNING` work on both databases; what differs is named by the backend: its pool, its way to
+//! begin a write, its identifiers.
+
+use super::StorageError;
+
+/// Everybody with their extension, by number.
+pub(super) const USERS: &str = "\
+    SELECT users.id, users.tenant_id, users.name, users.email, users.created_at, extensions.number, extensions.secret \
+    FROM extensions JOIN users ON users.id = extensions.user_id ORDER BY extensions.number";
+
+/// Fails on the unique index `users_email_key` if the address is taken.
+pub(super) const INSERT_USER: &str =
+    "INSERT INTO users (id, tenant_id, name, email, created_at) VALUES ($1, $2, $3, $4, $5)";
+
+/// The lowest free number: the first of the pool, or one above a taken one, that is not taken itself.
+pub(super) const LOWEST_FREE_NUMBER: &str = "\
+    SELECT candidates.number FROM (SELECT 1000 AS number UNION ALL SELECT number + 1 FROM extensions) AS candidates \
+    WHERE candidates.number <= 1999 AND NOT EXISTS (SELECT 1 FROM extensions WHERE extensions.number = candidates.number) \
+    ORDER BY candidates.number LIMIT 1";
+
+pub(super) const INSERT_EXTENSION: &str =
+    "INSERT INTO extensions (id, number, user_id, secret, created_at) VALUES ($1, $2, $3, $4, $5)";
+
+pub(super) const DELETE_EXTENSION: &str = "DELETE FROM extensions WHERE user_id = $1 RETURNING number";
+
+pub(super) const DELETE_USER: &str = "DELETE FROM users WHERE id = $1";
+
+pub(super) const INSERT_AUDIT: &str = "\
+    INSERT INTO apply_audit_logs (id, triggered_at, triggered_by, host, outcome, error_details, files_written, reload_results) \
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
+
+pub(super) const UPDATE_AUDIT: &str = "\
+    UPDATE apply_audit_logs SET outcome = $2, error_details = $3, files_written = $4, reload_results = $5 WHERE id = $1";
+
+pub(super) const SCHEMA_VERSION: &str = "SELECT max(version) FROM _sqlx_migrations";
+
+/// Why a call did not succeed, before it is told to anybody.
+pub(super) enum Failure {
+    /// A statement failed; nothing of the call is kept.
+    Statement(sqlx::Error),
+    /// The commit failed: whether it happened is unknown.
+    Commit(sqlx::Error),
+    /// The database can't take it.
+    Refused(StorageError),
+}
+
+impl From<sqlx::Error> for Failure {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Statement(error)
+    }
+}
+
+/// The calls of [`super::Storage`] on a backend that has `Connection`, `Id`, `read_pool`, `write_pool`, `begin_write` and
+/// `lock_allocation`. A macro, because a function over any database would take a page of bounds to say so.
+///
+/// Transactions are begun and ended by plain statements: sqlx's own, cancelled while it begins, can go back to the pool open.
+macro_rules! queries {
+    () => {
+        impl Backend {
+            pub(super) async fn create_user(&self, name: Name, email: Email, secret: Secret) -> Result<User, StorageError> {
+                call(self.write_pool(), move |connection| {
+                    Box::pin(async move {
+                        begin_write(connection).await?;
+                        lock_allocation(connection).await?;
+                        let (id, created_at) = (Uuid::new_v4(), now());
+                        let inserted = sqlx::query(queries::INSERT_USER)
+                            .bind(Id::from(id))
+                            .bind(Id::from(DEFAULT_TENANT))
+                            .bind(name.as_str())
+                            .bind(email.as_str())
+                            .bind(created_at)
+                            .execute(&mut *connection)
+                            .await;
+                        match inserted {
+                            Err(sqlx::Error::Database(refusal)) if violates_email(refusal.as_ref()) => {
+                                return Err(Failure::Refused(StorageError::EmailInUse));
+                            }
+                            inserted => inserted?,
+                        };
+                        let number: Option<i32> =
+                            sqlx::query_scalar(queries::LOWEST_FREE_NUMBER).fetch_optional(&mut *connection).await?;
+                        let number = number.ok_or(Failure::Refused(StorageError::PoolExhausted))?;
+                        sqlx::query(queries::INSERT_EXTENSION)
+                            .bind(Id::from(Uuid::new_v4()))
+                            .bind(number)
+                            .bind(Id::from(id))
+                            .bind(secret.reveal())
+                            .bind(created_at)
+                            .execute(&mut *connection)
+                            .await?;
+                        commit(connection).await?;
+                        let number = ExtensionNumber::try_from(i64::from(number)).expect("the query stays within the pool");
+                        let extension = Extension { number, secret };
+                        Ok(User { id, tenant_id: DEFAULT_TENANT, name, email, extension, created_at })
+                    })
+                })
+                .await
+            }
+
+            pub(super) async fn users(&self) -> Result<Vec<User>, StorageError> {
+                call(self.read_pool(), |connection| {
+                    Box::pin(async move {
+                        let rows: Vec<UserRow<Id>> = sqlx::query_as(queries::USERS).fetch_all(connection).await?;
+                        Ok(rows.into_iter().map(UserRow::parse).collect::<Result<_, _>>()?)
+                    })
+                })
+                .await
+            }
+
+            pub(super) async fn delete_user(&self, id: Uuid) -> Result<Option<ExtensionNumber>, StorageError> {
+                call(self.write_pool(), move |connection| {
+                    Box::pin(async move {
+                        begin_write(connection).await?;
+                        let number: Option<i32> = sqlx::query_scalar(queries::DELETE_EXTENSION)
+                            .bind(Id::from(id))
+                            .fetch_optional(&mut *connection)
+                            .await?;
+                        sqlx::query(queries::DELETE_USER).bind(Id::from(id)).execute(&mut *connection).await?;
+                        commit(connection).await?;
+                        Ok(number.and_then(|number| ExtensionNumber::try_from(i64::from(number)).ok()))
+                    })
+                })
+                .await
+            }
+
+            pub(super) async fn begin_audit(&self, entry: AuditEntry) -> Result<(), StorageError> {
+                call(self.write_pool(), move |connection| {
+                    Box::pin(async move {
+                        begin_write(connection).await?;
+                        sqlx::query(queries::INSERT_AUDIT)
+                            .bind(Id::from(entry.id))
+                            .bind(entry.triggered_at)
+                            .bind(entry.triggered_by.as_str())
+                            .bind(&entry.host)
+                            .bind(entry.outcome())
+                            .bind(&entry.error_details)
+                            .bind(&entry.files_written)
+                            .bind(&entry.reload_results)
+                            .execute(&mut *connection)
+                            .await?;
+                        commit(connection).await
+                    })
+                })
+                .await
+            }
+
+            pub(super) async fn finish_audit(&self, entry: AuditEntry) -> Result<(), StorageError> {
+                call(self.write_pool(), move |connection| {
+                    Box::pin(async move {
+                        begin_write(connection).await?;
+                        sqlx::query(queries::UPDATE_AUDIT)
+                            .bind(Id::from(entry.id))
+                            .bind(entry.outcome())
+                            .bind(&entry.error_details)
+                            .bind(&entry.files_written)
+                            .bind(&entry.reload_results)
+                            .execute(&mut *connection)
+                            .await?;
+                        commit(connection).await
+                    })
+                })
+                .await
+            }
+        }
+
+        type Work<'c, T> = Pin<Box<dyn Future<Output = Result<T, Failure>> + Send + 'c>>;
+
+        /// Does `work` on a connection of `pool`, as a task of its own, within the deadline. The connection goes back to the
+        /// pool only outside a transaction; where that is not sure, it is closed.
+        async fn call<T: Send + 'static>(
+            pool: &Pool<Database>,
+            work: impl for<'c> FnOnce(&'c mut Connection) -> Work<'c, T> + Send + 'static,
+        ) -> Result<T, StorageError> {
+            let pool = pool.clone();
+            let unavailable = |reason: &dyn Display, maybe_written| StorageError::Unavailable { reason: reason.to_string(), maybe_written };
+            let task = tokio::spawn(async move {
+                let deadline = Instant::now() + DEADLINE;
+                let mut connection = match timeout_at(deadline, pool.acquire()).await {
+                    Ok(acquired) => acquired.map_err(|error| unavailable(&error, false))?,
+                    Err(over) => return Err(unavailable(&over, false)),
+                };
+                let ended = timeout_at(deadline, work(&mut connection)).await;
+                let clean = match &ended {
+                    Ok(Ok(_)) => true,
+                    Ok(Err(Failure::Refused(_) | Failure::Statement(sqlx::Error::Database(_)))) => {
+                        matches!(timeout_at(deadline, connection.execute("ROLLBACK")).await, Ok(Ok(_)))
+                    }
+                    _ => false,
+                };
+                if !clean {
+                    drop(connection.detach());
+                }
+                match ended {
+                    Ok(Ok(done)) => Ok(done),
+                    Ok(Err(Failure::Refused(refusal))) => Err(refusal),
+                    Ok(Err(Failure::Statement(error))) => Err(unavailable(&error, false)),
+                    Ok(Err(Failure::Commit(error))) => Err(unavailable(&error, true)),
+                    Err(over) => Err(unavailable(&over, true)),
+                }
+            });
+            task.await.unwrap_or_else(|panic| Err(unavailable(&panic, true)))
+        }
+
+        async fn commit(connection: &mut Connection) -> Result<(), Failure> {
+            connection.execute("COMMIT").await.map(|_| ()).map_err(Failure::Commit)
+        }
+
+        /// Runs the migrations, and refuses a schema of a later major version.
+        async fn run_migrations(connection: &mut Connection) -> Result<(), MigrationError> {
+            let failed = |error: &dyn Display| MigrationError::Failed(error.to_string());
+            let mut migrator = migrations();
+            migrator.set_ignore_missing(true);
+            migrator.run_direct(None, &mut *connection, false).await.map_err(|error| failed(&error))?;
+            let version: i64 =
+                sqlx::query_scalar(queries::SCHEMA_VERSION).fetch_one(connection).await.map_err(|error| failed(&error))?;
+            match version / 1000 {
+                major if major > SCHEMA_MAJOR_VERSION => Err(MigrationError::TooNew(major)),
+                _ => Ok(()),
+            }
+        }
+    };
+}
+
+pub(super) use queries;

@@ -1,0 +1,114 @@
+//! SQLite: creates queue on the write lock. Within this process writes share one connection, so that they queue in turn;
+//! other processes are met by trying again every millisecond, which starves nobody as SQLite's own growing pauses would.
+
+use std::fmt::Display;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::pin::Pin;
+use std::time::Duration;
+
+use sqlx::error::DatabaseError;
+use sqlx::migrate::Migrator;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{ConnectOptions as _, Connection as _, Executor as _, Pool, Sqlite};
+use tokio::time::{Instant, sleep, timeout_at};
+use uuid::Uuid;
+use uuid::fmt::Hyphenated;
+
+use super::queries::{self, Failure, queries};
+use super::{AuditEntry, DEADLINE, DEFAULT_TENANT, MigrationError, SCHEMA_MAJOR_VERSION, StorageError, UserRow, now};
+use crate::domain::{Email, Extension, ExtensionNumber, Name, Secret, User};
+
+type Database = Sqlite;
+type Connection = sqlx::SqliteConnection;
+type Id = Hyphenated;
+
+const READERS: u32 = 4;
+
+/// The result code of a lock that somebody else holds.
+const SQLITE_BUSY: &str = "5";
+
+/// Between two attempts to take the write lock.
+const RETRY: Duration = Duration::from_millis(1);
+
+/// Connections to one database file.
+#[derive(Debug, Clone)]
+pub struct Backend {
+    readers: Pool<Sqlite>,
+    writer: Pool<Sqlite>,
+    options: SqliteConnectOptions,
+}
+
+impl Backend {
+    pub(super) fn new(options: &SqliteConnectOptions) -> Self {
+        // A commit that was answered outlasts a power cut: WAL with a flush for each commit.
+        let options = options
+            .clone()
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .create_if_missing(false)
+            .disable_statement_logging();
+        let pool = |connections| SqlitePoolOptions::new().max_connections(connections).acquire_timeout(DEADLINE);
+        Self {
+            readers: pool(READERS).connect_lazy_with(options.clone().busy_timeout(DEADLINE)),
+            writer: pool(1).connect_lazy_with(options.clone().busy_timeout(Duration::ZERO)),
+            options,
+        }
+    }
+
+    /// Only here is the file made, and its folder (mode 0700) with it: one that vanishes later is not replaced by an empty one.
+    /// One transaction holds the write lock from the first look to the last migration.
+    pub(super) async fn migrate(&self) -> Result<(), MigrationError> {
+        let file = self.options.get_filename();
+        if let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(folder)
+                .map_err(|error| MigrationError::Unavailable(format!("the folder {} can't be made: {error}", folder.display())))?;
+        }
+        let unavailable = |error: sqlx::Error| MigrationError::Unavailable(format!("{}: {error}", file.display()));
+        let options = self.options.clone().create_if_missing(true).busy_timeout(DEADLINE);
+        let mut connection = Connection::connect_with(&options).await.map_err(unavailable)?;
+        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(unavailable)?;
+        run_migrations(&mut transaction).await?;
+        transaction.commit().await.map_err(unavailable)?;
+        // The schema is there; how the connection closes changes nothing.
+        let _ = connection.close().await;
+        Ok(())
+    }
+
+    fn read_pool(&self) -> &Pool<Sqlite> {
+        &self.readers
+    }
+
+    fn write_pool(&self) -> &Pool<Sqlite> {
+        &self.writer
+    }
+}
+
+/// Tries until the caller's deadline ends it.
+async fn begin_write(connection: &mut Connection) -> sqlx::Result<()> {
+    loop {
+        match connection.execute("BEGIN IMMEDIATE").await {
+            Err(sqlx::Error::Database(refusal)) if refusal.code().as_deref() == Some(SQLITE_BUSY) => sleep(RETRY).await,
+            begun => return begun.map(|_| ()),
+        }
+    }
+}
+
+/// The write lock is held since the transaction began.
+#[expect(clippy::unused_async, reason = "on PostgreSQL it is a query")]
+async fn lock_allocation(_connection: &mut Connection) -> sqlx::Result<()> {
+    Ok(())
+}
+
+fn violates_email(refusal: &dyn DatabaseError) -> bool {
+    refusal.message().contains("users_email_key")
+}
+
+fn migrations() -> Migrator {
+    sqlx::migrate!("migrations/sqlite")
+}
+
+queries!();
