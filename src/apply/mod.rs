@@ -20,7 +20,8 @@
 //! A step that fails ends the apply: what is on disk stays, the row says why, and the next apply repairs everything, because
 //! each apply starts from what Asterisk and the disk say, not from what an earlier one meant to do.
 //!
-//! An apply has a thread of its own for all of its file steps; a client that hangs up does not end it.
+//! An apply has a thread of its own, with an event loop of its own, for everything but the database: its file steps hold
+//! nobody up, and it asks Asterisk hundreds of questions without a switch of threads. A client that hangs up does not end it.
 
 mod lock;
 mod ownership;
@@ -30,12 +31,12 @@ pub use lock::{HostLock, LockError};
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::json;
 use time::OffsetDateTime;
-use tokio::runtime::Handle;
+use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
@@ -48,7 +49,7 @@ use crate::asterisk::files::{self, FileError, GeneratedFiles, Stage};
 use crate::asterisk::foreign::{self, Foreign};
 use crate::asterisk::registrations::{self, Registration};
 use crate::asterisk::reload::{AsteriskCommand, CommandResult, Reload, ReloadError};
-use crate::asterisk::{in_force, render};
+use crate::asterisk::{CONTEXT, in_force, render};
 use crate::config::Settings;
 use crate::domain::{ExtensionNumber, Name, User};
 use crate::storage::{AuditEntry, Storage, StorageError};
@@ -71,8 +72,9 @@ pub struct Applier {
 }
 
 /// What an apply did, as far as it got.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Progress {
+    step_began: Instant,
     /// The target files that were replaced: the endpoints, then the routing.
     pub files_written: Vec<PathBuf>,
     /// How the reloads went.
@@ -177,11 +179,15 @@ impl Applier {
     /// If the apply did; its audit row still says "interrupted", which is true.
     pub async fn apply(&self, triggered_by: Name) -> Result<Applied, ApplyError> {
         let applier = self.clone();
-        let runtime = Handle::current();
-        self.tasks.spawn_blocking(move || runtime.block_on(applier.run(triggered_by))).await.expect("an apply that ends")
+        let service = Handle::current();
+        let run = move || {
+            let own_thread = Builder::new_current_thread().enable_all().build().expect("an event loop of its own");
+            own_thread.block_on(applier.run(triggered_by, &service))
+        };
+        self.tasks.spawn_blocking(run).await.expect("an apply that ends")
     }
 
-    async fn run(&self, triggered_by: Name) -> Result<Applied, ApplyError> {
+    async fn run(&self, triggered_by: Name, service: &Handle) -> Result<Applied, ApplyError> {
         let lock = match HostLock::try_acquire(&self.files) {
             Err(LockError::Held) => return Err(ApplyError::InProgress),
             lock => lock,
@@ -198,7 +204,7 @@ impl Applier {
         self.storage.begin_audit(row.clone()).await.map_err(ApplyError::Unavailable)?;
         info!(audit_log_id = %row.id, "apply begins");
 
-        let mut progress = Progress::default();
+        let mut progress = Progress::new();
         let (_lock, outcome) = match lock {
             Ok(lock) => {
                 let outcome = self.steps(&lock, &mut progress).await;
@@ -213,7 +219,7 @@ impl Applier {
         let finished = self.storage.finish_audit(row.clone()).await;
         let audit_log_id = row.id;
         if finished.is_err() {
-            self.tasks.spawn(retry_audit(self.storage.clone(), row, self.stopping.clone()));
+            self.tasks.spawn_on(retry_audit(self.storage.clone(), row, self.stopping.clone()), service);
         }
 
         let failed = |error_details, in_force, progress| ApplyError::Failed { audit_log_id, error_details, in_force, progress: Box::new(progress) };
@@ -241,13 +247,17 @@ impl Applier {
         let endpoints = render::endpoints(&users);
         let routing = render::routing(numbers.iter().copied());
 
-        let changing = self.look(&users).await?;
+        progress.done("snapshot and render");
+
+        let changing = self.look(&users, progress).await?;
 
         self.files.remove_left_overs(lock)?;
         let endpoints = files::prepare(lock, &self.files.endpoints, Stage::Final, &endpoints)?;
         let mut routing = files::prepare(lock, &self.files.routing, Stage::Final, &routing)?;
+        progress.done("prepare");
         if !changing.is_empty() {
             self.quarantine(lock, &numbers, &changing, progress).await?;
+            progress.done("quarantine");
         }
 
         progress.wrote(&self.files, &self.files.endpoints);
@@ -255,6 +265,8 @@ impl Applier {
         self.command.reload(Reload::Pjsip, &mut progress.reload_results.pjsip_reload).await?;
         let unwanted = |number| changing.contains(&number) || !numbers.contains(&number);
         progress.evicted(registrations::evict(&self.control, unwanted).await?);
+
+        progress.done("endpoints");
 
         let still_old = proof::still_old(&self.control, users.iter().filter(|user| changing.contains(&user.extension.number))).await?;
         if !still_old.is_empty() {
@@ -265,31 +277,37 @@ impl Applier {
         routing.publish(lock)?;
         self.command.reload(Reload::Dialplan, &mut progress.reload_results.dialplan_reload).await?;
 
+        progress.done("routing");
+
         proof::prove(&self.control, &users).await?.map_err(|found| {
             StepError::NotProven(format!("{found}; likely cause: {}", proof::likely_cause(&self.config_dir, &self.files)))
         })?;
         if users.is_empty() {
             proof::includes(&self.config_dir, &self.files)?.map_err(StepError::NotProven)?;
         }
+        progress.done("proof");
         Ok(users.len())
     }
 
     /// Step 4: gives the numbers that change hands.
-    async fn look(&self, users: &[User]) -> Result<BTreeSet<ExtensionNumber>, StepError> {
+    async fn look(&self, users: &[User], progress: &mut Progress) -> Result<BTreeSet<ExtensionNumber>, StepError> {
         in_force::wait_fully_booted(&self.control).await?;
         if let Some(module) = in_force::missing_modules(&self.control).await?.first() {
             return Err(StepError::Module(module));
         }
-        self.files.check_targets()?;
-        foreign::check(&self.config_dir, &self.files)?;
         if let Some((number, source)) = proof::unwritten_first_priority(&self.control).await? {
             return Err(StepError::NotProven(format!(
-                "priority 1 of extension {number} in {} comes from {source}, not from a file: remove it there, then apply again",
-                crate::asterisk::CONTEXT
+                "priority 1 of extension {number} in {CONTEXT} comes from {source}, not from a file: remove it there, then apply again"
             )));
         }
+        progress.done("look at Asterisk");
+        self.files.check_targets()?;
+        foreign::check(&self.config_dir, &self.files)?;
         let on_disk = OnDisk::read(&self.config_dir, &self.files)?;
-        Ok(ownership::changing_hands(&self.control, users, &on_disk).await?)
+        progress.done("look at the files");
+        let changing = ownership::changing_hands(&self.control, users, &on_disk).await?;
+        progress.done("look who changes hands");
+        Ok(changing)
     }
 
     /// Step 6.
@@ -318,6 +336,16 @@ impl Applier {
 }
 
 impl Progress {
+    fn new() -> Self {
+        Self { step_began: Instant::now(), files_written: Vec::new(), reload_results: ReloadResults::default(), evicted: Vec::new() }
+    }
+
+    /// One log line for each step that is done.
+    fn done(&mut self, step: &'static str) {
+        info!(step, milliseconds = self.step_began.elapsed().as_secs_f64() * 1000.0, "apply");
+        self.step_began = Instant::now();
+    }
+
     /// Noted before the rename: a failure within it may come after the file was replaced.
     fn wrote(&mut self, files: &GeneratedFiles, path: &Path) {
         let written = |file: &PathBuf| file == path || self.files_written.contains(file);

@@ -3,8 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::fs;
 use std::path::Path;
+
+use tokio::try_join;
 
 use crate::asterisk::config::{Config, Unreadable};
 use crate::asterisk::control::{Control, ControlError};
@@ -19,7 +20,7 @@ const NAMED: usize = 5;
 /// Compares everything in force with `users`. The inner error says what is missing, left over or stale.
 pub(super) async fn prove(control: &Control, users: &[User]) -> Result<Result<(), String>, ControlError> {
     let wanted: BTreeSet<_> = users.iter().map(|user| user.extension.number).collect();
-    let objects = in_force::objects(control).await?;
+    let (objects, dialplan) = try_join!(in_force::objects(control), in_force::dialplan(control))?;
     let endpoints: BTreeSet<_> = objects.endpoints.keys().copied().collect();
     let mut findings = Findings::default();
 
@@ -32,12 +33,14 @@ pub(super) async fn prove(control: &Control, users: &[User]) -> Result<Result<()
 
     let secrets = users.iter().map(|user| (user.extension.number, user.extension.secret.reveal().to_owned()));
     let secrets: BTreeMap<_, _> = secrets.filter(|(number, _)| objects.auths.contains(number)).collect();
-    findings.add("old secrets in force", in_force::differing(control, Value::Secret, &secrets).await?);
     let caller_ids = users.iter().map(|user| (user.extension.number, render::caller_id(&user.name, user.extension.number)));
     let caller_ids: BTreeMap<_, _> = caller_ids.filter(|(number, _)| endpoints.contains(number)).collect();
-    findings.add("old caller IDs in force", in_force::differing(control, Value::CallerId, &caller_ids).await?);
+    let (old_secrets, old_caller_ids) =
+        try_join!(in_force::differing(control, Value::Secret, &secrets), in_force::differing(control, Value::CallerId, &caller_ids))?;
+    findings.add("old secrets in force", old_secrets);
+    findings.add("old caller IDs in force", old_caller_ids);
 
-    match in_force::dialplan(control).await? {
+    match dialplan {
         None => findings.0.push(format!("the dialplan context {CONTEXT} missing")),
         Some(first_priorities) => {
             let routed: BTreeSet<_> = first_priorities.keys().copied().collect();
@@ -78,11 +81,7 @@ pub(super) async fn unwritten_first_priority(control: &Control) -> Result<Option
 pub(super) fn includes(config_dir: &Path, files: &GeneratedFiles) -> Result<Result<(), String>, Unreadable> {
     for (main, generated) in [("pjsip.conf", &files.endpoints), ("extensions.conf", &files.routing)] {
         let main = config_dir.join(main);
-        let Ok(wanted) = fs::canonicalize(generated) else {
-            return Ok(Err(format!("{} is not there", generated.display())));
-        };
-        let included = Config::read(config_dir, &main)?.files.iter().any(|file| fs::canonicalize(file).is_ok_and(|file| file == wanted));
-        if !included {
+        if Config::read(config_dir, &main)?.included(generated).is_empty() {
             let line = generated.strip_prefix(config_dir).unwrap_or(generated).display();
             return Ok(Err(format!("{} does not include the generated file: add the line '#tryinclude {line}' to it, then apply again", main.display())));
         }

@@ -6,6 +6,7 @@
 //! included file belong to the section that includes it until a section of its own begins, and the including section
 //! goes on after the include (seen on 22.10). `#exec` is not followed: what a program prints can't be known without running it.
 
+use std::borrow::Cow;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -88,6 +89,13 @@ impl Config {
         let mut config = Self::default();
         config.read_file(config_dir, file, None, 0)?;
         Ok(config)
+    }
+
+    /// Under which names `path` was read, whatever links lead to it: none if it is not included.
+    #[must_use]
+    pub fn included(&self, path: &Path) -> Vec<Arc<Path>> {
+        let Ok(wanted) = fs::canonicalize(path) else { return Vec::new() };
+        self.files.iter().filter(|file| fs::canonicalize(file).is_ok_and(|file| file == wanted)).cloned().collect()
     }
 
     /// The values of `key` in a section, those of the sections that it takes after included.
@@ -181,7 +189,10 @@ impl Entry {
 }
 
 /// The part of a line that is no comment; `depth` is how many enclosing comments are open, over lines.
-fn without_comments(line: &str, depth: &mut usize) -> String {
+fn without_comments<'l>(line: &'l str, depth: &mut usize) -> Cow<'l, str> {
+    if *depth == 0 && !line.contains(';') {
+        return line.into();
+    }
     let mut kept = String::new();
     let mut rest = line;
     while let Some(at) = rest.find(';') {
@@ -203,13 +214,13 @@ fn without_comments(line: &str, depth: &mut usize) -> String {
             rest = &from[1..];
         } else {
             kept.push_str(before);
-            return kept;
+            return kept.into();
         }
     }
     if *depth == 0 {
         kept.push_str(rest);
     }
-    kept
+    kept.into()
 }
 
 #[cfg(test)]

@@ -10,12 +10,15 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 const QUIT_AFTER: &str = "cli quit after ";
 
 /// The longest command that is sent, in bytes: the line on the socket stays below 500.
 pub const MAX_COMMAND_BYTES: usize = 499 - QUIT_AFTER.len();
+
+/// Asterisk lets two connections wait to be accepted; whoever comes then is told to try again.
+const QUEUE_RETRY: Duration = Duration::from_millis(1);
 
 /// The control socket of one Asterisk.
 #[derive(Debug, Clone)]
@@ -104,13 +107,18 @@ impl Control {
     }
 
     async fn exchange(&self, command: &str) -> Result<String, ControlError> {
-        let stream = UnixStream::connect(&self.socket).await.map_err(|error| {
+        let stream = loop {
+            let error = match UnixStream::connect(&self.socket).await {
+                Ok(stream) => break stream,
+                Err(error) => error,
+            };
             let socket = self.socket.clone();
             match error.kind() {
-                io::ErrorKind::PermissionDenied => ControlError::Refused { socket, error },
-                _ => ControlError::Down { socket, error },
+                io::ErrorKind::WouldBlock => sleep(QUEUE_RETRY).await,
+                io::ErrorKind::PermissionDenied => return Err(ControlError::Refused { socket, error }),
+                _ => return Err(ControlError::Down { socket, error }),
             }
-        })?;
+        };
         let broken = |error| ControlError::Broken { command: shortened(command), error };
         let mut stream = BufReader::new(stream);
         let mut greeting = Vec::new();

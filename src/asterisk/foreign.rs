@@ -4,8 +4,7 @@
 //! `[1000](+type=endpoint)` adds to ours and breaks all of pjsip.conf on the day 1000 is deleted. A second priority 1 of
 //! a number hides ours or is hidden by it. So each is looked for on disk, before anything is written.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::CONTEXT;
 use super::config::{Config, Section, Unreadable};
@@ -36,18 +35,18 @@ pub enum Foreign {
 /// The first thing found, or the first file that can't be read.
 pub fn check(config_dir: &Path, ours: &GeneratedFiles) -> Result<(), Foreign> {
     let pjsip = Config::read(config_dir, &config_dir.join("pjsip.conf"))?;
-    let ours_endpoints = canonical(&ours.endpoints);
-    for section in pjsip.sections.iter().filter(|s| !s.template && canonical(&s.place.file) != ours_endpoints) {
+    let generated = pjsip.included(&ours.endpoints);
+    for section in pjsip.sections.iter().filter(|s| !s.template && !generated.contains(&s.place.file)) {
         if let (Some(number), Some(what)) = (ExtensionNumber::parse(&section.name), collides(&pjsip, section)) {
             return Err(Foreign::Stands { place: section.place.to_string(), what, number });
         }
     }
 
     let dialplan = Config::read(config_dir, &config_dir.join("extensions.conf"))?;
-    let ours_routing = canonical(&ours.routing);
+    let generated = dialplan.included(&ours.routing);
     for section in dialplan.sections.iter().filter(|s| s.name == CONTEXT) {
         for (number, place) in first_priorities(section) {
-            if canonical(&place.file) != ours_routing {
+            if !generated.contains(&place.file) {
                 let what = "priority 1 of extension";
                 return Err(Foreign::Stands { place: place.to_string(), what, number });
             }
@@ -92,9 +91,4 @@ pub fn first_priorities(section: &Section) -> impl Iterator<Item = (ExtensionNum
         let number = ExtensionNumber::parse(extension)?;
         (priority == "1").then_some((number, &entry.place))
     })
-}
-
-/// One name for a file, however it was reached.
-fn canonical(path: &Path) -> PathBuf {
-    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
 }

@@ -4,14 +4,16 @@
 //! - A listing counts only if it has as many rows as its trailer says: to a reader that stalls, Asterisk drops lines in the
 //!   middle. Otherwise it is read again, a few times.
 //! - Values are compared by digest, some ten with one command, so no secret is ever printed: Asterisk computes
-//!   `MD5(${AST_SORCERY(…)}:${AST_SORCERY(…)}:…)` with each expression expanded once. A batch that differs is split
-//!   down to the number. An object that isn't there gives a blank inside the digest, so only listed ones are asked about.
+//!   `MD5(${AST_SORCERY(…)}:${AST_SORCERY(…)}:…)` with each expression expanded once. Of a batch that differs, each number
+//!   is asked about. An object that isn't there gives a blank inside the digest, so only listed ones are asked about.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use md5::{Digest as _, Md5};
 use regex::Regex;
+use tokio::try_join;
 
 use super::CONTEXT;
 use super::control::{Control, ControlError, MAX_COMMAND_BYTES};
@@ -19,6 +21,9 @@ use crate::domain::ExtensionNumber;
 
 /// How often a listing that lost lines is read.
 const READINGS: usize = 10;
+
+/// How many questions are under way at once: Asterisk answers each on a thread of its own.
+const AT_A_TIME: usize = 2;
 
 /// What `dialplan eval function` expands into: 1,024 bytes with the terminator.
 const MAX_EXPANDED_BYTES: usize = 1000;
@@ -113,11 +118,9 @@ pub async fn missing_modules(control: &Control) -> Result<Vec<&'static str>, Con
 /// # Errors
 /// [`ControlError`].
 pub async fn objects(control: &Control) -> Result<Objects, ControlError> {
-    Ok(Objects {
-        endpoints: listing(control, "pjsip show endpoints", parse_endpoints).await?,
-        auths: auths(control).await?,
-        aors: aors(control).await?,
-    })
+    let (endpoints, auths, aors) =
+        try_join!(listing(control, "pjsip show endpoints", parse_endpoints), auths(control), aors(control))?;
+    Ok(Objects { endpoints, auths, aors })
 }
 
 /// The auths of our numbers.
@@ -153,18 +156,26 @@ pub async fn differing(
     value: Value,
     expected: &BTreeMap<ExtensionNumber, String>,
 ) -> Result<BTreeSet<ExtensionNumber>, ControlError> {
-    let mut differing = BTreeSet::new();
     let expected: Vec<_> = expected.iter().map(|(number, text)| (*number, text.as_str())).collect();
-    let mut batches = batches(value, &expected);
-    while let Some(batch) = batches.pop() {
-        if !in_force(control, value, batch).await? {
-            match batch {
-                [(number, _)] => _ = differing.insert(*number),
-                _ => batches.extend([&batch[..batch.len() / 2], &batch[batch.len() / 2..]]),
-            }
-        }
-    }
-    Ok(differing)
+    let whole = batches(value, &expected);
+    let differing = batches_that_differ(control, value, whole).await?;
+    let single = differing.iter().flat_map(|batch| batch.chunks(1)).collect();
+    let differing = batches_that_differ(control, value, single).await?;
+    Ok(differing.into_iter().flatten().map(|(number, _)| *number).collect())
+}
+
+/// Asks about several batches at a time.
+async fn batches_that_differ<'a, 'b>(
+    control: &Control,
+    value: Value,
+    batches: Vec<&'a [(ExtensionNumber, &'b str)]>,
+) -> Result<Vec<&'a [(ExtensionNumber, &'b str)]>, ControlError> {
+    stream::iter(batches)
+        .map(|batch| async move { Ok((batch, in_force(control, value, batch).await?)) })
+        .buffer_unordered(AT_A_TIME)
+        .try_filter_map(|(batch, equal)| async move { Ok((!equal).then_some(batch)) })
+        .try_collect()
+        .await
 }
 
 /// As many values at a time as fit Asterisk's buffers.

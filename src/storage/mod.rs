@@ -139,7 +139,10 @@ macro_rules! on_either {
 }
 
 impl Storage {
-    /// Gets ready to use the database; nothing is connected yet.
+    /// Gets ready to use the database; nothing is connected yet. Its connections belong to the runtime that this is called in.
+    ///
+    /// # Panics
+    /// Outside a runtime.
     #[must_use]
     pub fn new(url: &DatabaseUrl) -> Self {
         match url {

@@ -7,6 +7,7 @@ use sqlx::error::DatabaseError;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _, Pool, Postgres};
+use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
@@ -32,6 +33,7 @@ const LOCK_TENANT: &str = "SELECT 1 FROM tenants WHERE id = $1 FOR NO KEY UPDATE
 pub struct Backend {
     pool: Pool<Postgres>,
     options: PgConnectOptions,
+    runtime: Handle,
 }
 
 impl Backend {
@@ -42,7 +44,7 @@ impl Backend {
             .acquire_timeout(DEADLINE)
             .after_connect(|connection, _| Box::pin(async move { connection.execute(SESSION).await.map(|_| ()) }))
             .connect_lazy_with(options.clone());
-        Self { pool, options }
+        Self { pool, options, runtime: Handle::current() }
     }
 
     /// An advisory lock keeps two processes from migrating at once.

@@ -58,7 +58,7 @@ macro_rules! queries {
     () => {
         impl Backend {
             pub(super) async fn create_user(&self, name: Name, email: Email, secret: Secret) -> Result<User, StorageError> {
-                call(self.write_pool(), move |connection| {
+                call(&self.runtime, self.write_pool(), move |connection| {
                     Box::pin(async move {
                         begin_write(connection).await?;
                         lock_allocation(connection).await?;
@@ -98,7 +98,7 @@ macro_rules! queries {
             }
 
             pub(super) async fn users(&self) -> Result<Vec<User>, StorageError> {
-                call(self.read_pool(), |connection| {
+                call(&self.runtime, self.read_pool(), |connection| {
                     Box::pin(async move {
                         let rows: Vec<UserRow<Id>> = sqlx::query_as(queries::USERS).fetch_all(connection).await?;
                         Ok(rows.into_iter().map(UserRow::parse).collect::<Result<_, _>>()?)
@@ -108,7 +108,7 @@ macro_rules! queries {
             }
 
             pub(super) async fn delete_user(&self, id: Uuid) -> Result<Option<ExtensionNumber>, StorageError> {
-                call(self.write_pool(), move |connection| {
+                call(&self.runtime, self.write_pool(), move |connection| {
                     Box::pin(async move {
                         begin_write(connection).await?;
                         let number: Option<i32> = sqlx::query_scalar(queries::DELETE_EXTENSION)
@@ -124,7 +124,7 @@ macro_rules! queries {
             }
 
             pub(super) async fn begin_audit(&self, entry: AuditEntry) -> Result<(), StorageError> {
-                call(self.write_pool(), move |connection| {
+                call(&self.runtime, self.write_pool(), move |connection| {
                     Box::pin(async move {
                         begin_write(connection).await?;
                         sqlx::query(queries::INSERT_AUDIT)
@@ -145,7 +145,7 @@ macro_rules! queries {
             }
 
             pub(super) async fn finish_audit(&self, entry: AuditEntry) -> Result<(), StorageError> {
-                call(self.write_pool(), move |connection| {
+                call(&self.runtime, self.write_pool(), move |connection| {
                     Box::pin(async move {
                         begin_write(connection).await?;
                         sqlx::query(queries::UPDATE_AUDIT)
@@ -165,15 +165,17 @@ macro_rules! queries {
 
         type Work<'c, T> = Pin<Box<dyn Future<Output = Result<T, Failure>> + Send + 'c>>;
 
-        /// Does `work` on a connection of `pool`, as a task of its own, within the deadline. The connection goes back to the
-        /// pool only outside a transaction; where that is not sure, it is closed.
+        /// Does `work` on a connection of `pool`, as a task of its own on the service's runtime (a connection belongs to the
+        /// one that made it), within the deadline. It goes back to the pool only outside a transaction; where that is not
+        /// sure, it is closed.
         async fn call<T: Send + 'static>(
+            runtime: &Handle,
             pool: &Pool<Database>,
             work: impl for<'c> FnOnce(&'c mut Connection) -> Work<'c, T> + Send + 'static,
         ) -> Result<T, StorageError> {
             let pool = pool.clone();
             let unavailable = |reason: &dyn Display, maybe_written| StorageError::Unavailable { reason: reason.to_string(), maybe_written };
-            let task = tokio::spawn(async move {
+            let task = runtime.spawn(async move {
                 let deadline = Instant::now() + DEADLINE;
                 let mut connection = match timeout_at(deadline, pool.acquire()).await {
                     Ok(acquired) => acquired.map_err(|error| unavailable(&error, false))?,

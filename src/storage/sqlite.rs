@@ -10,6 +10,7 @@ use sqlx::error::DatabaseError;
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _, Pool, Sqlite};
+use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
@@ -36,6 +37,7 @@ pub struct Backend {
     readers: Pool<Sqlite>,
     writer: Pool<Sqlite>,
     options: SqliteConnectOptions,
+    runtime: Handle,
 }
 
 impl Backend {
@@ -53,6 +55,7 @@ impl Backend {
             readers: pool(READERS).connect_lazy_with(options.clone().busy_timeout(DEADLINE)),
             writer: pool(1).connect_lazy_with(options.clone().busy_timeout(Duration::ZERO)),
             options,
+            runtime: Handle::current(),
         }
     }
 
