@@ -1,6 +1,7 @@
 //! Settings: from the command line, the environment, or `./.env`, in this order. A setting that makes no sense stops the
 //! start with one line that names it.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,14 +16,26 @@ use crate::domain::Name;
 
 /// Users in a database become SIP extensions that Asterisk is proven to serve.
 #[derive(Debug, Parser)]
-#[command(name = "pbx-portal", version, args_conflicts_with_subcommands = true)]
+#[command(name = "pbx-portal", version)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
-    pub command: Option<Command>,
-    /// For `serve`, which is what happens without a command.
-    #[command(flatten)]
-    pub settings: Settings,
+    pub command: Command,
+}
+
+impl Cli {
+    /// Reads the command line; without a command it is `serve`.
+    ///
+    /// # Errors
+    /// What clap says of it, help and version included.
+    pub fn read(arguments: impl Iterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let mut arguments: Vec<_> = arguments.collect();
+        let about_itself = ["-h", "--help", "-V", "--version"];
+        if arguments.get(1).is_none_or(|first| first.to_string_lossy().starts_with('-') && !about_itself.iter().any(|flag| first == flag)) {
+            arguments.insert(arguments.len().min(1), "serve".into());
+        }
+        Self::try_parse_from(arguments)
+    }
 }
 
 /// What the program can do.

@@ -4,7 +4,6 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser as _;
 use pbx_control_portal::api::guard::Guard;
 use pbx_control_portal::api::{self, Portal};
 use pbx_control_portal::apply::Applier;
@@ -34,19 +33,18 @@ fn main() -> ExitCode {
         Err(error) if !error.not_found() => return refuse(&format!(".env can't be used: {}", dotenv_problem(&error))),
         _ => {}
     }
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) if !error.use_stderr() => error.exit(),
-        Err(error) => return refuse(error.to_string().lines().next().unwrap_or_default().trim_start_matches("error: ")),
+        Err(error) => return refuse(&one_line(&error)),
     };
     let (settings, serve) = match cli.command {
-        Some(Command::Openapi) => {
+        Command::Openapi => {
             print!("{}", api::openapi_document());
             return ExitCode::SUCCESS;
         }
-        Some(Command::Migrate(settings)) => (*settings, false),
-        Some(Command::Serve(settings)) => (*settings, true),
-        None => (cli.settings, true),
+        Command::Migrate(settings) => (*settings, false),
+        Command::Serve(settings) => (*settings, true),
     };
     let secrets = match Secrets::from_environment(&settings).and_then(|secrets| settings.check(&secrets).map(|()| secrets)) {
         Ok(secrets) => secrets,
@@ -80,6 +78,13 @@ fn main() -> ExitCode {
 fn refuse(why: &str) -> ExitCode {
     eprintln!("pbx-portal: {why}");
     ExitCode::from(2)
+}
+
+/// What is wrong with the arguments or the environment, without clap's advice below it.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let end = ["\n\nUsage:", "\n\nFor more information"].iter().filter_map(|advice| text.find(advice)).min().unwrap_or(text.len());
+    text[..end].trim_start_matches("error: ").replace(char::is_control, " ").trim_end().to_owned()
 }
 
 /// Everything else that stops a start: one line, exit status 1.

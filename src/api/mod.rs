@@ -53,7 +53,6 @@ pub struct Portal {
         (name = "Apply", description = "What Asterisk serves"),
     ),
     security((), ("token" = [])),
-    modifiers(&EveryOperation),
 )]
 struct Document;
 

@@ -189,7 +189,8 @@ exten => 1000,1,Dial(PJSIP/1000,25)
                 let caller_id = text.lines().find(|line| line.starts_with("callerid=")).expect("a caller ID");
                 proptest::prop_assert_eq!(text.replace(caller_id, "callerid=\"Plain\" <1000>"), plain);
                 let inner = caller_id.strip_prefix("callerid=\"").and_then(|c| c.strip_suffix("\" <1000>")).expect("its form");
-                proptest::prop_assert!(!inner.is_empty() && inner.len() <= 79 && !inner.contains(['"', ';', '\\', '$', '{', '}', '\n']));
+                let safe = !inner.is_empty() && inner.len() <= 79 && !inner.contains(['"', ';', '\\', '$', '{', '}', '\n']);
+                proptest::prop_assert!(safe, "{:?}", inner);
             }
         }
     }

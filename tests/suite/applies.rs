@@ -1,0 +1,219 @@
+//! An apply that is believed, and one that is not.
+
+use std::fs::{self, File};
+
+use serde_json::{Value, json};
+
+use crate::fixtures::{TWO_OF_ONE_NAME, Database, account, host, id, psql, serves, sqlite};
+use crate::support::portal::Settings;
+use crate::support::process::Signal;
+use crate::support::{Asterisk, Portal, Postgres, asterisk, secs, wait_until};
+
+fn apply(portal: &Portal) -> crate::support::Answer {
+    portal.request("POST", "/apply", Some(&json!({"triggered_by": "suite"})))
+}
+
+fn failed(portal: &Portal, words: &[&str]) -> Value {
+    let answer = apply(portal);
+    assert_eq!((answer.status, answer.json["error"].as_str()), (500, Some("Apply operation failed")), "{}", answer.text);
+    let details = answer.json["error_details"].as_str().expect("details");
+    for word in words {
+        assert!(details.contains(word), "{word:?} in {details:?}");
+    }
+    answer.json
+}
+
+#[test]
+fn leaves_a_true_audit_row_on_both_databases() {
+    let asterisk = Asterisk::start();
+    for database in [Database::Sqlite, Database::Postgres] {
+        let url = Postgres::database();
+        let settings = Settings::of(&asterisk).with("PORTAL_HOST", "pbx-7");
+        let portal = match database {
+            Database::Sqlite => Portal::start(&settings),
+            Database::Postgres => Portal::start(&settings.with("DATABASE_URL", &url)),
+        };
+        let sql = |sql: &str| match database {
+            Database::Sqlite => sqlite(&portal, sql),
+            Database::Postgres => psql(&url, sql),
+        };
+        let applied = portal.apply("  Áine  ");
+        let audit_id = applied["audit_log_id"].as_str().expect("an id");
+        let row = |column: &str| sql(&format!("SELECT {column} FROM apply_audit_logs WHERE id = '{audit_id}'"));
+        assert_eq!(row("triggered_by || '/' || host || '/' || outcome || '/' || coalesce(error_details, 'none')"), "Áine/pbx-7/success/none");
+        let json = |column: &str| serde_json::from_str::<Value>(&row(column)).expect("JSON");
+        assert_eq!(json("files_written"), json!([asterisk.endpoints_file(), asterisk.routing_file()]));
+        assert_eq!(json("reload_results"), applied["reload_results"]);
+
+        asterisk.stop();
+        let answer = failed(&portal, &["Asterisk is not running"]);
+        asterisk.boot();
+        let failure = format!("SELECT count(*) FROM apply_audit_logs WHERE id = '{}' AND outcome = 'failure'", answer["audit_log_id"].as_str().expect("an id"));
+        assert_eq!(sql(&format!("{failure} AND error_details LIKE 'Asterisk is not running%'")), "1");
+        assert_eq!(sql("SELECT count(*) FROM apply_audit_logs"), "2");
+    }
+}
+
+#[test]
+fn with_asterisk_down_says_so_and_a_later_one_repairs() {
+    let (asterisk, portal) = host();
+    let (number, _) = account(&portal.create_user("Alice", "alice@example.com"));
+    asterisk.stop();
+    let answer = failed(&portal, &["Asterisk is not running", "systemctl start asterisk"]);
+    assert_eq!(answer["files_written"], json!([]));
+    asterisk.boot();
+    assert!(!serves(&asterisk, &number));
+    portal.apply("suite");
+    assert!(serves(&asterisk, &number));
+}
+
+#[test]
+fn one_at_a_time_on_a_host() {
+    let (asterisk, portal) = host();
+    portal.apply("suite");
+    let lock = asterisk.endpoints_file().with_file_name(".pbx-portal.lock");
+    assert_eq!(fs::metadata(&lock).expect("the lock file").len(), 0);
+    let held = File::open(&lock).expect("open the lock file");
+    held.lock().expect("lock it");
+    let answer = apply(&portal);
+    assert_eq!((answer.status, answer.json["error"].as_str()), (409, Some("Apply in progress")));
+    assert_eq!(sqlite(&portal, "SELECT count(*) FROM apply_audit_logs"), "1", "no row for the refused one");
+    drop(held);
+    portal.apply("suite");
+}
+
+#[test]
+fn without_the_include_lines_names_the_line_to_add() {
+    let asterisk = Asterisk::start_with(&asterisk::Options { without_includes: true, ..asterisk::Options::default() });
+    let portal = Portal::start(&Settings::of(&asterisk));
+    let endpoints = "#tryinclude pjsip.d/synergycall/generated_endpoints.conf";
+    failed(&portal, &["context synergy-internal missing"]);
+    portal.create_user("Alice", "alice@example.com");
+    failed(&portal, &["endpoints missing: 1000", "pjsip.conf", endpoints]);
+    asterisk.edit_config("pjsip.conf", |text| format!("{text}\n{endpoints}\n"));
+    let routing = "#tryinclude extensions.d/synergycall/generated_routing.conf";
+    failed(&portal, &["context synergy-internal missing", "extensions.conf", routing]);
+    asterisk.edit_config("extensions.conf", |text| format!("{text}\n{routing}\n"));
+    portal.apply("suite");
+}
+
+#[test]
+fn with_no_users_both_include_lines_are_looked_for() {
+    let (asterisk, portal) = host();
+    assert_eq!(portal.apply("suite")["users_applied"].as_u64(), Some(0));
+    asterisk.edit_config("pjsip.conf", |text| text.replace("#tryinclude", ";"));
+    failed(&portal, &["pjsip.conf does not include"]);
+}
+
+#[test]
+fn without_cli_aliases_reloads_the_modules_themselves() {
+    let asterisk = Asterisk::start_with(&asterisk::Options { without_cli_aliases: true, ..asterisk::Options::default() });
+    let portal = Portal::start(&Settings::of(&asterisk));
+    portal.create_user("Alice", "alice@example.com");
+    let applied = portal.apply("suite");
+    let command = applied["reload_results"]["pjsip_reload"]["command"].as_str().expect("a command");
+    assert!(command.contains("module reload res_pjsip.so "), "{command}");
+}
+
+#[test]
+fn values_are_compared_not_only_names() {
+    let (asterisk, portal) = host();
+    portal.create_user("Alice", "alice@example.com");
+    portal.apply("suite");
+    // A secret edited by hand and loaded, then two sections of one name that make Asterisk keep it.
+    let text = fs::read_to_string(asterisk.endpoints_file()).expect("the endpoints");
+    let edited: String = text.lines().map(|line| if line.starts_with("password=") { "password=stolen\n".into() } else { format!("{line}\n") }).collect();
+    fs::write(asterisk.endpoints_file(), edited).expect("edit the endpoints");
+    asterisk.rx("pjsip reload");
+    asterisk.edit_config("pjsip.conf", |text| format!("{text}{TWO_OF_ONE_NAME}"));
+    failed(&portal, &["old secrets in force: 1000"]);
+    asterisk.edit_config("pjsip.conf", |text| text.replace(TWO_OF_ONE_NAME, ""));
+    portal.apply("suite");
+}
+
+#[test]
+fn a_hung_asterisk_is_given_up() {
+    let asterisk = Asterisk::start();
+    let portal = Portal::start(&Settings::of(&asterisk).with("ASTERISK_TIMEOUT_SECS", 1));
+    asterisk.signal(Signal::STOP);
+    failed(&portal, &["did not answer"]);
+    asterisk.signal(Signal::CONT);
+    portal.apply("suite");
+}
+
+#[test]
+fn goes_on_to_its_end_when_the_service_is_told_to_stop() {
+    let (asterisk, portal) = host();
+    let (number, _) = account(&portal.create_user("Alice", "alice@example.com"));
+    asterisk.signal(Signal::STOP);
+    std::thread::scope(|scope| {
+        let applying = scope.spawn(|| apply(&portal));
+        wait_until(secs(10), "the apply has begun", || portal.log().contains("apply begins"));
+        portal.signal(Signal::TERM);
+        std::thread::sleep(secs(1));
+        assert!(portal.ended().is_none(), "the service waits for the apply");
+        asterisk.signal(Signal::CONT);
+        assert_eq!(applying.join().expect("an answer").status, 200);
+    });
+    wait_until(secs(10), "the service ends", || portal.ended().is_some_and(|status| status.success()));
+    assert!(serves(&asterisk, &number));
+}
+
+#[test]
+fn goes_on_to_its_end_when_the_client_hangs_up() {
+    use std::io::Write as _;
+    let (asterisk, portal) = host();
+    let (number, _) = account(&portal.create_user("Alice", "alice@example.com"));
+    asterisk.signal(Signal::STOP);
+    let mut client = std::net::TcpStream::connect(portal.address()).expect("connect");
+    let body = r#"{"triggered_by":"gone"}"#;
+    write!(client, "POST /apply HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}", body.len()).expect("send");
+    wait_until(secs(10), "the apply has begun", || portal.log().contains("apply begins"));
+    drop(client);
+    asterisk.signal(Signal::CONT);
+    wait_until(secs(20), "the apply is done", || sqlite(&portal, "SELECT outcome FROM apply_audit_logs WHERE triggered_by = 'gone'") == "success");
+    assert!(serves(&asterisk, &number));
+}
+
+#[test]
+fn a_last_audit_write_that_fails_is_told_and_made_up_for() {
+    let asterisk = Asterisk::start();
+    let cluster = Postgres::start(&crate::support::postgres::Options::default());
+    let url = cluster.new_database();
+    let portal = Portal::start(&Settings::of(&asterisk).with("DATABASE_URL", &url));
+    let user = portal.create_user("Alice", "alice@example.com");
+    asterisk.signal(Signal::STOP);
+    std::thread::scope(|scope| {
+        let applying = scope.spawn(|| apply(&portal));
+        wait_until(secs(10), "the users are read", || portal.log().contains("snapshot and render"));
+        cluster.stop();
+        asterisk.signal(Signal::CONT);
+        let answer = applying.join().expect("an answer");
+        assert_eq!(answer.status, 500, "{}", answer.text);
+        assert!(answer.json["message"].as_str().is_some_and(|message| message.contains("Asterisk serves the new state")), "{}", answer.text);
+    });
+    assert!(serves(&asterisk, &account(&user).0));
+    let refused = apply(&portal);
+    assert_eq!((refused.status, refused.json["error"].as_str()), (503, Some("Database unavailable")));
+    cluster.boot();
+    wait_until(secs(20), "the row is completed", || psql(&url, "SELECT outcome FROM apply_audit_logs") == "success");
+    portal.delete_user(id(&user));
+    portal.apply("suite");
+}
+
+#[test]
+fn a_killed_one_leaves_a_true_row_and_a_free_lock() {
+    let (asterisk, portal) = host();
+    portal.create_user("Alice", "alice@example.com");
+    asterisk.signal(Signal::STOP);
+    std::thread::scope(|scope| {
+        scope.spawn(|| portal.try_request("POST", "/apply", Some(&json!({"triggered_by": "killed"}))));
+        wait_until(secs(10), "the apply has begun", || portal.log().contains("apply begins"));
+        portal.kill();
+    });
+    asterisk.signal(Signal::CONT);
+    portal.boot();
+    let row = sqlite(&portal, "SELECT outcome || ' ' || error_details FROM apply_audit_logs WHERE triggered_by = 'killed'");
+    assert!(row.starts_with("failure interrupted"), "{row}");
+    portal.apply("suite");
+}

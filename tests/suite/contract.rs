@@ -1,0 +1,176 @@
+//! Every answer that the API's document promises is asked for over HTTP, and has the shape that it promises.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+
+use serde_json::{Value, json};
+
+use crate::fixtures::{id, sqlite};
+use crate::support::portal::Settings;
+use crate::support::postgres::Options;
+use crate::support::{Asterisk, Portal, Postgres};
+
+/// Asks, and holds each answer against the document.
+struct Client<'a> {
+    address: SocketAddr,
+    seen: &'a mut BTreeSet<(String, String)>,
+}
+
+impl Client<'_> {
+    /// Sends exactly these headers and this body; gives status and body.
+    fn ask(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> (u16, Value) {
+        let mut stream = TcpStream::connect(self.address).expect("connect");
+        let mut request = format!("{method} {path} HTTP/1.1\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
+        if !headers.iter().any(|(name, _)| *name == "host") {
+            request += &format!("host: {}\r\n", self.address);
+        }
+        for (name, value) in headers {
+            request += &format!("{name}: {value}\r\n");
+        }
+        stream.write_all(format!("{request}\r\n{body}").as_bytes()).expect("send");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+        let status: u16 = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+        assert!(head.contains("x-request-id: "), "{head}");
+        assert!(head.contains("content-type: application/json"), "{method} {path}: {head}");
+        let body: Value = serde_json::from_str(body).expect("JSON");
+        self.check(method, path, status, &body);
+        (status, body)
+    }
+
+    fn json(&mut self, method: &str, path: &str, body: &Value) -> (u16, Value) {
+        self.ask(method, path, &[("content-type", "application/json")], &body.to_string())
+    }
+
+    fn check(&mut self, method: &str, path: &str, status: u16, body: &Value) {
+        let document = document();
+        let template = if path.starts_with("/users/") { "/users/{id}" } else { path };
+        let Some(operation) = document["paths"][template].get(method.to_lowercase()) else {
+            assert!(matches!(status, 401 | 404 | 405), "{method} {path} is no operation, but {status}");
+            return;
+        };
+        let response = &operation["responses"][status.to_string()];
+        let mut schema = response["content"]["application/json"]["schema"].clone();
+        assert!(schema.is_object(), "{method} {path} answers {status}, which the document does not have: {body}");
+        schema["components"] = document["components"].clone();
+        let validator = jsonschema::draft202012::new(&schema).expect("a schema");
+        let errors: Vec<_> = validator.iter_errors(body).map(|error| format!("{} at {}", error, error.instance_path())).collect();
+        assert!(errors.is_empty(), "{method} {path} {status}: {errors:?}\n{body}");
+        self.seen.insert((format!("{method} {template}"), status.to_string()));
+    }
+}
+
+fn document() -> Value {
+    serde_json::from_str(include_str!("../../openapi.json")).expect("JSON")
+}
+
+#[test]
+#[expect(clippy::too_many_lines, reason = "one table of all answers")]
+fn every_status_of_every_operation() {
+    let asterisk = Asterisk::start();
+    let mut seen = BTreeSet::new();
+    let new_user = |index: u16| json!({"name": "Alice", "email": format!("alice{index}@example.com")});
+    let by = json!({"triggered_by": "suite"});
+    let unknown = "/users/0b9ad2e4-3f0c-4c1e-9d6e-1f8a2b7c5d90";
+
+    let portal = Portal::start(&Settings::of(&asterisk));
+    let mut client = Client { address: portal.address(), seen: &mut seen };
+    let phrase = |(status, body): (u16, Value)| (status, body["error"].as_str().unwrap_or("").to_owned());
+    let is = |status, text: &str| (status, text.to_owned());
+
+    assert_eq!(client.ask("GET", "/users", &[], ""), (200, json!({"users": []})));
+    let (status, alice) = client.json("POST", "/users", &new_user(1));
+    assert_eq!(status, 201);
+    assert_eq!(client.ask("GET", "/users", &[], ""), (200, json!({"users": [alice]})));
+    assert_eq!(client.json("POST", "/apply", &by).0, 200);
+
+    // 400: every bad field at once, and no field that there isn't.
+    let (status, body) = client.json("POST", "/users", &json!({"name": " ", "email": "alice", "admin": true}));
+    let fields: Vec<_> = body["details"].as_array().expect("details").iter().map(|detail| detail["field"].as_str()).collect();
+    assert_eq!((status, fields), (400, vec![Some("name"), Some("email"), Some("admin")]));
+    for body in [json!({}), json!({"name": 1, "email": null}), json!([]), json!("x"), json!({"name": "a\u{0}b", "email": "a@b"})] {
+        assert_eq!(phrase(client.json("POST", "/users", &body)), is(400, "Validation failed"), "{body}");
+    }
+    for text in ["", "{", "{\"name\":\"\\ud800\",\"email\":\"a@b\"}"] {
+        assert_eq!(client.ask("POST", "/users", &[("content-type", "application/json")], text).0, 400, "{text}");
+    }
+    for body in [json!({}), json!({"triggered_by": ""}), json!({"triggered_by": "x", "dry_run": true})] {
+        assert_eq!(phrase(client.json("POST", "/apply", &body)), is(400, "Validation failed"), "{body}");
+    }
+    for bad in ["/users/1000", "/users/%FF", "/users/0b9ad2e43f0c4c1e9d6e1f8a2b7c5d90", "/users/%7B0b9ad2e4-3f0c-4c1e-9d6e-1f8a2b7c5d90%7D"] {
+        assert_eq!(phrase(client.ask("DELETE", bad, &[], "")), is(400, "Validation failed"), "{bad}");
+    }
+
+    // 403: a page of another origin, and one that calls this machine by another name.
+    for headers in [[("origin", "https://evil.example")], [("origin", "null")], [("host", "evil.example")]] {
+        for (method, path) in [("POST", "/users"), ("GET", "/users"), ("DELETE", unknown), ("POST", "/apply")] {
+            assert_eq!(phrase(client.ask(method, path, &headers, "")), is(403, "Forbidden"), "{method} {path} {headers:?}");
+        }
+    }
+
+    // 404 and 405, 409, 413 and 415.
+    assert_eq!(phrase(client.ask("DELETE", unknown, &[], "")), is(404, "User not found"));
+    assert_eq!(phrase(client.ask("GET", "/nothing", &[], "")), is(404, "Not found"));
+    assert_eq!(phrase(client.ask("PUT", "/users", &[], "")), is(405, "Method not allowed"));
+    let shouted = json!({"name": "Again", "email": "ALICE1@EXAMPLE.COM"});
+    assert_eq!(phrase(client.json("POST", "/users", &shouted)), is(409, "Email already in use"));
+    let large = json!({"name": "a".repeat(17 * 1024)});
+    let plain = [("content-type", "text/plain")];
+    for path in ["/users", "/apply"] {
+        assert_eq!(phrase(client.json("POST", path, &large)), is(413, "Payload too large"));
+        assert_eq!(phrase(client.ask("POST", path, &plain, "{}")), is(415, "Unsupported media type"));
+    }
+    let lock = File::open(asterisk.endpoints_file().with_file_name(".pbx-portal.lock")).expect("the lock file");
+    lock.lock().expect("lock it");
+    assert_eq!(phrase(client.json("POST", "/apply", &by)), is(409, "Apply in progress"));
+    drop(lock);
+    asterisk.stop();
+    assert_eq!(phrase(client.json("POST", "/apply", &by)), is(500, "Apply operation failed"));
+    let (status, body) = client.ask("DELETE", &format!("/users/{}", id(&alice)), &[], "");
+    assert_eq!((status, body["freed_extension"].as_u64()), (200, Some(1000)));
+    sqlite(
+        &portal,
+        "PRAGMA foreign_keys = on; WITH RECURSIVE n(i) AS (SELECT 1000 UNION ALL SELECT i + 1 FROM n WHERE i < 1999) \
+         INSERT INTO users SELECT 'u' || i, 'a0000000-0000-0000-0000-000000000000', 'x', i || '@x', '2026-01-01T00:00:00Z' FROM n; \
+         INSERT INTO extensions SELECT 'e' || email, CAST(email AS INTEGER), id, 'x', created_at FROM users",
+    );
+    assert_eq!(phrase(client.json("POST", "/users", &new_user(2))), is(409, "Extension pool exhausted"));
+
+    // 401: with a token, everything but the documentation.
+    let guarded = Portal::start(&Settings::of(&asterisk).with("PORTAL_API_TOKEN", "s3cret-token"));
+    let mut client = Client { address: guarded.address(), seen: &mut seen };
+    for authorization in ["", "Bearer", "Bearer wrong", "Bearer s3cret-toke", "Basic s3cret-token", "s3cret-token"] {
+        for (method, path) in [("POST", "/users"), ("GET", "/users"), ("DELETE", unknown), ("POST", "/apply"), ("GET", "/nothing")] {
+            let answer = client.ask(method, path, &[("authorization", authorization)], "");
+            assert_eq!(phrase(answer), is(401, "Unauthorized"), "{method} {path} {authorization:?}");
+        }
+    }
+    let token = ("authorization", "Bearer s3cret-token");
+    assert_eq!(client.ask("GET", "/users", &[token, ("host", "portal.example"), ("origin", "https://evil.example")], "").0, 200);
+    assert!(ureq::get(format!("http://{}/openapi.json", guarded.address())).call().is_ok(), "the documentation is open");
+    assert!(!guarded.log().contains("s3cret-token"));
+
+    // 503.
+    let cluster = Postgres::start(&Options::default());
+    let orphan = Portal::start(&Settings::of(&asterisk).with("DATABASE_URL", cluster.new_database()));
+    cluster.stop();
+    let mut client = Client { address: orphan.address(), seen: &mut seen };
+    for (method, path, body) in [("POST", "/users", new_user(3)), ("GET", "/users", json!({})), ("DELETE", unknown, json!({})), ("POST", "/apply", by)] {
+        assert_eq!(phrase(client.json(method, path, &body)), is(503, "Database unavailable"));
+    }
+
+    let document = document();
+    let mut promised = BTreeSet::new();
+    for (path, operations) in document["paths"].as_object().expect("paths") {
+        for (method, operation) in operations.as_object().expect("operations") {
+            let name = format!("{} {path}", method.to_uppercase());
+            promised.extend(operation["responses"].as_object().expect("responses").keys().map(|status| (name.clone(), status.clone())));
+        }
+    }
+    // What should never be can't be asked for.
+    promised.retain(|(operation, status)| status != "500" || operation == "POST /apply");
+    assert_eq!(promised.difference(&seen).collect::<Vec<_>>(), Vec::<&(String, String)>::new(), "promised, but never seen");
+}

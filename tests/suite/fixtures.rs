@@ -1,0 +1,85 @@
+//! What several tests begin with.
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::support::portal::Settings;
+use crate::support::{Asterisk, Portal, Postgres, postgres};
+
+/// Makes Asterisk keep every auth as it is, while it says that it reloaded.
+pub const TWO_OF_ONE_NAME: &str = "
+[alice]
+type=auth
+auth_type=userpass
+username=alice
+password=x
+[alice]
+type=auth
+auth_type=userpass
+username=alice
+password=x
+";
+
+/// Which database a test runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Database {
+    Sqlite,
+    Postgres,
+}
+
+impl Database {
+    /// Of a portal on the host of this Asterisk, with a fresh database.
+    pub fn settings(self, asterisk: &Asterisk) -> Settings {
+        match self {
+            Self::Sqlite => Settings::of(asterisk),
+            Self::Postgres => Settings::of(asterisk).with("DATABASE_URL", Postgres::database()),
+        }
+    }
+}
+
+/// An Asterisk, and a portal of its own on SQLite.
+pub fn host() -> (Asterisk, Portal) {
+    let asterisk = Asterisk::start();
+    let portal = Portal::start(&Settings::of(&asterisk));
+    (asterisk, portal)
+}
+
+/// A user's number and secret.
+pub fn account(user: &Value) -> (String, String) {
+    let extension = &user["extension"];
+    let number = extension["number"].as_u64().expect("a number");
+    (number.to_string(), extension["secret"].as_str().expect("a secret").to_owned())
+}
+
+pub fn id(user: &Value) -> &str {
+    user["id"].as_str().expect("an id")
+}
+
+/// Runs SQL on the portal's default database.
+pub fn sqlite(portal: &Portal, sql: &str) -> String {
+    sqlite_file(&portal.data_dir().join("portal.db"), sql)
+}
+
+/// Runs SQL on a SQLite database, waiting for its lock.
+pub fn sqlite_file(file: &Path, sql: &str) -> String {
+    let output = Command::new("sqlite3").args(["-cmd", ".timeout 5000"]).arg(file).arg(sql).output().expect("run sqlite3");
+    assert!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+/// Runs SQL on the database of a URL.
+pub fn psql(url: &str, sql: &str) -> String {
+    postgres::psql(url, sql).trim().to_owned()
+}
+
+/// How many registrations Asterisk keeps for a number.
+pub fn registrations(asterisk: &Asterisk, number: &str) -> usize {
+    let rows = asterisk.rx("database show registrar/contact");
+    rows.lines().filter(|row| row.starts_with(&format!("/registrar/contact/{number};"))).count()
+}
+
+pub fn serves(asterisk: &Asterisk, number: &str) -> bool {
+    !asterisk.rx(&format!("pjsip show endpoint {number}")).contains("Unable to find object")
+}

@@ -1,0 +1,17 @@
+//! The suite: by capability, on a real Asterisk, real PostgreSQL and SQLite, real SIP phones.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod applies;
+mod calls;
+mod contract;
+mod databases;
+mod document;
+mod fixtures;
+mod look_before_touching;
+mod main_job;
+mod principles;
+mod settings;
+mod stale_registrations;
+mod thousand;

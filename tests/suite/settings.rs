@@ -1,0 +1,57 @@
+//! A setting that makes no sense: one clear line on standard error, exit status 2, and no secret in it.
+
+use crate::support::portal::{Settings, run};
+
+#[test]
+fn that_makes_no_sense_stops_the_start() {
+    let long = "https://user:hunter2@example.com/x";
+    for (name, value, word) in [
+        ("PORTAL_LISTEN", "127.0.0.1:99999", "PORTAL_LISTEN"),
+        ("PORTAL_LISTEN", "localhost", "PORTAL_LISTEN"),
+        ("DATABASE_URL", long, "DATABASE_URL"),
+        ("DATABASE_URL", "postgres://portal:hunter2@db:port/x", "DATABASE_URL"),
+        ("DATABASE_URL", "postgres://portal:hunter2@db/x?sslmode=maybe", "DATABASE_URL"),
+        ("DATABASE_URL", "postgres://portal:hunter2@db/x?sslmod=require", "sslmod"),
+        ("DATABASE_URL", "sqlite://", "DATABASE_URL"),
+        ("DATABASE_URL", "sqlite://:memory:", "DATABASE_URL"),
+        ("DATABASE_URL", "", "DATABASE_URL"),
+        ("PORTAL_API_TOKEN", "", "PORTAL_API_TOKEN"),
+        ("PORTAL_API_TOKEN", "hunter2 with spaces", "PORTAL_API_TOKEN"),
+        ("ASTERISK_TIMEOUT_SECS", "0", "ASTERISK_TIMEOUT_SECS"),
+        ("ASTERISK_TIMEOUT_SECS", "soon", "ASTERISK_TIMEOUT_SECS"),
+        ("PORTAL_ALLOW_UNAUTHENTICATED", "perhaps", "PORTAL_ALLOW_UNAUTHENTICATED"),
+        ("PORTAL_LISTEN", "0.0.0.0:0", "PORTAL_API_TOKEN"),
+        ("PORTAL_HOST", "two\nlines", "PORTAL_HOST"),
+        ("LOG_LEVEL", "loud", "LOG_LEVEL"),
+        ("LOG_FORMAT", "xml", "LOG_FORMAT"),
+    ] {
+        let output = run(&["serve"], &Settings::default().with(name, value));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), stderr.lines().count()), (Some(2), 1), "{name}={value}: {stderr}");
+        assert!(stderr.contains(word) && !stderr.contains("hunter2"), "{name}={value}: {stderr}");
+    }
+}
+
+#[test]
+fn come_from_the_command_line_then_the_environment_then_the_file() {
+    let portal = crate::support::Portal::prepare(&Settings::default());
+    let says = |arguments: &[&str], settings: &Settings| {
+        let mut command = crate::support::portal::portal_command(settings, portal.work_dir());
+        String::from_utf8_lossy(&command.args(arguments).output().expect("run it").stderr).into_owned()
+    };
+    std::fs::write(portal.work_dir().join(".env"), "PORTAL_LISTEN=from-the-file\nPORTAL_API_TOKEN='not a token'\n").expect("write .env");
+    let environment = Settings::default().with("PORTAL_LISTEN", "from-the-environment");
+    assert!(says(&["serve", "--listen", "from-the-command-line"], &environment).contains("from-the-command-line"));
+    assert!(says(&["serve"], &environment).contains("from-the-environment"));
+    assert!(says(&[], &Settings::default()).contains("from-the-file"));
+    let refusal = says(&["serve", "--listen", "127.0.0.1:0"], &Settings::default());
+    assert!(refusal.contains("PORTAL_API_TOKEN") && !refusal.contains("not a token"), "{refusal}");
+}
+
+#[test]
+fn secrets_are_no_flags() {
+    let help = run(&["serve", "--help"], &Settings::default());
+    let help = String::from_utf8_lossy(&help.stdout);
+    assert!(help.contains("--listen") && help.contains("ASTERISK_TIMEOUT_SECS"), "{help}");
+    assert!(!help.contains("--database-url") && !help.contains("--api-token"), "{help}");
+}
