@@ -12,7 +12,7 @@
 //!    registrations are evicted. Until step 8 a call to them gets 404, whatever crashes or restarts.
 //! 7. **Endpoints**: rename, `pjsip reload`, evict again (a phone with the old secret can register until the reload is done),
 //!    and whoever is registered as a number without a user.
-//! 8. **Routing**: rename, `dialplan reload`. A number whose new secret is not in force by now stays in quarantine: its old
+//! 8. **Routing**: rename, `dialplan reload` (the proof of the endpoints begins meanwhile). A number whose new secret is not in force by now stays in quarantine: its old
 //!    phone could still register.
 //! 9. **Proof** ([`proof`]): what Asterisk serves is the snapshot, no more and no less, value by value.
 //! 10. **Finish** the audit row, then drop the lock.
@@ -37,6 +37,7 @@ use serde::Serialize;
 use serde_json::json;
 use time::OffsetDateTime;
 use tokio::runtime::{Builder, Handle};
+use tokio::{join, try_join};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
@@ -275,27 +276,32 @@ impl Applier {
         }
         progress.wrote(&self.files, &self.files.routing);
         routing.publish(lock)?;
-        self.command.reload(Reload::Dialplan, &mut progress.reload_results.dialplan_reload).await?;
+        // What Asterisk made of the endpoints is asked while it reads the routing.
+        let reload = self.command.reload(Reload::Dialplan, &mut progress.reload_results.dialplan_reload);
+        let (reloaded, objects) = join!(reload, proof::objects(&self.control, &users));
+        reloaded?;
+        let objects = objects?;
+        progress.done("routing, and proof of the endpoints");
 
-        progress.done("routing");
-
-        proof::prove(&self.control, &users).await?.map_err(|found| {
+        let dialplan = proof::dialplan(&self.control, &users).await?;
+        objects.verdict(dialplan).map_err(|found| {
             StepError::NotProven(format!("{found}; likely cause: {}", proof::likely_cause(&self.config_dir, &self.files)))
         })?;
         if users.is_empty() {
             proof::includes(&self.config_dir, &self.files)?.map_err(StepError::NotProven)?;
         }
-        progress.done("proof");
+        progress.done("proof of the routing");
         Ok(users.len())
     }
 
     /// Step 4: gives the numbers that change hands.
     async fn look(&self, users: &[User], progress: &mut Progress) -> Result<BTreeSet<ExtensionNumber>, StepError> {
         in_force::wait_fully_booted(&self.control).await?;
-        if let Some(module) = in_force::missing_modules(&self.control).await?.first() {
+        let (missing, unwritten) = try_join!(in_force::missing_modules(&self.control), proof::unwritten_first_priority(&self.control))?;
+        if let Some(module) = missing.first() {
             return Err(StepError::Module(module));
         }
-        if let Some((number, source)) = proof::unwritten_first_priority(&self.control).await? {
+        if let Some((number, source)) = unwritten {
             return Err(StepError::NotProven(format!(
                 "priority 1 of extension {number} in {CONTEXT} comes from {source}, not from a file: remove it there, then apply again"
             )));

@@ -11,6 +11,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use tokio::try_join;
+
 use crate::asterisk::config::{Config, Unreadable};
 use crate::asterisk::control::{Control, ControlError};
 use crate::asterisk::files::GeneratedFiles;
@@ -51,8 +53,8 @@ impl OnDisk {
 
 /// The numbers of `users` that change hands.
 pub(super) async fn changing_hands(control: &Control, users: &[User], on_disk: &OnDisk) -> Result<BTreeSet<ExtensionNumber>, ControlError> {
-    let auths = in_force::auths(control).await?;
-    let registered: BTreeSet<_> = registrations::list(control).await?.into_iter().map(|registration| registration.number).collect();
+    let (auths, registered) = try_join!(in_force::auths(control), registrations::list(control))?;
+    let registered: BTreeSet<_> = registered.into_iter().map(|registration| registration.number).collect();
     let secrets = users.iter().map(|user| (user.extension.number, user.extension.secret.reveal().to_owned()));
     let (served, unserved): (BTreeMap<_, _>, BTreeMap<_, _>) = secrets.partition(|(number, _)| auths.contains(number));
 

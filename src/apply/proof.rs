@@ -17,10 +17,14 @@ use crate::domain::{ExtensionNumber, User};
 /// How many numbers an error names before it only counts them.
 const NAMED: usize = 5;
 
-/// Compares everything in force with `users`. The inner error says what is missing, left over or stale.
-pub(super) async fn prove(control: &Control, users: &[User]) -> Result<Result<(), String>, ControlError> {
-    let wanted: BTreeSet<_> = users.iter().map(|user| user.extension.number).collect();
-    let (objects, dialplan) = try_join!(in_force::objects(control), in_force::dialplan(control))?;
+/// What is missing, left over or stale.
+#[derive(Default)]
+pub(super) struct Findings(Vec<String>);
+
+/// Compares the endpoints, auths and AORs in force, with their secrets and caller IDs, with `users`.
+pub(super) async fn objects(control: &Control, users: &[User]) -> Result<Findings, ControlError> {
+    let wanted = numbers(users);
+    let objects = in_force::objects(control).await?;
     let endpoints: BTreeSet<_> = objects.endpoints.keys().copied().collect();
     let mut findings = Findings::default();
 
@@ -39,21 +43,30 @@ pub(super) async fn prove(control: &Control, users: &[User]) -> Result<Result<()
         try_join!(in_force::differing(control, Value::Secret, &secrets), in_force::differing(control, Value::CallerId, &caller_ids))?;
     findings.add("old secrets in force", old_secrets);
     findings.add("old caller IDs in force", old_caller_ids);
+    Ok(findings)
+}
 
-    match dialplan {
-        None => findings.0.push(format!("the dialplan context {CONTEXT} missing")),
-        Some(first_priorities) => {
-            let routed: BTreeSet<_> = first_priorities.keys().copied().collect();
-            findings.add("dialplan extensions missing", wanted.difference(&routed).copied());
-            findings.add("dialplan extensions left over", routed.difference(&wanted).copied());
-            let hidden = first_priorities.iter().filter(|(number, first)| {
-                let ours = first.application == render::dial(**number) && first.source.starts_with(&format!("{ROUTING_FILE_NAME}:"));
-                wanted.contains(number) && !ours
-            });
-            findings.add("dialplan extensions whose priority 1 is not ours", hidden.map(|(number, _)| *number));
-        }
-    }
-    Ok(findings.verdict())
+/// Compares the dialplan in force with `users`.
+pub(super) async fn dialplan(control: &Control, users: &[User]) -> Result<Findings, ControlError> {
+    let wanted = numbers(users);
+    let mut findings = Findings::default();
+    let Some(first_priorities) = in_force::dialplan(control).await? else {
+        findings.0.push(format!("the dialplan context {CONTEXT} missing"));
+        return Ok(findings);
+    };
+    let routed: BTreeSet<_> = first_priorities.keys().copied().collect();
+    findings.add("dialplan extensions missing", wanted.difference(&routed).copied());
+    findings.add("dialplan extensions left over", routed.difference(&wanted).copied());
+    let hidden = first_priorities.iter().filter(|(number, first)| {
+        let ours = first.application == render::dial(**number) && first.source.starts_with(&format!("{ROUTING_FILE_NAME}:"));
+        wanted.contains(number) && !ours
+    });
+    findings.add("dialplan extensions whose priority 1 is not ours", hidden.map(|(number, _)| *number));
+    Ok(findings)
+}
+
+fn numbers(users: &[User]) -> BTreeSet<ExtensionNumber> {
+    users.iter().map(|user| user.extension.number).collect()
 }
 
 /// The numbers of `users` whose secret is not in force: an old phone could still register as them.
@@ -98,9 +111,6 @@ pub(super) fn likely_cause(config_dir: &Path, files: &GeneratedFiles) -> String 
     }
 }
 
-#[derive(Default)]
-struct Findings(Vec<String>);
-
 impl Findings {
     fn add(&mut self, what: &str, numbers: impl IntoIterator<Item = ExtensionNumber>) {
         let numbers: Vec<_> = numbers.into_iter().map(|number| number.to_string()).collect();
@@ -114,7 +124,9 @@ impl Findings {
         self.0.push(finding);
     }
 
-    fn verdict(self) -> Result<(), String> {
+    /// Nothing found is the proof; otherwise, everything in one line.
+    pub(super) fn verdict(mut self, other: Self) -> Result<(), String> {
+        self.0.extend(other.0);
         if self.0.is_empty() { Ok(()) } else { Err(format!("Asterisk does not serve what the database holds: {}", self.0.join("; "))) }
     }
 }

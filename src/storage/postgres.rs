@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::pin::Pin;
 
+use futures_util::TryStreamExt as _;
 use sqlx::error::DatabaseError;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};

@@ -100,8 +100,8 @@ macro_rules! queries {
             pub(super) async fn users(&self) -> Result<Vec<User>, StorageError> {
                 call(&self.runtime, self.read_pool(), |connection| {
                     Box::pin(async move {
-                        let rows: Vec<UserRow<Id>> = sqlx::query_as(queries::USERS).fetch_all(connection).await?;
-                        Ok(rows.into_iter().map(UserRow::parse).collect::<Result<_, _>>()?)
+                        let rows = sqlx::query_as(queries::USERS).fetch(connection);
+                        Ok(rows.and_then(async |row: UserRow<Id>| row.parse()).try_collect().await?)
                     })
                 })
                 .await

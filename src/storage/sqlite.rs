@@ -6,6 +6,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::pin::Pin;
 use std::time::Duration;
 
+use futures_util::TryStreamExt as _;
 use sqlx::error::DatabaseError;
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
@@ -24,6 +25,9 @@ type Connection = sqlx::SqliteConnection;
 type Id = Hyphenated;
 
 const READERS: u32 = 4;
+
+/// More rows than a list has: the thread that reads them need not wait for the one that takes them.
+const ROW_BUFFER: usize = 1024;
 
 /// The result code of a lock that somebody else holds.
 const SQLITE_BUSY: &str = "5";
@@ -49,7 +53,8 @@ impl Backend {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .create_if_missing(false)
-            .disable_statement_logging();
+            .disable_statement_logging()
+            .row_buffer_size(ROW_BUFFER);
         let pool = |connections| SqlitePoolOptions::new().max_connections(connections).acquire_timeout(DEADLINE);
         Self {
             readers: pool(READERS).connect_lazy_with(options.clone().busy_timeout(DEADLINE)),

@@ -1,0 +1,44 @@
+# Everything that a developer or the CI runs. The tests, the demo and the benchmark need root, because they run
+# Asterisk, PostgreSQL and the portal as users of their own: cargo builds as you are, and runs the result by sudo.
+
+HOST := $(shell rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
+ifneq ($(shell id -u),0)
+export CARGO_TARGET_$(HOST)_RUNNER := sudo -E
+endif
+
+DENY_VERSION := 0.20.2
+DENY := target/tools/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
+
+.PHONY: help setup demo run test bench lint advisories
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
+
+setup: ## install what the lab needs, with a real Asterisk 22; once
+	@lab/setup.sh
+
+demo: setup ## the main job in a few seconds: users, apply, phones that register and call
+	cargo test --locked --test demo
+
+run: setup ## the portal and an Asterisk to play with, until Ctrl-C
+	cargo test --locked --test demo --no-run
+	@trap '' INT; cargo test --locked --quiet --test demo -- run # the demo alone minds the Ctrl-C
+
+test: setup ## all tests, the demo among them
+	cargo test --locked
+
+bench: setup ## how fast it is
+	cargo test --locked --release --test bench
+
+lint: setup $(DENY) ## format, clippy, licences and bans of the dependencies, shell scripts
+	cargo fmt --check
+	cargo clippy --all-targets --locked -- -D warnings
+	$(DENY) check bans licenses sources
+	shellcheck .ci/run lab/*.sh
+
+advisories: $(DENY) ## known vulnerabilities of the dependencies; fetches the advisory database
+	$(DENY) check advisories
+
+$(DENY):
+	cargo install cargo-deny --version $(DENY_VERSION) --locked --debug --no-default-features \
+		--root target/tools/cargo-deny-$(DENY_VERSION)

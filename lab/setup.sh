@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# Makes this machine able to run the tests, the demo and the benchmark: Debian's packages of the phones, PostgreSQL
+# and the tools, and a real Asterisk 22 in a root of its own (Debian 12 and 13 have no asterisk package, unstable has).
+# Asterisk runs from that root without chroot. A second run finds everything there and takes milliseconds.
+set -euo pipefail
+
+lab=${PBX_LAB_DIR:-/var/cache/pbx-portal-lab}
+root=$lab/asterisk
+packages=(
+    baresip-core sip-tester  # the phones
+    postgresql sqlite3       # the databases
+    debootstrap              # the Asterisk root
+    build-essential ca-certificates curl openssl shellcheck strace util-linux
+)
+
+say() { printf 'setup: %s\n' "$*"; }
+die() {
+    printf 'setup: %s\n' "$*" >&2
+    exit 1
+}
+
+missing_packages() {
+    local package
+    for package in "${packages[@]}"; do
+        grep -qx "$package installed" <<<"$installed" || printf '%s\n' "$package"
+    done
+}
+
+# Runs a long command with its output in a log, tells every ten seconds that it lives, and shows the log if it fails.
+long_step() {
+    local what=$1 log=$lab/setup.log status=0
+    shift
+    say "$what"
+    while sleep 10 && kill -0 $$; do
+        say "  ... $(tail -n 1 "$log")"
+    done 9>&- &
+    "$@" >"$log" 2>&1 </dev/null || status=$?
+    kill $!
+    ((status == 0)) || {
+        tail -n 20 "$log" >&2
+        die "failed: $what (the whole output is in $log)"
+    }
+}
+
+# The mirror that this machine's own apt uses; nothing on a system that is not Debian: debootstrap's default is right there.
+debian_mirror() {
+    # shellcheck disable=SC2016  # apt-get expands it
+    apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' | head -n 1
+}
+
+make_asterisk_root() {
+    local new=$root.new mount mirror version
+    # What an interrupted run left, its mounts first.
+    for mount in "$new/proc" "$new/sys"; do
+        ! mountpoint -q "$mount" || umount "$mount"
+    done
+    rm -rf --one-file-system "$new"
+
+    mirror=$(debian_mirror)
+    long_step "a minimal Debian unstable in $root (about a minute)" \
+        debootstrap --variant=minbase sid "$new" ${mirror:+"$mirror"}
+    # Mirrors of unstable can be older than their release file allows.
+    long_step 'its package lists' \
+        chroot "$new" apt-get -o Acquire::Check-Valid-Until=false update
+    long_step 'Asterisk in it' \
+        chroot "$new" env DEBIAN_FRONTEND=noninteractive \
+        apt-get install --yes --no-install-recommends asterisk asterisk-config asterisk-modules
+    chroot "$new" apt-get clean
+
+    version=$(chroot "$new" asterisk -V)
+    [[ $version == 'Asterisk 22.'* ]] || die "Debian unstable has '$version' now; the lab needs Asterisk 22"
+    mv "$new" "$root"
+    say "$version is in $root"
+}
+
+installed=$(dpkg-query --show --showformat '${Package} ${db:Status-Status}\n' "${packages[@]}" 2>/dev/null || true)
+mapfile -t missing < <(missing_packages)
+# Where the machine's own name does not resolve, an Asterisk with calls takes seconds to reload.
+name=$(uname -n)
+name_resolves=true
+getent hosts "$name" >/dev/null || name_resolves=false
+
+if ((${#missing[@]} == 0)) && [[ -d $root ]] && $name_resolves; then
+    exit 0
+fi
+if ((EUID != 0)); then
+    command -v sudo >/dev/null || die 'run me as root, or install sudo'
+    exec sudo PBX_LAB_DIR="$lab" "$0"
+fi
+
+mkdir -p "$lab"
+exec 9>"$lab/setup.lock"
+# One setup at a time; whoever waited finds the work done.
+flock --nonblock 9 || {
+    say 'another setup is at work; waiting for it'
+    flock 9
+}
+
+if ((${#missing[@]} > 0)); then
+    long_step "the package lists" apt-get update
+    long_step "Debian packages: ${missing[*]}" \
+        env DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "${missing[@]}"
+fi
+$name_resolves || printf '127.0.1.1\t%s\n' "$name" >>/etc/hosts
+[[ -d $root ]] || make_asterisk_root
+say 'ready'

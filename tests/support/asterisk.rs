@@ -1,0 +1,278 @@
+//! A real Asterisk 22 with a configuration, a control socket and ports of its own, run as the user [`lab::ASTERISK`].
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard};
+
+use super::lab::{self, Folder, Ports, install_program, make_dir, write_file};
+use super::process::{Process, Signal, command_as, run_within};
+use super::{secs, wait_until};
+
+const ENDPOINTS: &str = "pjsip.d/synergycall/generated_endpoints.conf";
+const ROUTING: &str = "extensions.d/synergycall/generated_routing.conf";
+
+/// How an instance differs from the usual one.
+#[derive(Default)]
+pub struct Options {
+    /// Text after the include line of `pjsip.conf`, of `extensions.conf`, and at the end of `modules.conf`.
+    pub pjsip: String,
+    pub extensions: String,
+    pub modules: String,
+    /// The administrator has not added the two include lines.
+    pub without_includes: bool,
+    /// No `cli_aliases.conf`: `pjsip reload` is an unknown command then.
+    pub without_cli_aliases: bool,
+    /// A folder to use and to keep, instead of one that is removed with the instance.
+    pub keep_in: Option<PathBuf>,
+    /// The SIP port, instead of any free one.
+    pub sip_port: Option<u16>,
+}
+
+/// A running Asterisk; its end is Drop's.
+pub struct Asterisk {
+    dir: PathBuf,
+    sip: SocketAddr,
+    process: Mutex<Option<Process>>,
+    ports: Ports,
+    _folder: Option<Folder>,
+}
+
+impl Asterisk {
+    /// An Asterisk as an administrator leaves it for the portal: the include lines and folders, no generated file yet.
+    pub fn start() -> Self {
+        Self::start_with(&Options::default())
+    }
+
+    pub fn start_with(options: &Options) -> Self {
+        let ports = Ports::block();
+        let folder = options.keep_in.is_none().then(|| Folder::new("asterisk"));
+        let dir = match (&options.keep_in, &folder) {
+            (Some(dir), _) => dir.clone(),
+            (None, Some(folder)) => folder.path().to_owned(),
+            (None, None) => unreachable!("one of the two is there"),
+        };
+        let mut sip = ports.address();
+        if let Some(port) = options.sip_port {
+            sip.set_port(port);
+        }
+        let asterisk = Self { dir, sip, process: Mutex::new(None), ports, _folder: folder };
+        asterisk.configure(options);
+        asterisk.boot();
+        asterisk
+    }
+
+    /// The configuration folder, `/etc/asterisk` of this instance.
+    pub fn etc(&self) -> PathBuf {
+        self.dir.join("etc")
+    }
+
+    /// Where the control socket lies.
+    pub fn run_dir(&self) -> PathBuf {
+        self.dir.join("run")
+    }
+
+    /// The command `asterisk` of this instance.
+    pub fn bin(&self) -> PathBuf {
+        self.dir.join("asterisk")
+    }
+
+    /// Where it speaks SIP, over UDP and TCP.
+    pub fn sip(&self) -> SocketAddr {
+        self.sip
+    }
+
+    pub fn endpoints_file(&self) -> PathBuf {
+        self.etc().join(ENDPOINTS)
+    }
+
+    pub fn routing_file(&self) -> PathBuf {
+        self.etc().join(ROUTING)
+    }
+
+    /// What Asterisk logged: notices, warnings, errors.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("log/messages.log")).unwrap_or_default()
+    }
+
+    /// What `asterisk -rx` prints, standard output and error.
+    pub fn rx(&self, command: &str) -> String {
+        let output = run_within(secs(30), Command::new(self.bin()).args(["-rx", command]));
+        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+    }
+
+    /// Writes a configuration file as its administrator, its name relative to [`Asterisk::etc`].
+    pub fn write_config(&self, name: &str, text: &str) {
+        write_file(&self.etc().join(name), lab::ASTERISK, 0o640, text);
+    }
+
+    /// Changes a configuration file as its administrator.
+    pub fn edit_config(&self, name: &str, edit: impl FnOnce(&str) -> String) {
+        let text = fs::read_to_string(self.etc().join(name)).expect("read a configuration file");
+        self.write_config(name, &edit(&text));
+    }
+
+    pub fn wait_booted(&self) {
+        wait_until(secs(60), "Asterisk has fully booted", || {
+            if let Some(status) = self.process().as_mut().and_then(Process::ended) {
+                panic!("Asterisk ended while it booted, {status}:\n{}", self.console());
+            }
+            self.rx("core waitfullybooted").contains("fully booted")
+        });
+    }
+
+    /// Ends it as its service manager does.
+    pub fn stop(&self) {
+        self.end(Signal::TERM);
+    }
+
+    /// Ends it without a chance to tidy.
+    pub fn kill(&self) {
+        self.end(Signal::KILL);
+    }
+
+    /// Starts it again after [`Asterisk::stop`] or [`Asterisk::kill`], and waits until it is up.
+    pub fn boot(&self) {
+        let mut command = command_as(lab::ASTERISK, &[], self.bin());
+        command.arg("-f").current_dir(&self.dir);
+        let process = Process::start(&mut command, &self.dir.join("log/console"));
+        *self.process() = Some(process);
+        self.wait_booted();
+    }
+
+    pub fn restart(&self) {
+        self.stop();
+        self.boot();
+    }
+
+    /// `Signal::STOP` hangs it, `Signal::CONT` lets it go on.
+    pub fn signal(&self, signal: Signal) {
+        self.process().as_mut().expect("Asterisk is running").signal(signal);
+    }
+
+    fn end(&self, signal: Signal) {
+        if let Some(mut process) = self.process().take() {
+            process.end(signal, secs(10));
+        }
+    }
+
+    fn process(&self) -> MutexGuard<'_, Option<Process>> {
+        self.process.lock().expect("no test panics while it holds this")
+    }
+
+    fn console(&self) -> String {
+        fs::read_to_string(self.dir.join("log/console")).unwrap_or_default()
+    }
+
+    fn configure(&self, options: &Options) {
+        let lab::User(owner) = lab::ASTERISK;
+        let lab::User(portal) = lab::PORTAL;
+        for folder in ["db", "lib", "log", "run", "spool", "etc", "etc/pjsip.d", "etc/extensions.d"] {
+            make_dir(&self.dir.join(folder), owner, owner, 0o750);
+        }
+        for file in [self.endpoints_file(), self.routing_file()] {
+            let folder = file.parent().expect("a file lies in a folder");
+            make_dir(folder, portal, owner, 0o2750);
+        }
+        let root = Root::find();
+        let wrapper = self.dir.join("asterisk.sh");
+        write_file(&wrapper, lab::ASTERISK, 0o644, &root.wrapper(&self.etc()));
+        install_program(&wrapper, &self.bin());
+        self.write_config("asterisk.conf", &root.asterisk_conf(&self.dir));
+        self.write_config("logger.conf", "[logfiles]\nmessages.log => notice,warning,error\n");
+        self.write_config("modules.conf", &format!("{MODULES}{}", options.modules));
+        let port = self.ports.number();
+        self.write_config("rtp.conf", &format!("[general]\nrtpstart={}\nrtpend={}\n", port + 20, port + 199));
+        if !options.without_cli_aliases {
+            let aliases = root.0.join("etc/asterisk/cli_aliases.conf");
+            let aliases = fs::read_to_string(aliases).expect("read Debian's cli_aliases.conf");
+            self.write_config("cli_aliases.conf", &aliases);
+        }
+        let include = |file| if options.without_includes { String::new() } else { format!("#tryinclude {file}\n") };
+        self.write_config(
+            "pjsip.conf",
+            &format!(
+                "[transport-udp]\ntype=transport\nprotocol=udp\nbind={sip}\n\n\
+                 [transport-tcp]\ntype=transport\nprotocol=tcp\nbind={sip}\n\n{}{}",
+                include(ENDPOINTS),
+                options.pjsip,
+                sip = self.sip,
+            ),
+        );
+        self.write_config("extensions.conf", &format!("[general]\n\n{}{}", include(ROUTING), options.extensions));
+    }
+}
+
+/// Everything but what would listen on ports of its own.
+const MODULES: &str = "[modules]
+autoload=yes
+noload=chan_iax2.so
+noload=chan_unistim.so
+noload=pbx_dundi.so
+noload=res_hep.so
+noload=res_snmp.so
+";
+
+/// The root that `make setup` made. Its programs run without chroot, so that paths are the same for everybody.
+struct Root(PathBuf);
+
+impl Root {
+    fn find() -> Self {
+        Self(lab::dir().join("asterisk"))
+    }
+
+    /// The folder of libraries, which is named after the architecture.
+    fn libraries(&self) -> PathBuf {
+        let usr_lib = self.0.join("usr/lib");
+        fs::read_dir(&usr_lib)
+            .expect("list the libraries of the Asterisk root")
+            .map(|entry| entry.expect("list the libraries of the Asterisk root").path())
+            .find(|folder| folder.join("asterisk/modules").is_dir())
+            .unwrap_or_else(|| panic!("no Asterisk modules under {}", usr_lib.display()))
+    }
+
+    /// The dynamic loader of the root, because the machine's own C library may be older.
+    fn loader(libraries: &Path) -> PathBuf {
+        fs::read_dir(libraries)
+            .expect("list the libraries of the Asterisk root")
+            .map(|entry| entry.expect("list the libraries of the Asterisk root").path())
+            .find(|file| file.file_name().is_some_and(|name| name.to_string_lossy().starts_with("ld-linux")))
+            .unwrap_or_else(|| panic!("no dynamic loader in {}", libraries.display()))
+    }
+
+    fn wrapper(&self, etc: &Path) -> String {
+        let libraries = self.libraries();
+        format!(
+            "#!/bin/sh\nexec {} --library-path {} {} -C {} \"$@\"\n",
+            Self::loader(&libraries).display(),
+            libraries.display(),
+            self.0.join("usr/sbin/asterisk").display(),
+            etc.join("asterisk.conf").display(),
+        )
+    }
+
+    fn asterisk_conf(&self, instance: &Path) -> String {
+        format!(
+            "[directories]
+astetcdir => {instance}/etc
+astmoddir => {libraries}/asterisk/modules
+astvarlibdir => {instance}/lib
+astdbdir => {instance}/db
+astkeydir => {instance}/lib
+astdatadir => {root}/usr/share/asterisk
+astagidir => {instance}/lib/agi-bin
+astspooldir => {instance}/spool
+astrundir => {instance}/run
+astlogdir => {instance}/log
+astsbindir => {root}/usr/sbin
+
+[files]
+astctlpermissions = 0660
+",
+            instance = instance.display(),
+            libraries = self.libraries().display(),
+            root = self.0.display(),
+        )
+    }
+}

@@ -1,0 +1,34 @@
+//! The lab: a real Asterisk 22, real PostgreSQL, real SIP phones and the portal itself, each an unprivileged process
+//! with a folder and ports of its own, so that tests run side by side. Everything ends with what owns it; what a killed
+//! test process leaves is ended by its watchdog ([`lab`]).
+#![allow(dead_code, unused_imports)] // every test program uses a part of it
+
+pub mod asterisk;
+pub mod baresip;
+pub mod lab;
+pub mod portal;
+pub mod postgres;
+pub mod process;
+pub mod sipp;
+
+pub use asterisk::Asterisk;
+pub use baresip::Baresip;
+pub use portal::{Answer, Portal};
+pub use postgres::Postgres;
+
+use std::time::{Duration, Instant};
+
+/// Waits until the condition holds; panics with what was awaited when it does not within the bound.
+#[track_caller]
+pub fn wait_until(bound: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < bound, "not within {bound:?}: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Seconds, short.
+pub const fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}

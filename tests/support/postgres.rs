@@ -1,0 +1,218 @@
+//! A real PostgreSQL: one throw-away cluster for the whole test process, or one for a single test that does things to it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{LazyLock, Mutex, MutexGuard};
+
+use rustix::process::{Pid, kill_process};
+
+use super::lab::{Folder, Ports, User, make_dir, write_file};
+use super::process::{Process, Signal, command_as, run_within};
+use super::{secs, wait_until};
+
+/// How a cluster differs from the usual one.
+#[derive(Default)]
+pub struct Options {
+    /// More lines of `postgresql.conf`; the last value of a setting counts.
+    pub conf: String,
+    /// Lines before those of `pg_hba.conf`; the first match counts.
+    pub hba: String,
+    /// TLS, with a certificate for 127.0.0.1 and localhost from the authority in [`Postgres::ca_file`].
+    pub tls: bool,
+}
+
+/// A running cluster; its end is Drop's, or the watchdog's.
+pub struct Postgres {
+    folder: Folder,
+    port: Ports,
+    process: Mutex<Option<Process>>,
+}
+
+impl Postgres {
+    /// The URL of a fresh database in the cluster that all tests of this process share.
+    pub fn database() -> String {
+        static SHARED: LazyLock<Postgres> =
+            LazyLock::new(|| Postgres::start(&Options { conf: "fsync = off\n".into(), ..Options::default() }));
+        SHARED.new_database()
+    }
+
+    /// A cluster of one's own.
+    pub fn start(options: &Options) -> Self {
+        let cluster = Self { folder: Folder::new("postgres"), port: Ports::one(), process: Mutex::new(None) };
+        cluster.create(options);
+        cluster.boot();
+        cluster.admin("CREATE ROLE portal LOGIN PASSWORD 'portal'");
+        cluster
+    }
+
+    /// The URL of a fresh database, which belongs to the portal's role.
+    pub fn new_database(&self) -> String {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let name = format!("portal{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        self.admin(&format!("CREATE DATABASE {name} OWNER portal"));
+        format!("postgres://portal:portal@{}/{name}", self.port.address())
+    }
+
+    /// Runs SQL as the superuser.
+    pub fn admin(&self, sql: &str) -> String {
+        let url =
+            format!("postgres://postgres@/postgres?host={}&port={}", self.sockets().display(), self.port.number());
+        psql(&url, sql)
+    }
+
+    /// The certificate authority of a cluster with TLS, for `sslrootcert`.
+    pub fn ca_file(&self) -> PathBuf {
+        self.folder.path().join("ca.pem")
+    }
+
+    /// Ends it in order, without waiting for its clients.
+    pub fn stop(&self) {
+        self.end(Signal::INT);
+    }
+
+    /// Ends it as a crash does; the next boot recovers.
+    pub fn kill(&self) {
+        self.end(Signal::QUIT);
+    }
+
+    pub fn restart(&self) {
+        self.stop();
+        self.boot();
+    }
+
+    /// `Signal::STOP` hangs the server and every session of it, `Signal::CONT` lets them go on.
+    pub fn signal(&self, signal: Signal) {
+        let mut guard = self.process();
+        let process = guard.as_mut().expect("PostgreSQL is running");
+        let pid = process.pid();
+        process.signal(signal);
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("list the sessions");
+        for child in children.split_whitespace() {
+            let child = child.parse().ok().and_then(Pid::from_raw).expect("a process id");
+            let _ = kill_process(child, signal); // it may have ended just now
+        }
+    }
+
+    /// Starts it again after [`Postgres::stop`] or [`Postgres::kill`], and waits until it answers.
+    pub fn boot(&self) {
+        let log = self.folder.path().join("log");
+        let mut command = command_as(postgres_user(), &[], program("postgres"));
+        command.arg("-D").arg(self.data()).current_dir(self.folder.path());
+        *self.process() = Some(Process::start(&mut command, &log));
+        wait_until(secs(30), "PostgreSQL accepts connections", || {
+            if let Some(status) = self.process().as_mut().and_then(Process::ended) {
+                panic!("PostgreSQL ended, {status}:\n{}", fs::read_to_string(&log).unwrap_or_default());
+            }
+            let mut ready = Command::new(program("pg_isready"));
+            ready.args(["-q", "-U", "postgres", "-p", &self.port.number().to_string(), "-h"]).arg(self.sockets());
+            run_within(secs(5), &mut ready).status.success()
+        });
+    }
+
+    fn create(&self, options: &Options) {
+        let User(postgres) = postgres_user();
+        for dir in [self.data(), self.sockets()] {
+            make_dir(&dir, postgres, postgres, 0o700);
+        }
+        let mut initdb = command_as(postgres_user(), &[], program("initdb"));
+        initdb
+            .args(["--no-sync", "--username=postgres", "--auth-local=trust", "--encoding=UTF8", "--locale=C.UTF-8"])
+            .arg("--pgdata")
+            .arg(self.data())
+            .current_dir(self.folder.path());
+        run("initdb", &mut initdb);
+
+        let mut conf = format!(
+            "listen_addresses = '127.0.0.1'\nport = {}\nunix_socket_directories = '{}'\n",
+            self.port.number(),
+            self.sockets().display()
+        );
+        if options.tls {
+            self.make_certificates();
+            conf += "ssl = on\n";
+        }
+        conf += &options.conf;
+        write_file(&self.data().join("postgresql.auto.conf"), postgres_user(), 0o600, &conf);
+        let hba = format!("{}local all postgres trust\nhost all all 127.0.0.1/32 scram-sha-256\n", options.hba);
+        write_file(&self.data().join("pg_hba.conf"), postgres_user(), 0o600, &hba);
+    }
+
+    /// An authority, and the server's key and certificate under the names that PostgreSQL looks for.
+    fn make_certificates(&self) {
+        let script = r#"
+            openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj "/CN=lab authority" -keyout ca.key -out ca.pem
+            openssl req -new -newkey rsa:2048 -nodes -subj /CN=localhost -keyout server.key -out server.csr
+            printf 'subjectAltName=IP:127.0.0.1,DNS:localhost\nbasicConstraints=CA:FALSE\n' >server.ext
+            openssl x509 -req -in server.csr -days 30 -CA ca.pem -CAkey ca.key -CAcreateserial -extfile server.ext -out server.crt
+            chown postgres server.key server.crt
+            chmod 600 server.key
+            mv server.key server.crt data/
+        "#;
+        let mut command = Command::new("sh");
+        command.args(["-ec", script]).current_dir(self.folder.path());
+        run("make the certificates", &mut command);
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    fn sockets(&self) -> PathBuf {
+        self.folder.path().join("run")
+    }
+
+    fn end(&self, signal: Signal) {
+        if let Some(mut process) = self.process().take() {
+            process.end(signal, secs(20));
+        }
+    }
+
+    fn process(&self) -> MutexGuard<'_, Option<Process>> {
+        self.process.lock().expect("no test panics while it holds this")
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        // A hung one can't end itself; the immediate shutdown frees its shared memory, SIGKILL would not.
+        if self.process().is_some() {
+            self.signal(Signal::CONT);
+        }
+        self.kill();
+    }
+}
+
+/// Runs SQL over a URL and gives its rows, fields separated by `|`.
+pub fn psql(url: &str, sql: &str) -> String {
+    let mut command = Command::new(program("psql"));
+    command.args(["--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1"]);
+    command.arg(format!("--command={sql}")).arg(url);
+    run(sql, &mut command).trim_end().to_owned()
+}
+
+fn run(what: &str, command: &mut Command) -> String {
+    let output = run_within(secs(60), command);
+    assert!(output.status.success(), "{what}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("PostgreSQL speaks UTF-8")
+}
+
+/// A program of the newest PostgreSQL that is installed; Debian keeps them out of the PATH.
+pub fn program(name: &str) -> PathBuf {
+    let versions = Path::new("/usr/lib/postgresql");
+    fs::read_dir(versions)
+        .expect("PostgreSQL is installed: run `make setup`")
+        .map(|entry| entry.expect("list the versions of PostgreSQL").path().join("bin").join(name))
+        .filter(|program| program.exists())
+        .max()
+        .unwrap_or_else(|| panic!("no {name} under {}: run `make setup`", versions.display()))
+}
+
+/// The user that Debian's package makes. A PostgreSQL server refuses to run as root, and as one without a name.
+fn postgres_user() -> User {
+    let passwd = fs::read_to_string("/etc/passwd").expect("read /etc/passwd");
+    let line = passwd.lines().find_map(|line| line.strip_prefix("postgres:"));
+    let number = line.and_then(|line| line.split(':').nth(1)?.parse().ok());
+    User(number.expect("the user postgres is in /etc/passwd: run `make setup`"))
+}
