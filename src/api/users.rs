@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::openapi::{ObjectBuilder, RefOr, Schema};
@@ -54,14 +55,14 @@ fn email_schema() -> RefOr<Schema> {
 /// A user with their extension.
 #[derive(Serialize, ToSchema)]
 #[schema(as = User)]
-pub(super) struct UserBody {
+pub(super) struct UserBody<'u> {
     id: Uuid,
     tenant_id: Uuid,
     #[schema(example = "Alice Ångström")]
-    name: String,
+    name: &'u str,
     #[schema(example = "alice@example.com")]
-    email: String,
-    extension: ExtensionBody,
+    email: &'u str,
+    extension: ExtensionBody<'u>,
     /// UTC.
     #[serde(with = "time::serde::rfc3339")]
     #[schema(example = "2026-11-21T08:00:00.123Z")]
@@ -71,20 +72,20 @@ pub(super) struct UserBody {
 /// What the user's phone registers with.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Extension)]
-struct ExtensionBody {
+struct ExtensionBody<'u> {
     /// The phone's user name.
     #[schema(minimum = 1000, maximum = 1999, example = 1000)]
     number: u16,
     /// The phone's password.
     #[schema(pattern = "^[A-Za-z0-9]+$", example = "hd34nxkwr7pam9yet6cjf3wdkp4nh7")]
-    secret: String,
+    secret: &'u str,
 }
 
 /// All users.
 #[derive(Serialize, ToSchema)]
-pub(super) struct UserList {
+pub(super) struct UserList<'u> {
     /// By extension number.
-    users: Vec<UserBody>,
+    users: Vec<UserBody<'u>>,
 }
 
 /// What a delete did.
@@ -97,14 +98,14 @@ pub(super) struct DeletedUser {
     freed_extension: u16,
 }
 
-impl From<User> for UserBody {
-    fn from(user: User) -> Self {
+impl<'u> From<&'u User> for UserBody<'u> {
+    fn from(user: &'u User) -> Self {
         Self {
             id: user.id,
             tenant_id: user.tenant_id,
-            name: user.name.as_str().to_owned(),
-            email: user.email.as_str().to_owned(),
-            extension: ExtensionBody { number: user.extension.number.get(), secret: user.extension.secret.reveal().to_owned() },
+            name: user.name.as_str(),
+            email: user.email.as_str(),
+            extension: ExtensionBody { number: user.extension.number.get(), secret: user.extension.secret.reveal() },
             created_at: user.created_at,
         }
     }
@@ -125,13 +126,13 @@ impl From<User> for UserBody {
         (status = 503, description = "`Database unavailable`: the message says whether the user may have been created all the same", body = ErrorBody),
     )
 )]
-pub(super) async fn create(State(portal): State<Portal>, mut fields: Fields) -> Result<(StatusCode, Json<UserBody>), ApiError> {
+pub(super) async fn create(State(portal): State<Portal>, mut fields: Fields) -> Result<Response, ApiError> {
     let (name, email) = (fields.take("name", Name::parse), fields.take("email", Email::parse));
     let (name, email) = fields.finish(name.zip(email))?;
     let created = portal.storage.create_user(name, email, Secret::generate()).await;
     let what = "the user was created: look with GET /users before you try again";
     let user = created.map_err(|failure| ApiError::storage(&failure, Some(what)))?;
-    Ok((StatusCode::CREATED, Json(user.into())))
+    Ok((StatusCode::CREATED, Json(UserBody::from(&user))).into_response())
 }
 
 /// List all users
@@ -144,9 +145,9 @@ pub(super) async fn create(State(portal): State<Portal>, mut fields: Fields) -> 
         (status = 503, description = "`Database unavailable`", body = ErrorBody),
     )
 )]
-pub(super) async fn list(State(portal): State<Portal>) -> Result<Json<UserList>, ApiError> {
+pub(super) async fn list(State(portal): State<Portal>) -> Result<Response, ApiError> {
     let users = portal.storage.users().await.map_err(|failure| ApiError::storage(&failure, None))?;
-    Ok(Json(UserList { users: users.into_iter().map(UserBody::from).collect() }))
+    Ok(Json(UserList { users: users.iter().map(UserBody::from).collect() }).into_response())
 }
 
 /// Delete a user

@@ -20,7 +20,7 @@ use time::OffsetDateTime;
 use uuid::{Uuid, uuid};
 
 use crate::config::DatabaseUrl;
-use crate::domain::{Email, ExtensionNumber, Name, Secret, User};
+use crate::domain::{Email, Extension, ExtensionNumber, Name, Secret, User};
 
 /// The one tenant, made by the first migration.
 pub const DEFAULT_TENANT: Uuid = uuid!("a0000000-0000-0000-0000-000000000000");
@@ -98,35 +98,24 @@ impl AuditEntry {
     }
 }
 
-/// A user's row with its extension's, as stored: parsed before anybody else sees it.
-#[derive(sqlx::FromRow)]
-struct UserRow<Id> {
-    id: Id,
-    tenant_id: Id,
-    name: String,
-    email: String,
-    created_at: OffsetDateTime,
-    number: i32,
-    secret: String,
-}
+/// A user's row with its extension's: id, tenant's id, name, e-mail address, time of creation, number, secret.
+type UserRow<Time> = (Uuid, Uuid, String, String, Time, i32, String);
 
-impl<Id: Into<Uuid>> UserRow<Id> {
-    /// A row that the service can't have written is an error that names it.
-    fn parse(self) -> Result<User, sqlx::Error> {
-        let id = self.id.into();
-        let invalid = |column: &str, rule| sqlx::Error::Decode(format!("{column} of user {id} {rule}: it was edited by hand").into());
-        Ok(User {
-            id,
-            tenant_id: self.tenant_id.into(),
-            name: Name::parse(&self.name).map_err(|rule| invalid("name", rule))?,
-            email: Email::parse(&self.email).map_err(|rule| invalid("email", rule))?,
-            extension: crate::domain::Extension {
-                number: ExtensionNumber::try_from(i64::from(self.number)).map_err(|rule| invalid("extension", rule))?,
-                secret: Secret::parse(&self.secret).map_err(|rule| invalid("secret", rule))?,
-            },
-            created_at: self.created_at,
-        })
-    }
+/// A row that the service can't have written is an error that names it.
+fn parse_user<Time: Into<OffsetDateTime>>(row: UserRow<Time>) -> Result<User, sqlx::Error> {
+    let (id, tenant_id, name, email, created_at, number, secret) = row;
+    let invalid = |column: &str, rule| sqlx::Error::Decode(format!("{column} of user {id} {rule}: it was edited by hand").into());
+    Ok(User {
+        id,
+        tenant_id,
+        name: Name::parse(&name).map_err(|rule| invalid("name", rule))?,
+        email: Email::parse(&email).map_err(|rule| invalid("email", rule))?,
+        extension: Extension {
+            number: ExtensionNumber::try_from(i64::from(number)).map_err(|rule| invalid("extension", rule))?,
+            secret: Secret::parse(&secret).map_err(|rule| invalid("secret", rule))?,
+        },
+        created_at: created_at.into(),
+    })
 }
 
 macro_rules! on_either {

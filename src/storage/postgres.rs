@@ -8,12 +8,13 @@ use sqlx::error::DatabaseError;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _, Pool, Postgres};
+use time::OffsetDateTime;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use super::queries::{self, Failure, queries};
-use super::{AuditEntry, DEADLINE, DEFAULT_TENANT, MigrationError, SCHEMA_MAJOR_VERSION, StorageError, UserRow, now};
+use super::{AuditEntry, DEADLINE, DEFAULT_TENANT, MigrationError, SCHEMA_MAJOR_VERSION, StorageError, UserRow, now, parse_user};
 use crate::domain::{Email, Extension, ExtensionNumber, Name, Secret, User};
 
 type Database = Postgres;
@@ -25,6 +26,10 @@ const CONNECTIONS: u32 = 8;
 
 /// A host that hangs inside a transaction must not keep the others from creating users.
 const SESSION: &str = "SET idle_in_transaction_session_timeout = '5s'; SET statement_timeout = '5s'";
+
+const USERS: &str = "\
+    SELECT users.id, users.tenant_id, users.name, users.email, users.created_at, extensions.number, extensions.secret \
+    FROM extensions JOIN users ON users.id = extensions.user_id ORDER BY extensions.number";
 
 /// FOR NO KEY UPDATE: creates exclude one another, foreign keys to the tenant do not mind.
 const LOCK_TENANT: &str = "SELECT 1 FROM tenants WHERE id = $1 FOR NO KEY UPDATE";
@@ -73,6 +78,11 @@ async fn begin_write(connection: &mut Connection) -> sqlx::Result<()> {
 
 async fn lock_allocation(connection: &mut Connection) -> sqlx::Result<()> {
     sqlx::query(LOCK_TENANT).bind(DEFAULT_TENANT).fetch_one(connection).await.map(|_| ())
+}
+
+/// By extension number.
+async fn read_users(connection: &mut Connection) -> sqlx::Result<Vec<User>> {
+    sqlx::query_as(USERS).fetch(connection).and_then(async |row: UserRow<OffsetDateTime>| parse_user(row)).try_collect().await
 }
 
 fn violates_email(refusal: &dyn DatabaseError) -> bool {

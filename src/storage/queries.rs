@@ -3,11 +3,6 @@
 
 use super::StorageError;
 
-/// Everybody with their extension, by number.
-pub(super) const USERS: &str = "\
-    SELECT users.id, users.tenant_id, users.name, users.email, users.created_at, extensions.number, extensions.secret \
-    FROM extensions JOIN users ON users.id = extensions.user_id ORDER BY extensions.number";
-
 /// Fails on the unique index `users_email_key` if the address is taken.
 pub(super) const INSERT_USER: &str =
     "INSERT INTO users (id, tenant_id, name, email, created_at) VALUES ($1, $2, $3, $4, $5)";
@@ -50,8 +45,8 @@ impl From<sqlx::Error> for Failure {
     }
 }
 
-/// The calls of [`super::Storage`] on a backend that has `Connection`, `Id`, `read_pool`, `write_pool`, `begin_write` and
-/// `lock_allocation`. A macro, because a function over any database would take a page of bounds to say so.
+/// The calls of [`super::Storage`] on a backend that has `Connection`, `Id`, `read_pool`, `write_pool`, `begin_write`,
+/// `lock_allocation`, `violates_email` and `read_users`. A macro, because a function over any database would take a page of bounds to say so.
 ///
 /// Transactions are begun and ended by plain statements: sqlx's own, cancelled while it begins, can go back to the pool open.
 macro_rules! queries {
@@ -99,10 +94,7 @@ macro_rules! queries {
 
             pub(super) async fn users(&self) -> Result<Vec<User>, StorageError> {
                 call(&self.runtime, self.read_pool(), |connection| {
-                    Box::pin(async move {
-                        let rows = sqlx::query_as(queries::USERS).fetch(connection);
-                        Ok(rows.and_then(async |row: UserRow<Id>| row.parse()).try_collect().await?)
-                    })
+                    Box::pin(async move { Ok(read_users(connection).await?) })
                 })
                 .await
             }

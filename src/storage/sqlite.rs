@@ -7,17 +7,19 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
+use serde::Deserialize;
 use sqlx::error::DatabaseError;
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _, Pool, Sqlite};
+use time::OffsetDateTime;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
 
 use super::queries::{self, Failure, queries};
-use super::{AuditEntry, DEADLINE, DEFAULT_TENANT, MigrationError, SCHEMA_MAJOR_VERSION, StorageError, UserRow, now};
+use super::{AuditEntry, DEADLINE, DEFAULT_TENANT, MigrationError, SCHEMA_MAJOR_VERSION, StorageError, UserRow, now, parse_user};
 use crate::domain::{Email, Extension, ExtensionNumber, Name, Secret, User};
 
 type Database = Sqlite;
@@ -26,8 +28,11 @@ type Id = Hyphenated;
 
 const READERS: u32 = 4;
 
-/// More rows than a list has: the thread that reads them need not wait for the one that takes them.
-const ROW_BUFFER: usize = 1024;
+/// Everybody, fifty to a row. sqlx hands rows and values over from a thread of SQLite's one by one, which takes three times as
+/// long as the query itself.
+const USERS: &str = "\
+    SELECT json_group_array(json_array(users.id, users.tenant_id, users.name, users.email, users.created_at, extensions.number, extensions.secret)) \
+    FROM extensions JOIN users ON users.id = extensions.user_id GROUP BY extensions.number / 50";
 
 /// The result code of a lock that somebody else holds.
 const SQLITE_BUSY: &str = "5";
@@ -53,9 +58,8 @@ impl Backend {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .create_if_missing(false)
-            .disable_statement_logging()
-            .row_buffer_size(ROW_BUFFER);
-        let pool = |connections| SqlitePoolOptions::new().max_connections(connections).acquire_timeout(DEADLINE);
+            .disable_statement_logging();
+        let pool = |connections| SqlitePoolOptions::new().max_connections(connections).acquire_timeout(DEADLINE).test_before_acquire(false);
         Self {
             readers: pool(READERS).connect_lazy_with(options.clone().busy_timeout(DEADLINE)),
             writer: pool(1).connect_lazy_with(options.clone().busy_timeout(Duration::ZERO)),
@@ -109,6 +113,27 @@ async fn begin_write(connection: &mut Connection) -> sqlx::Result<()> {
 #[expect(clippy::unused_async, reason = "on PostgreSQL it is a query")]
 async fn lock_allocation(_connection: &mut Connection) -> sqlx::Result<()> {
     Ok(())
+}
+
+/// By extension number.
+async fn read_users(connection: &mut Connection) -> sqlx::Result<Vec<User>> {
+    let parse = async |fifty: String| {
+        let rows: Vec<UserRow<Rfc3339>> = serde_json::from_str(&fifty).map_err(|error| sqlx::Error::Decode(error.into()))?;
+        rows.into_iter().map(parse_user).collect::<sqlx::Result<Vec<_>>>()
+    };
+    let mut users: Vec<_> = sqlx::query_scalar(USERS).fetch(connection).and_then(parse).try_concat().await?;
+    users.sort_unstable_by_key(|user| user.extension.number);
+    Ok(users)
+}
+
+/// A time as it is stored.
+#[derive(Deserialize)]
+struct Rfc3339(#[serde(with = "time::serde::rfc3339")] OffsetDateTime);
+
+impl From<Rfc3339> for OffsetDateTime {
+    fn from(time: Rfc3339) -> Self {
+        time.0
+    }
 }
 
 fn violates_email(refusal: &dyn DatabaseError) -> bool {
