@@ -31,7 +31,9 @@ impl Cli {
     pub fn read(arguments: impl Iterator<Item = OsString>) -> Result<Self, clap::Error> {
         let mut arguments: Vec<_> = arguments.collect();
         let about_itself = ["-h", "--help", "-V", "--version"];
-        if arguments.get(1).is_none_or(|first| first.to_string_lossy().starts_with('-') && !about_itself.iter().any(|flag| first == flag)) {
+        if arguments.get(1).is_none_or(|first| {
+            first.to_string_lossy().starts_with('-') && !about_itself.iter().any(|flag| first == flag)
+        }) {
             arguments.insert(arguments.len().min(1), "serve".into());
         }
         Self::try_parse_from(arguments)
@@ -58,7 +60,7 @@ pub struct Settings {
     /// Where the API listens
     #[arg(long, env = "PORTAL_LISTEN", value_name = "PORTAL_LISTEN", default_value = "127.0.0.1:8000")]
     pub listen: SocketAddr,
-    /// Allow listening beyond loopback without PORTAL_API_TOKEN
+    /// Allow listening beyond loopback without a token
     #[arg(
         long,
         env = "PORTAL_ALLOW_UNAUTHENTICATED",
@@ -154,14 +156,18 @@ impl Secrets {
     /// [`SettingError`], without the value.
     pub fn from_environment(settings: &Settings) -> Result<Self, SettingError> {
         let variable = |name: &str| match std::env::var(name) {
-            Ok(value) if value.is_empty() => Err(SettingError(format!("{name} is set but empty: give it a value, or remove it"))),
+            Ok(value) if value.is_empty() => {
+                Err(SettingError(format!("{name} is set but empty: give it a value, or remove it")))
+            }
             Ok(value) => Ok(Some(value)),
             Err(std::env::VarError::NotPresent) => Ok(None),
             Err(std::env::VarError::NotUnicode(_)) => Err(SettingError(format!("{name} is not valid UTF-8"))),
         };
         let database = match variable("DATABASE_URL")? {
             Some(url) => DatabaseUrl::parse(&url)?,
-            None => DatabaseUrl::Sqlite(Box::new(SqliteConnectOptions::new().filename(settings.data_dir.join("portal.db")))),
+            None => {
+                DatabaseUrl::Sqlite(Box::new(SqliteConnectOptions::new().filename(settings.data_dir.join("portal.db"))))
+            }
         };
         Ok(Self { database, api_token: variable("PORTAL_API_TOKEN")?.map(ApiToken::parse).transpose()? })
     }
@@ -176,7 +182,10 @@ impl ApiToken {
         if token.bytes().all(|byte| byte.is_ascii_graphic()) {
             Ok(Self(token))
         } else {
-            Err(SettingError("PORTAL_API_TOKEN must be printable ASCII without spaces: make one with 'openssl rand -hex 32'".to_owned()))
+            Err(SettingError(
+                "PORTAL_API_TOKEN must be printable ASCII without spaces: make one with 'openssl rand -hex 32'"
+                    .to_owned(),
+            ))
         }
     }
 
@@ -231,15 +240,21 @@ impl DatabaseUrl {
         if url.starts_with("postgres://") || url.starts_with("postgresql://") {
             let query = url.split_once('?').map_or("", |(_, query)| query);
             for parameter in query.split('&').filter(|p| !p.is_empty()).map(|p| p.split('=').next().unwrap_or(p)) {
-                let known = POSTGRES_PARAMETERS.contains(&parameter) || parameter == "application_name" || parameter.starts_with("options");
+                let known = POSTGRES_PARAMETERS.contains(&parameter)
+                    || parameter == "application_name"
+                    || parameter.starts_with("options");
                 if !known {
-                    return Err(invalid(&format!("the parameter {parameter} is not known (sslmode and sslrootcert are)")));
+                    return Err(invalid(&format!(
+                        "the parameter {parameter} is not known (sslmode and sslrootcert are)"
+                    )));
                 }
             }
-            PgConnectOptions::from_str(url).map(|options| Self::Postgres(Box::new(options))).map_err(|error| match error {
-                sqlx::Error::Configuration(why) => invalid(&why),
-                _ => invalid(&"it takes the form postgres://user:password@host:5432/database"),
-            })
+            PgConnectOptions::from_str(url).map(|options| Self::Postgres(Box::new(options))).map_err(
+                |error| match error {
+                    sqlx::Error::Configuration(why) => invalid(&why),
+                    _ => invalid(&"it takes the form postgres://user:password@host:5432/database"),
+                },
+            )
         } else if let Some(path) = url.strip_prefix("sqlite://") {
             if path.is_empty() || path.starts_with(':') || path.contains("mode=memory") {
                 return Err(invalid(&"a sqlite:// URL names a file, as in sqlite:///var/lib/pbx-portal/portal.db"));

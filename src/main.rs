@@ -46,10 +46,11 @@ fn main() -> ExitCode {
         Command::Migrate(settings) => (*settings, false),
         Command::Serve(settings) => (*settings, true),
     };
-    let secrets = match Secrets::from_environment(&settings).and_then(|secrets| settings.check(&secrets).map(|()| secrets)) {
-        Ok(secrets) => secrets,
-        Err(error) => return refuse(&error.to_string()),
-    };
+    let secrets =
+        match Secrets::from_environment(&settings).and_then(|secrets| settings.check(&secrets).map(|()| secrets)) {
+            Ok(secrets) => secrets,
+            Err(error) => return refuse(&error.to_string()),
+        };
     start_log(&settings);
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
@@ -83,7 +84,11 @@ fn refuse(why: &str) -> ExitCode {
 /// What is wrong with the arguments or the environment, without clap's advice below it.
 fn one_line(error: &clap::Error) -> String {
     let text = error.to_string();
-    let end = ["\n\nUsage:", "\n\nFor more information"].iter().filter_map(|advice| text.find(advice)).min().unwrap_or(text.len());
+    let end = ["\n\nUsage:", "\n\nFor more information"]
+        .iter()
+        .filter_map(|advice| text.find(advice))
+        .min()
+        .unwrap_or(text.len());
     text[..end].trim_start_matches("error: ").replace(char::is_control, " ").trim_end().to_owned()
 }
 
@@ -97,7 +102,9 @@ fn fail(why: &str) -> ExitCode {
 fn dotenv_problem(error: &dotenvy::Error) -> String {
     match error {
         dotenvy::Error::Io(error) => error.to_string(),
-        dotenvy::Error::LineParse(_, at) => format!("a line does not have the form NAME=value (at character {at} of it)"),
+        dotenvy::Error::LineParse(_, at) => {
+            format!("a line does not have the form NAME=value (at character {at} of it)")
+        }
         _ => "it makes no sense".to_owned(),
     }
 }
@@ -106,7 +113,10 @@ fn start_log(settings: &Settings) {
     // Libraries tell what they do at length; here they only speak up when something is wrong.
     let level = settings.log_level.filter();
     let libraries = level.min(tracing::level_filters::LevelFilter::WARN);
-    let targets = Targets::new().with_target("pbx_control_portal", level).with_target("pbx_portal", level).with_default(libraries);
+    let targets = Targets::new()
+        .with_target("pbx_control_portal", level)
+        .with_target("pbx_portal", level)
+        .with_default(libraries);
     let registry = tracing_subscriber::registry().with(targets);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     match settings.log_format {
@@ -145,7 +155,10 @@ async fn serve(settings: &Settings, secrets: Secrets, storage: Storage) -> Resul
     info!(address = %settings.listen, version = env!("CARGO_PKG_VERSION"), "serving; the documentation is at /docs");
 
     let stopped = stopping.clone();
-    let server = tokio::spawn(async move { axum::serve(listener, router).with_graceful_shutdown(stopped.cancelled_owned()).await });
+    let server =
+        tokio::spawn(
+            async move { axum::serve(listener, router).with_graceful_shutdown(stopped.cancelled_owned()).await },
+        );
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

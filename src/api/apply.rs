@@ -61,9 +61,13 @@ struct EvictedRegistration {
 impl From<Applied> for AppliedBody {
     fn from(applied: Applied) -> Self {
         let (users, progress) = (applied.users, applied.progress);
-        let evicted = progress.evicted.into_iter().map(|r| EvictedRegistration { extension: r.number.get(), contact: r.contact });
+        let evicted =
+            progress.evicted.into_iter().map(|r| EvictedRegistration { extension: r.number.get(), contact: r.contact });
         Self {
-            message: format!("Asterisk serves {users} {}: every value is proven.", if users == 1 { "user" } else { "users" }),
+            message: format!(
+                "Asterisk serves {users} {}: every value is proven.",
+                if users == 1 { "user" } else { "users" }
+            ),
             audit_log_id: applied.audit_log_id,
             files_written: texts(&progress.files_written),
             reload_results: progress.reload_results,

@@ -205,7 +205,8 @@ impl From<JsonRejection> for ApiError {
             StatusCode::PAYLOAD_TOO_LARGE => Self::PayloadTooLarge,
             StatusCode::UNSUPPORTED_MEDIA_TYPE => Self::UnsupportedMediaType,
             _ => {
-                let why = std::error::Error::source(&rejection).map_or_else(|| rejection.body_text(), ToString::to_string);
+                let why =
+                    std::error::Error::source(&rejection).map_or_else(|| rejection.body_text(), ToString::to_string);
                 Self::Validation(vec![FieldError::new("body", format!("must be a JSON object: {why}"))])
             }
         }
@@ -223,7 +224,9 @@ impl IntoResponse for ApiError {
         let (status, error, message) = (self.status(), self.phrase(), self.message());
         let mut response = match self {
             Self::Apply(failed) => (status, Json(failed)).into_response(),
-            Self::Validation(details) => (status, Json(ErrorBody { error, message, details: Some(details) })).into_response(),
+            Self::Validation(details) => {
+                (status, Json(ErrorBody { error, message, details: Some(details) })).into_response()
+            }
             _ => (status, Json(ErrorBody { error, message, details: None })).into_response(),
         };
         if status == StatusCode::UNAUTHORIZED {

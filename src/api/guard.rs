@@ -40,10 +40,14 @@ pub async fn check(State(guard): State<Guard>, request: Request, next: Next) -> 
         Guard::Open { loopback } => {
             let host = host(&request);
             if *loopback && !host.as_ref().is_some_and(|host| names_this_machine(host)) {
-                return Err(ApiError::Forbidden("Without PORTAL_API_TOKEN, a request must be addressed to 127.0.0.1 or localhost."));
+                return Err(ApiError::Forbidden(
+                    "Without PORTAL_API_TOKEN, a request must be addressed to 127.0.0.1 or localhost.",
+                ));
             }
             if !same_origin(request.headers(), host.as_deref()) {
-                return Err(ApiError::Forbidden("Without PORTAL_API_TOKEN, a web page of another origin may not use this API."));
+                return Err(ApiError::Forbidden(
+                    "Without PORTAL_API_TOKEN, a web page of another origin may not use this API.",
+                ));
             }
         }
     }
@@ -69,7 +73,8 @@ fn names_this_machine(host: &str) -> bool {
 fn same_origin(headers: &HeaderMap, host: Option<&str>) -> bool {
     let mut origins = headers.get_all(header::ORIGIN).iter();
     origins.all(|origin| {
-        let own = origin.to_str().ok().and_then(|origin| origin.strip_prefix("http://").or(origin.strip_prefix("https://")));
+        let own =
+            origin.to_str().ok().and_then(|origin| origin.strip_prefix("http://").or(origin.strip_prefix("https://")));
         own.is_some_and(|own| host.is_some_and(|host| own.eq_ignore_ascii_case(host)))
     })
 }

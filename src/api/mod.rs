@@ -61,7 +61,9 @@ struct EveryOperation;
 
 impl Modify for EveryOperation {
     fn modify(&self, document: &mut openapi::OpenApi) {
-        let token = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some("The value of PORTAL_API_TOKEN, if it is set."));
+        let token = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .description(Some("The value of PORTAL_API_TOKEN, if it is set."));
         let components = document.components.get_or_insert_default();
         components.add_security_scheme("token", SecurityScheme::Http(token.build()));
         let shared = [
@@ -69,11 +71,17 @@ impl Modify for EveryOperation {
             ("403", "`Forbidden`: without a token, a web page of another origin may not use this API"),
             ("500", "`Internal server error`: what should never be"),
         ];
-        let operations = document.paths.paths.values_mut().flat_map(|path| [&mut path.get, &mut path.post, &mut path.delete]).flatten();
+        let operations = document
+            .paths
+            .paths
+            .values_mut()
+            .flat_map(|path| [&mut path.get, &mut path.post, &mut path.delete])
+            .flatten();
         for operation in operations {
             for (status, description) in shared {
                 let body = ContentBuilder::new().schema(Some(openapi::Ref::from_schema_name("ErrorBody"))).build();
-                let response = ResponseBuilder::new().description(description).content("application/json", body).build();
+                let response =
+                    ResponseBuilder::new().description(description).content("application/json", body).build();
                 operation.responses.responses.entry(status.to_owned()).or_insert(RefOr::T(response));
             }
         }
@@ -100,7 +108,6 @@ pub fn openapi_document() -> String {
 }
 
 /// Everything that is served.
-#[must_use]
 pub fn router(portal: Portal, guard: Guard) -> Router {
     let (operations, document) = operations();
     operations

@@ -17,7 +17,9 @@ const MAX_ID_BYTES: usize = 128;
 /// Logs a request once it is answered; lines in between carry its id.
 pub async fn log(request: Request, next: Next) -> Response {
     let sent = request.headers().get(REQUEST_ID).filter(|id| id.len() <= MAX_ID_BYTES && id.to_str().is_ok());
-    let id = sent.cloned().unwrap_or_else(|| HeaderValue::try_from(Uuid::new_v4().to_string()).expect("a UUID is a header's value"));
+    let id = sent
+        .cloned()
+        .unwrap_or_else(|| HeaderValue::try_from(Uuid::new_v4().to_string()).expect("a UUID is a header's value"));
     let span = info_span!("request", id = id.to_str().unwrap_or_default());
     async move {
         let (method, path, started) = (request.method().clone(), request.uri().path().to_owned(), Instant::now());

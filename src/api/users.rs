@@ -7,8 +7,8 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
-use utoipa::openapi::{ObjectBuilder, RefOr, Schema};
 use utoipa::ToSchema;
+use utoipa::openapi::{ObjectBuilder, RefOr, Schema};
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
 
@@ -90,7 +90,9 @@ pub(super) struct UserList<'u> {
 
 /// What a delete did.
 #[derive(Serialize, ToSchema)]
-pub(super) struct DeletedUser {
+#[schema(as = DeletedUser)]
+#[expect(clippy::struct_field_names, reason = "the API's own names")]
+pub(super) struct Deleted {
     #[schema(example = "User deleted; extension 1000 is free. Asterisk keeps the endpoint until the next apply.")]
     message: String,
     deleted_user_id: Uuid,
@@ -157,7 +159,7 @@ pub(super) async fn list(State(portal): State<Portal>) -> Result<Response, ApiEr
     delete, path = "/users/{id}", tag = "Users",
     params(("id" = Uuid, Path, description = "The user's id", example = "0b9ad2e4-3f0c-4c1e-9d6e-1f8a2b7c5d90")),
     responses(
-        (status = 200, description = "The user is gone", body = DeletedUser),
+        (status = 200, description = "The user is gone", body = Deleted),
         (status = 400, description = "`Validation failed`: not a UUID", body = ErrorBody),
         (status = 404, description = "`User not found`", body = ErrorBody),
         (status = 503, description = "`Database unavailable`: the message says whether the user may have been deleted all the same", body = ErrorBody),
@@ -166,13 +168,14 @@ pub(super) async fn list(State(portal): State<Portal>) -> Result<Response, ApiEr
 pub(super) async fn delete(
     State(portal): State<Portal>,
     path: Result<Path<String>, PathRejection>,
-) -> Result<Json<DeletedUser>, ApiError> {
+) -> Result<Json<Deleted>, ApiError> {
     let Path(typed) = path?;
     let hyphenated = (typed.len() == Hyphenated::LENGTH).then(|| Uuid::parse_str(&typed).ok()).flatten();
     let id = hyphenated.ok_or_else(|| ApiError::Validation(vec![FieldError::new("id", ID_RULE)]))?;
     let what = "the user was deleted: look with GET /users";
     let deleted = portal.storage.delete_user(id).await.map_err(|failure| ApiError::storage(&failure, Some(what)))?;
     let number = deleted.ok_or(ApiError::UserNotFound(id))?;
-    let message = format!("User deleted; extension {number} is free. Asterisk keeps the endpoint until the next apply.");
-    Ok(Json(DeletedUser { message, deleted_user_id: id, freed_extension: number.get() }))
+    let message =
+        format!("User deleted; extension {number} is free. Asterisk keeps the endpoint until the next apply.");
+    Ok(Json(Deleted { message, deleted_user_id: id, freed_extension: number.get() }))
 }

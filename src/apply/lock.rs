@@ -39,6 +39,9 @@ impl HostLock {
     ///
     /// # Errors
     /// [`LockError`].
+    ///
+    /// # Panics
+    /// Never: an open flag fits.
     pub fn try_acquire(files: &GeneratedFiles) -> Result<Self, LockError> {
         let path = files.lock();
         let no_follow = i32::try_from(OFlags::NOFOLLOW.bits()).expect("an open flag fits");

@@ -158,7 +158,8 @@ impl Applier {
     #[must_use]
     pub fn new(settings: &Settings, storage: Storage, tasks: TaskTracker, stopping: CancellationToken) -> Self {
         let bound = settings.asterisk_timeout();
-        let config_dir = std::path::absolute(&settings.asterisk_config_dir).unwrap_or_else(|_| settings.asterisk_config_dir.clone());
+        let config_dir =
+            std::path::absolute(&settings.asterisk_config_dir).unwrap_or_else(|_| settings.asterisk_config_dir.clone());
         Self {
             storage,
             control: Control::new(&settings.asterisk_run_dir, bound),
@@ -223,7 +224,12 @@ impl Applier {
             self.tasks.spawn_on(retry_audit(self.storage.clone(), row, self.stopping.clone()), service);
         }
 
-        let failed = |error_details, in_force, progress| ApplyError::Failed { audit_log_id, error_details, in_force, progress: Box::new(progress) };
+        let failed = |error_details, in_force, progress| ApplyError::Failed {
+            audit_log_id,
+            error_details,
+            in_force,
+            progress: Box::new(progress),
+        };
         match (outcome, finished) {
             (Ok(users), Ok(())) => {
                 info!(%audit_log_id, users, evicted = progress.evicted.len(), "apply proven");
@@ -231,7 +237,9 @@ impl Applier {
             }
             (Ok(_), Err(error)) => {
                 error!(%audit_log_id, %error, "apply proven, but its audit row can't be completed; it is retried");
-                let details = format!("Asterisk serves the new state, but the audit row can't be completed ({error}); it is retried until the database takes it or the service stops");
+                let details = format!(
+                    "Asterisk serves the new state, but the audit row can't be completed ({error}); it is retried until the database takes it or the service stops"
+                );
                 Err(failed(details, true, progress))
             }
             (Err(error), _) => {
@@ -269,10 +277,17 @@ impl Applier {
 
         progress.done("endpoints");
 
-        let still_old = proof::still_old(&self.control, users.iter().filter(|user| changing.contains(&user.extension.number))).await?;
+        let still_old =
+            proof::still_old(&self.control, users.iter().filter(|user| changing.contains(&user.extension.number)))
+                .await?;
         if !still_old.is_empty() {
             drop(routing);
-            routing = files::prepare(lock, &self.files.routing, Stage::Final, &render::routing(numbers.difference(&still_old).copied()))?;
+            routing = files::prepare(
+                lock,
+                &self.files.routing,
+                Stage::Final,
+                &render::routing(numbers.difference(&still_old).copied()),
+            )?;
         }
         progress.wrote(&self.files, &self.files.routing);
         routing.publish(lock)?;
@@ -285,7 +300,10 @@ impl Applier {
 
         let dialplan = proof::dialplan(&self.control, &users).await?;
         objects.verdict(dialplan).map_err(|found| {
-            StepError::NotProven(format!("{found}; likely cause: {}", proof::likely_cause(&self.config_dir, &self.files)))
+            StepError::NotProven(format!(
+                "{found}; likely cause: {}",
+                proof::likely_cause(&self.config_dir, &self.files)
+            ))
         })?;
         if users.is_empty() {
             proof::includes(&self.config_dir, &self.files)?.map_err(StepError::NotProven)?;
@@ -297,7 +315,8 @@ impl Applier {
     /// Step 4: gives the numbers that change hands.
     async fn look(&self, users: &[User], progress: &mut Progress) -> Result<BTreeSet<ExtensionNumber>, StepError> {
         in_force::wait_fully_booted(&self.control).await?;
-        let (missing, unwritten) = try_join!(in_force::missing_modules(&self.control), proof::unwritten_first_priority(&self.control))?;
+        let (missing, unwritten) =
+            try_join!(in_force::missing_modules(&self.control), proof::unwritten_first_priority(&self.control))?;
         if let Some(module) = missing.first() {
             return Err(StepError::Module(module));
         }
@@ -329,7 +348,8 @@ impl Applier {
         progress.wrote(&self.files, &self.files.routing);
         without.publish(lock)?;
         self.command.reload(Reload::Dialplan, &mut progress.reload_results.dialplan_reload).await?;
-        let still_routed: BTreeSet<_> = in_force::dialplan(&self.control).await?.unwrap_or_default().into_keys().collect();
+        let still_routed: BTreeSet<_> =
+            in_force::dialplan(&self.control).await?.unwrap_or_default().into_keys().collect();
         if let Some(number) = changing.intersection(&still_routed).next() {
             return Err(StepError::NotProven(format!(
                 "extension {number} changes hands, but Asterisk did not take its routing away, so its old phone could ring; likely cause: {}",
@@ -343,7 +363,12 @@ impl Applier {
 
 impl Progress {
     fn new() -> Self {
-        Self { step_began: Instant::now(), files_written: Vec::new(), reload_results: ReloadResults::default(), evicted: Vec::new() }
+        Self {
+            step_began: Instant::now(),
+            files_written: Vec::new(),
+            reload_results: ReloadResults::default(),
+            evicted: Vec::new(),
+        }
     }
 
     /// One log line for each step that is done.
@@ -355,7 +380,8 @@ impl Progress {
     /// Noted before the rename: a failure within it may come after the file was replaced.
     fn wrote(&mut self, files: &GeneratedFiles, path: &Path) {
         let written = |file: &PathBuf| file == path || self.files_written.contains(file);
-        self.files_written = [&files.endpoints, &files.routing].into_iter().filter(|file| written(file)).cloned().collect();
+        self.files_written =
+            [&files.endpoints, &files.routing].into_iter().filter(|file| written(file)).cloned().collect();
     }
 
     fn evicted(&mut self, registrations: Vec<Registration>) {

@@ -42,7 +42,9 @@ impl OnDisk {
             if endpoints.values(section, "type").contains(&"endpoint") {
                 on_disk.endpoints.insert(number);
             }
-            on_disk.secrets.extend(endpoints.values(section, "password").first().map(|secret| (number, (*secret).to_owned())));
+            on_disk
+                .secrets
+                .extend(endpoints.values(section, "password").first().map(|secret| (number, (*secret).to_owned())));
         }
         for section in &routing.sections {
             on_disk.routed.extend(foreign::first_priorities(section).map(|(number, _)| number));
@@ -52,7 +54,11 @@ impl OnDisk {
 }
 
 /// The numbers of `users` that change hands.
-pub(super) async fn changing_hands(control: &Control, users: &[User], on_disk: &OnDisk) -> Result<BTreeSet<ExtensionNumber>, ControlError> {
+pub(super) async fn changing_hands(
+    control: &Control,
+    users: &[User],
+    on_disk: &OnDisk,
+) -> Result<BTreeSet<ExtensionNumber>, ControlError> {
     let (auths, registered) = try_join!(in_force::auths(control), registrations::list(control))?;
     let registered: BTreeSet<_> = registered.into_iter().map(|registration| registration.number).collect();
     let secrets = users.iter().map(|user| (user.extension.number, user.extension.secret.reveal().to_owned()));
@@ -60,10 +66,16 @@ pub(super) async fn changing_hands(control: &Control, users: &[User], on_disk: &
 
     let mut changing = in_force::differing(control, Value::Secret, &served).await?;
     changing.extend(
-        unserved.iter().filter(|(number, secret)| registered.contains(number) && on_disk.secrets.get(number) != Some(secret)).map(|(number, _)| *number),
+        unserved
+            .iter()
+            .filter(|(number, secret)| registered.contains(number) && on_disk.secrets.get(number) != Some(secret))
+            .map(|(number, _)| *number),
     );
     changing.extend(
-        users.iter().map(|user| user.extension.number).filter(|number| on_disk.endpoints.contains(number) && !on_disk.routed.contains(number)),
+        users
+            .iter()
+            .map(|user| user.extension.number)
+            .filter(|number| on_disk.endpoints.contains(number) && !on_disk.routed.contains(number)),
     );
     Ok(changing)
 }

@@ -32,15 +32,19 @@ pub(super) async fn objects(control: &Control, users: &[User]) -> Result<Finding
         findings.add(&format!("{what} missing"), wanted.difference(served).copied());
         findings.add(&format!("{what} left over"), served.difference(&wanted).copied());
     }
-    let unlinked = objects.endpoints.iter().filter(|(number, links)| wanted.contains(number) && !(links.auth && links.aor));
+    let unlinked =
+        objects.endpoints.iter().filter(|(number, links)| wanted.contains(number) && !(links.auth && links.aor));
     findings.add("endpoints without their own auth and AOR", unlinked.map(|(number, _)| *number));
 
     let secrets = users.iter().map(|user| (user.extension.number, user.extension.secret.reveal().to_owned()));
     let secrets: BTreeMap<_, _> = secrets.filter(|(number, _)| objects.auths.contains(number)).collect();
-    let caller_ids = users.iter().map(|user| (user.extension.number, render::caller_id(&user.name, user.extension.number)));
+    let caller_ids =
+        users.iter().map(|user| (user.extension.number, render::caller_id(&user.name, user.extension.number)));
     let caller_ids: BTreeMap<_, _> = caller_ids.filter(|(number, _)| endpoints.contains(number)).collect();
-    let (old_secrets, old_caller_ids) =
-        try_join!(in_force::differing(control, Value::Secret, &secrets), in_force::differing(control, Value::CallerId, &caller_ids))?;
+    let (old_secrets, old_caller_ids) = try_join!(
+        in_force::differing(control, Value::Secret, &secrets),
+        in_force::differing(control, Value::CallerId, &caller_ids)
+    )?;
     findings.add("old secrets in force", old_secrets);
     findings.add("old caller IDs in force", old_caller_ids);
     Ok(findings)
@@ -58,7 +62,8 @@ pub(super) async fn dialplan(control: &Control, users: &[User]) -> Result<Findin
     findings.add("dialplan extensions missing", wanted.difference(&routed).copied());
     findings.add("dialplan extensions left over", routed.difference(&wanted).copied());
     let hidden = first_priorities.iter().filter(|(number, first)| {
-        let ours = first.application == render::dial(**number) && first.source.starts_with(&format!("{ROUTING_FILE_NAME}:"));
+        let ours =
+            first.application == render::dial(**number) && first.source.starts_with(&format!("{ROUTING_FILE_NAME}:"));
         wanted.contains(number) && !ours
     });
     findings.add("dialplan extensions whose priority 1 is not ours", hidden.map(|(number, _)| *number));
@@ -70,20 +75,27 @@ fn numbers(users: &[User]) -> BTreeSet<ExtensionNumber> {
 }
 
 /// The numbers of `users` whose secret is not in force: an old phone could still register as them.
-pub(super) async fn still_old(control: &Control, users: impl Iterator<Item = &User>) -> Result<BTreeSet<ExtensionNumber>, ControlError> {
-    let secrets: BTreeMap<_, _> = users.map(|user| (user.extension.number, user.extension.secret.reveal().to_owned())).collect();
+pub(super) async fn still_old(
+    control: &Control,
+    users: impl Iterator<Item = &User>,
+) -> Result<BTreeSet<ExtensionNumber>, ControlError> {
+    let secrets: BTreeMap<_, _> =
+        users.map(|user| (user.extension.number, user.extension.secret.reveal().to_owned())).collect();
     if secrets.is_empty() {
         return Ok(BTreeSet::new());
     }
     let auths = in_force::auths(control).await?;
-    let (served, unserved): (BTreeMap<_, _>, BTreeMap<_, _>) = secrets.into_iter().partition(|(number, _)| auths.contains(number));
+    let (served, unserved): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        secrets.into_iter().partition(|(number, _)| auths.contains(number));
     let mut old = in_force::differing(control, Value::Secret, &served).await?;
     old.extend(unserved.into_keys());
     Ok(old)
 }
 
 /// A priority 1 of a number of ours that no configuration file gave (AEL, Lua): a reload of ours would not take it away.
-pub(super) async fn unwritten_first_priority(control: &Control) -> Result<Option<(ExtensionNumber, String)>, ControlError> {
+pub(super) async fn unwritten_first_priority(
+    control: &Control,
+) -> Result<Option<(ExtensionNumber, String)>, ControlError> {
     let first_priorities = in_force::dialplan(control).await?.unwrap_or_default();
     // `dialplan reload` rebuilds what pbx_config made, from a file (`file:line`) or a command line (`pbx_config`).
     let unwritten = |source: &str| !source.contains(':') && source != "pbx_config";
@@ -96,7 +108,10 @@ pub(super) fn includes(config_dir: &Path, files: &GeneratedFiles) -> Result<Resu
         let main = config_dir.join(main);
         if Config::read(config_dir, &main)?.included(generated).is_empty() {
             let line = generated.strip_prefix(config_dir).unwrap_or(generated).display();
-            return Ok(Err(format!("{} does not include the generated file: add the line '#tryinclude {line}' to it, then apply again", main.display())));
+            return Ok(Err(format!(
+                "{} does not include the generated file: add the line '#tryinclude {line}' to it, then apply again",
+                main.display()
+            )));
         }
     }
     Ok(Ok(()))
@@ -127,6 +142,10 @@ impl Findings {
     /// Nothing found is the proof; otherwise, everything in one line.
     pub(super) fn verdict(mut self, other: Self) -> Result<(), String> {
         self.0.extend(other.0);
-        if self.0.is_empty() { Ok(()) } else { Err(format!("Asterisk does not serve what the database holds: {}", self.0.join("; "))) }
+        if self.0.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("Asterisk does not serve what the database holds: {}", self.0.join("; ")))
+        }
     }
 }

@@ -99,6 +99,7 @@ impl Config {
     }
 
     /// The values of `key` in a section, those of the sections that it takes after included.
+    #[must_use]
     pub fn values<'a>(&'a self, section: &'a Section, key: &str) -> Vec<&'a str> {
         let mut values: Vec<_> = section.entries.iter().filter(|e| e.key == key).map(|e| e.value.as_str()).collect();
         for base in &section.bases {
@@ -112,7 +113,13 @@ impl Config {
     }
 
     /// `section` is the index of the section whose lines come next.
-    fn read_file(&mut self, config_dir: &Path, path: &Path, mut section: Option<usize>, depth: usize) -> Result<(), Unreadable> {
+    fn read_file(
+        &mut self,
+        config_dir: &Path,
+        path: &Path,
+        mut section: Option<usize>,
+        depth: usize,
+    ) -> Result<(), Unreadable> {
         let bytes = fs::read(path).map_err(|error| Unreadable { path: path.to_owned(), error })?;
         let text = String::from_utf8_lossy(&bytes);
         let file: Arc<Path> = path.into();
@@ -140,7 +147,13 @@ impl Config {
         Ok(())
     }
 
-    fn include(&mut self, config_dir: &Path, directive: &str, section: Option<usize>, depth: usize) -> Result<(), Unreadable> {
+    fn include(
+        &mut self,
+        config_dir: &Path,
+        directive: &str,
+        section: Option<usize>,
+        depth: usize,
+    ) -> Result<(), Unreadable> {
         let (keyword, argument) = directive.split_once(char::is_whitespace).unwrap_or((directive, ""));
         let include = ["#include", "#tryinclude"].iter().any(|word| keyword.eq_ignore_ascii_case(word));
         if !include || depth >= MAX_INCLUDE_DEPTH {
@@ -152,7 +165,11 @@ impl Config {
         } else {
             format!("{}/{pattern}", glob::Pattern::escape(&config_dir.to_string_lossy()))
         };
-        let as_the_shell = glob::MatchOptions { require_literal_leading_dot: true, require_literal_separator: true, ..Default::default() };
+        let as_the_shell = glob::MatchOptions {
+            require_literal_leading_dot: true,
+            require_literal_separator: true,
+            ..Default::default()
+        };
         let Ok(found) = glob::glob_with(&pattern, as_the_shell) else { return Ok(()) };
         for path in found {
             let path = path.map_err(|error| Unreadable { path: error.path().to_owned(), error: error.into() })?;
@@ -166,8 +183,14 @@ impl Section {
     fn parse(line: &str, place: Place) -> Option<Self> {
         let (name, rest) = line.strip_prefix('[')?.split_once(']')?;
         let options = rest.trim().strip_prefix('(').and_then(|o| o.split_once(')')).map_or("", |(o, _)| o);
-        let mut section =
-            Self { name: name.to_owned(), place, template: false, addition: false, bases: Vec::new(), entries: Vec::new() };
+        let mut section = Self {
+            name: name.to_owned(),
+            place,
+            template: false,
+            addition: false,
+            bases: Vec::new(),
+            entries: Vec::new(),
+        };
         for option in options.split(',').map(str::trim).filter(|o| !o.is_empty()) {
             match option.as_bytes()[0] {
                 b'!' => section.template = true,

@@ -101,7 +101,10 @@ impl Control {
     /// # Panics
     /// If the command could not fit Asterisk's buffer, or is more than one: a mistake of the caller.
     pub async fn ask(&self, command: &str) -> Result<String, ControlError> {
-        assert!(command.len() <= MAX_COMMAND_BYTES && !command.contains(['\0', '\n']), "a command that fits: {command}");
+        assert!(
+            command.len() <= MAX_COMMAND_BYTES && !command.contains(['\0', '\n']),
+            "a command that fits: {command}"
+        );
         let hung = |_| ControlError::Hung { command: shortened(command), bound: self.bound };
         timeout(self.bound, self.exchange(command)).await.map_err(hung)?
     }

@@ -59,14 +59,32 @@ impl GeneratedFiles {
             match fs::symlink_metadata(path) {
                 Ok(found) if found.is_file() => {}
                 Ok(found) => {
-                    let kind = if found.is_dir() { "a folder" } else if found.is_symlink() { "a symbolic link" } else { "a special file" };
+                    let kind = if found.is_dir() {
+                        "a folder"
+                    } else if found.is_symlink() {
+                        "a symbolic link"
+                    } else {
+                        "a special file"
+                    };
                     return Err(FileError::NotAFile { path: path.clone(), kind });
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => match fs::metadata(folder(path)) {
                     Ok(_) => {}
-                    Err(error) => return Err(FileError::Folder { path: folder(path).to_owned(), error, install: self.install_command() }),
+                    Err(error) => {
+                        return Err(FileError::Folder {
+                            path: folder(path).to_owned(),
+                            error,
+                            install: self.install_command(),
+                        });
+                    }
                 },
-                Err(error) => return Err(FileError::Folder { path: folder(path).to_owned(), error, install: self.install_command() }),
+                Err(error) => {
+                    return Err(FileError::Folder {
+                        path: folder(path).to_owned(),
+                        error,
+                        install: self.install_command(),
+                    });
+                }
             }
         }
         Ok(())

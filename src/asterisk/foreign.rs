@@ -15,7 +15,9 @@ use crate::domain::ExtensionNumber;
 #[derive(Debug, thiserror::Error)]
 pub enum Foreign {
     /// Something of a number of ours stands elsewhere.
-    #[error("{place}: {what} {number} belongs to the numbers 1000 to 1999, which the portal alone defines: rename or remove it, then apply again")]
+    #[error(
+        "{place}: {what} {number} belongs to the numbers 1000 to 1999, which the portal alone defines: rename or remove it, then apply again"
+    )]
     Stands {
         /// `file:line`.
         place: String,

@@ -144,7 +144,11 @@ pub async fn aors(control: &Control) -> Result<BTreeSet<ExtensionNumber>, Contro
 /// # Errors
 /// [`ControlError`].
 pub async fn dialplan(control: &Control) -> Result<Option<BTreeMap<ExtensionNumber, FirstPriority>>, ControlError> {
-    listing(control, &format!("dialplan show {CONTEXT}"), parse_dialplan).await
+    let absent = |text: &str| text.contains("There is no existence of").then_some(None);
+    listing(control, &format!("dialplan show {CONTEXT}"), |text| {
+        absent(text).or_else(|| parse_dialplan(text).map(Some))
+    })
+    .await
 }
 
 /// Which of `expected` have another value in force. Only objects that are listed may be asked about.
@@ -279,20 +283,21 @@ fn parse_endpoints(text: &str) -> Option<BTreeMap<ExtensionNumber, Links>> {
 }
 
 fn parse_names(text: &str, label: &str) -> Option<BTreeSet<ExtensionNumber>> {
-    let columns: Vec<_> = text.lines().filter_map(|line| line.strip_prefix(label)).filter(|c| !c.starts_with('<')).collect();
+    let columns: Vec<_> =
+        text.lines().filter_map(|line| line.strip_prefix(label)).filter(|c| !c.starts_with('<')).collect();
     whole(text, columns.len())?;
     Some(columns.into_iter().filter_map(own_number).collect())
 }
 
-fn parse_dialplan(text: &str) -> Option<Option<BTreeMap<ExtensionNumber, FirstPriority>>> {
-    static HEAD: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"^  '(.*?)'( \(CID match '.*'\))? => +(.*)$").expect("a regex"));
-    static ROW: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"^ *(?:\[[^]]*\] +)?(?:(hint): |(\d+)\. )(.*\S) +\[([^]]*)\]$").expect("a regex"));
-    static TRAILER: LazyLock<Regex> =
-        LazyLock::new(|| Regex::new(r"(?m)^-= \d+ extensions? \((\d+) priorit(?:y|ies)\) in 1 context\. =-$").expect("a regex"));
+fn parse_dialplan(text: &str) -> Option<BTreeMap<ExtensionNumber, FirstPriority>> {
+    static HEAD: LazyLock<Regex> =
+        LazyLock::new(|| Regex::new(r"^  '(.*?)'( \(CID match '.*'\))? => +(.*)$").expect("a regex"));
+    static ROW: LazyLock<Regex> =
+        LazyLock::new(|| Regex::new(r"^ *(?:\[[^]]*\] +)?(?:(hint): |(\d+)\. )(.*\S) +\[([^]]*)\]$").expect("a regex"));
+    static TRAILER: LazyLock<Regex> = LazyLock::new(|| {
+        Regex::new(r"(?m)^-= \d+ extensions? \((\d+) priorit(?:y|ies)\) in 1 context\. =-$").expect("a regex")
+    });
 
-    if text.contains("There is no existence of") {
-        return Some(None);
-    }
     let count: usize = TRAILER.captures(text)?[1].parse().ok()?;
     let mut first_priorities = BTreeMap::new();
     let (mut rows, mut current) = (0, None);
@@ -311,5 +316,5 @@ fn parse_dialplan(text: &str) -> Option<Option<BTreeMap<ExtensionNumber, FirstPr
             first_priorities.insert(number, first);
         }
     }
-    (rows == count).then_some(Some(first_priorities))
+    (rows == count).then_some(first_priorities)
 }

@@ -50,7 +50,10 @@ pub async fn list(control: &Control) -> Result<Vec<Registration>, ControlError> 
 ///
 /// # Errors
 /// [`ControlError`]; `Unexpected` if some are still listed after many attempts.
-pub async fn evict(control: &Control, unwanted: impl Fn(ExtensionNumber) -> bool) -> Result<Vec<Registration>, ControlError> {
+pub async fn evict(
+    control: &Control,
+    unwanted: impl Fn(ExtensionNumber) -> bool,
+) -> Result<Vec<Registration>, ControlError> {
     let mut evicted = BTreeMap::new();
     let mut left = Vec::new();
     for attempt in 0..ATTEMPTS {
@@ -71,10 +74,17 @@ pub async fn evict(control: &Control, unwanted: impl Fn(ExtensionNumber) -> bool
         in_force::aors(control).await?;
     }
     let numbers: BTreeSet<_> = left.iter().map(|registration| registration.number.get()).collect();
-    Err(ControlError::unexpected("database show registrar/contact", &format!("old registrations of {numbers:?} are still there after {ATTEMPTS} evictions")))
+    Err(ControlError::unexpected(
+        "database show registrar/contact",
+        &format!("old registrations of {numbers:?} are still there after {ATTEMPTS} evictions"),
+    ))
 }
 
-async fn forget(control: &Control, registration: &Registration, aors: &BTreeSet<ExtensionNumber>) -> Result<(), ControlError> {
+async fn forget(
+    control: &Control,
+    registration: &Registration,
+    aors: &BTreeSet<ExtensionNumber>,
+) -> Result<(), ControlError> {
     // The key is nothing but digits, `;@` and hex digits: see `parse`.
     let key = &registration.key;
     let command = if aors.contains(&registration.number) {

@@ -75,7 +75,9 @@ pub enum ReloadError {
         bound: Duration,
     },
     /// It ended with another exit status than 0.
-    #[error("{command} ended with {status}: {output}; is Asterisk running (systemctl status asterisk), and may the portal's user use its control socket?")]
+    #[error(
+        "{command} ended with {status}: {output}; is Asterisk running (systemctl status asterisk), and may the portal's user use its control socket?"
+    )]
     Failed {
         /// As it could be typed.
         command: String,
@@ -116,6 +118,9 @@ impl AsteriskCommand {
     ///
     /// # Errors
     /// [`ReloadError`].
+    ///
+    /// # Panics
+    /// Never: each reload has a command.
     pub async fn reload(&self, what: Reload, last: &mut Option<CommandResult>) -> Result<(), ReloadError> {
         let started = Instant::now();
         let mut commands = what.commands().iter().peekable();
@@ -139,9 +144,18 @@ impl AsteriskCommand {
     }
 
     /// Runs `program -rx command` in a process group of its own, which is killed, whole, when the time is over.
-    async fn run<'r>(&self, command: &str, last: &'r mut Option<CommandResult>) -> Result<&'r CommandResult, ReloadError> {
+    async fn run<'r>(
+        &self,
+        command: &str,
+        last: &'r mut Option<CommandResult>,
+    ) -> Result<&'r CommandResult, ReloadError> {
         let typed = format!("{} -rx '{command}'", self.program.display());
-        let result = last.insert(CommandResult { command: typed.clone(), exit_code: None, stdout: String::new(), stderr: String::new() });
+        let result = last.insert(CommandResult {
+            command: typed.clone(),
+            exit_code: None,
+            stdout: String::new(),
+            stderr: String::new(),
+        });
         let not_started = |error| ReloadError::NotStarted { command: typed.clone(), error };
         let mut child = Command::new(&self.program)
             .args(["-rx", command])
@@ -159,7 +173,8 @@ impl AsteriskCommand {
         let (mut out, mut err) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let finished = timeout(self.bound, async {
-            let (_, _, status) = tokio::try_join!(out.read_to_end(&mut stdout), err.read_to_end(&mut stderr), child.wait())?;
+            let (_, _, status) =
+                tokio::try_join!(out.read_to_end(&mut stdout), err.read_to_end(&mut stderr), child.wait())?;
             Ok(status)
         })
         .await;
@@ -172,7 +187,9 @@ impl AsteriskCommand {
         }
         result.stdout = String::from_utf8_lossy(&stdout).into_owned();
         result.stderr = String::from_utf8_lossy(&stderr).into_owned();
-        let status = finished.map_err(|_| ReloadError::TimedOut { command: typed.clone(), bound: self.bound })?.map_err(not_started)?;
+        let status = finished
+            .map_err(|_| ReloadError::TimedOut { command: typed.clone(), bound: self.bound })?
+            .map_err(not_started)?;
         result.exit_code = status.code();
         if status.success() {
             Ok(result)

@@ -29,7 +29,9 @@ impl Name {
         if RULE.is_match(typed) {
             Ok(Self(typed.trim().to_owned()))
         } else {
-            Err(Invalid("must be 1 to 255 characters, white space around it aside, without control characters or line breaks"))
+            Err(Invalid(
+                "must be 1 to 255 characters, white space around it aside, without control characters or line breaks",
+            ))
         }
     }
 
@@ -46,7 +48,9 @@ mod tests {
 
     #[test]
     fn takes_any_script_and_trims() {
-        for (typed, kept) in [("Alice Ångström", "Alice Ångström"), ("\t 李 小龍 \n", "李 小龍"), ("😀", "😀"), ("a\u{3000}", "a")] {
+        for (typed, kept) in
+            [("Alice Ångström", "Alice Ångström"), ("\t 李 小龍 \n", "李 小龍"), ("😀", "😀"), ("a\u{3000}", "a")]
+        {
             assert_eq!(Name::parse(typed).expect(typed).as_str(), kept);
         }
     }
@@ -60,7 +64,9 @@ mod tests {
 
     #[test]
     fn refuses_nothing_controls_and_line_breaks() {
-        for typed in ["", " ", "\u{3000}", "a\nb", "a\u{0}b", "a\u{7f}", "\u{1b}a", "a\u{85}b", "a\u{2028}b", "a\u{2029}b"] {
+        for typed in
+            ["", " ", "\u{3000}", "a\nb", "a\u{0}b", "a\u{7f}", "\u{1b}a", "a\u{85}b", "a\u{2028}b", "a\u{2029}b"]
+        {
             assert!(Name::parse(typed).is_err(), "{typed:?}");
         }
     }

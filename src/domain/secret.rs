@@ -4,7 +4,10 @@ use super::Invalid;
 
 /// What people type without mistaking one for another: one case, no 0 and o, 1 and l and i, 2 and z, 5 and s,
 /// 8 and b, 9 and g and q, u and v.
-const ALPHABET: &[u8; 21] = b"acdefhjkmnprtwxy34679";
+const ALPHABET: &[u8; LETTERS as usize] = b"acdefhjkmnprtwxy34679";
+
+/// How many letters there are.
+const LETTERS: u8 = 21;
 
 /// 30 letters of 21 make 131 bits.
 const LENGTH: usize = 30;
@@ -22,12 +25,12 @@ impl Secret {
     #[must_use]
     pub fn generate() -> Self {
         // The largest multiple of the alphabet's length that a byte holds: above it a letter would be likelier than another.
-        const FAIR: u8 = u8::MAX - u8::MAX % ALPHABET.len() as u8;
+        const FAIR: u8 = u8::MAX - u8::MAX % LETTERS;
         let mut secret = String::with_capacity(LENGTH);
         let mut bytes = [0; LENGTH];
         while secret.len() < LENGTH {
             getrandom::fill(&mut bytes).expect("random bytes from the operating system");
-            let letters = bytes.iter().filter(|b| **b < FAIR).map(|b| ALPHABET[usize::from(*b) % ALPHABET.len()]);
+            let letters = bytes.iter().filter(|b| **b < FAIR).map(|b| ALPHABET[usize::from(*b % LETTERS)]);
             secret.extend(letters.map(char::from).take(LENGTH - secret.len()));
         }
         Self(secret)
@@ -64,7 +67,7 @@ mod tests {
 
     #[test]
     fn has_128_bits_of_letters_that_are_not_mistaken() {
-        assert!((ALPHABET.len() as f64).log2() * LENGTH as f64 >= 128.0);
+        assert!(f64::from(LETTERS).log2() * f64::from(u8::try_from(LENGTH).expect("a length")) >= 128.0);
         let secrets: std::collections::HashSet<_> = (0..1000).map(|_| Secret::generate().0).collect();
         assert_eq!(secrets.len(), 1000);
         assert!(secrets.iter().all(|s| s.len() == LENGTH && s.bytes().all(|b| ALPHABET.contains(&b))));

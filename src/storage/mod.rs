@@ -69,7 +69,9 @@ pub enum MigrationError {
     #[error("the database's schema can't be brought up to date: {0}")]
     Failed(String),
     /// It belongs to a later major version.
-    #[error("the database's schema is of major version {0}, this program's is {SCHEMA_MAJOR_VERSION}: install the release that made it")]
+    #[error(
+        "the database's schema is of major version {0}, this program's is {SCHEMA_MAJOR_VERSION}: install the release that made it"
+    )]
     TooNew(i64),
 }
 
@@ -104,7 +106,8 @@ type UserRow<Time> = (Uuid, Uuid, String, String, Time, i32, String);
 /// A row that the service can't have written is an error that names it.
 fn parse_user<Time: Into<OffsetDateTime>>(row: UserRow<Time>) -> Result<User, sqlx::Error> {
     let (id, tenant_id, name, email, created_at, number, secret) = row;
-    let invalid = |column: &str, rule| sqlx::Error::Decode(format!("{column} of user {id} {rule}: it was edited by hand").into());
+    let invalid =
+        |column: &str, rule| sqlx::Error::Decode(format!("{column} of user {id} {rule}: it was edited by hand").into());
     Ok(User {
         id,
         tenant_id,

@@ -14,7 +14,9 @@ use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use super::queries::{self, Failure, queries};
-use super::{AuditEntry, DEADLINE, DEFAULT_TENANT, MigrationError, SCHEMA_MAJOR_VERSION, StorageError, UserRow, now, parse_user};
+use super::{
+    AuditEntry, DEADLINE, DEFAULT_TENANT, MigrationError, SCHEMA_MAJOR_VERSION, StorageError, UserRow, now, parse_user,
+};
 use crate::domain::{Email, Extension, ExtensionNumber, Name, Secret, User};
 
 type Database = Postgres;
@@ -55,8 +57,9 @@ impl Backend {
 
     /// An advisory lock keeps two processes from migrating at once.
     pub(super) async fn migrate(&self) -> Result<(), MigrationError> {
-        let mut connection =
-            Connection::connect_with(&self.options).await.map_err(|error| MigrationError::Unavailable(error.to_string()))?;
+        let mut connection = Connection::connect_with(&self.options)
+            .await
+            .map_err(|error| MigrationError::Unavailable(error.to_string()))?;
         run_migrations(&mut connection).await?;
         // The schema is there; how the connection closes changes nothing.
         let _ = connection.close().await;
@@ -82,7 +85,11 @@ async fn lock_allocation(connection: &mut Connection) -> sqlx::Result<()> {
 
 /// By extension number.
 async fn read_users(connection: &mut Connection) -> sqlx::Result<Vec<User>> {
-    sqlx::query_as(USERS).fetch(connection).and_then(async |row: UserRow<OffsetDateTime>| parse_user(row)).try_collect().await
+    sqlx::query_as(USERS)
+        .fetch(connection)
+        .and_then(async |row: UserRow<OffsetDateTime>| parse_user(row))
+        .try_collect()
+        .await
 }
 
 fn violates_email(refusal: &dyn DatabaseError) -> bool {

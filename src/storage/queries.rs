@@ -52,7 +52,12 @@ impl From<sqlx::Error> for Failure {
 macro_rules! queries {
     () => {
         impl Backend {
-            pub(super) async fn create_user(&self, name: Name, email: Email, secret: Secret) -> Result<User, StorageError> {
+            pub(super) async fn create_user(
+                &self,
+                name: Name,
+                email: Email,
+                secret: Secret,
+            ) -> Result<User, StorageError> {
                 call(&self.runtime, self.write_pool(), move |connection| {
                     Box::pin(async move {
                         begin_write(connection).await?;
@@ -84,7 +89,8 @@ macro_rules! queries {
                             .execute(&mut *connection)
                             .await?;
                         commit(connection).await?;
-                        let number = ExtensionNumber::try_from(i64::from(number)).expect("the query stays within the pool");
+                        let number =
+                            ExtensionNumber::try_from(i64::from(number)).expect("the query stays within the pool");
                         let extension = Extension { number, secret };
                         Ok(User { id, tenant_id: DEFAULT_TENANT, name, email, extension, created_at })
                     })
@@ -166,7 +172,10 @@ macro_rules! queries {
             work: impl for<'c> FnOnce(&'c mut Connection) -> Work<'c, T> + Send + 'static,
         ) -> Result<T, StorageError> {
             let pool = pool.clone();
-            let unavailable = |reason: &dyn Display, maybe_written| StorageError::Unavailable { reason: reason.to_string(), maybe_written };
+            let unavailable = |reason: &dyn Display, maybe_written| StorageError::Unavailable {
+                reason: reason.to_string(),
+                maybe_written,
+            };
             let task = runtime.spawn(async move {
                 let deadline = Instant::now() + DEADLINE;
                 let mut connection = match timeout_at(deadline, pool.acquire()).await {
@@ -205,8 +214,10 @@ macro_rules! queries {
             let mut migrator = migrations();
             migrator.set_ignore_missing(true);
             migrator.run_direct(None, &mut *connection, false).await.map_err(|error| failed(&error))?;
-            let version: i64 =
-                sqlx::query_scalar(queries::SCHEMA_VERSION).fetch_one(connection).await.map_err(|error| failed(&error))?;
+            let version: i64 = sqlx::query_scalar(queries::SCHEMA_VERSION)
+                .fetch_one(connection)
+                .await
+                .map_err(|error| failed(&error))?;
             match version / 1000 {
                 major if major > SCHEMA_MAJOR_VERSION => Err(MigrationError::TooNew(major)),
                 _ => Ok(()),

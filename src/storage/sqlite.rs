@@ -19,7 +19,9 @@ use uuid::Uuid;
 use uuid::fmt::Hyphenated;
 
 use super::queries::{self, Failure, queries};
-use super::{AuditEntry, DEADLINE, DEFAULT_TENANT, MigrationError, SCHEMA_MAJOR_VERSION, StorageError, UserRow, now, parse_user};
+use super::{
+    AuditEntry, DEADLINE, DEFAULT_TENANT, MigrationError, SCHEMA_MAJOR_VERSION, StorageError, UserRow, now, parse_user,
+};
 use crate::domain::{Email, Extension, ExtensionNumber, Name, Secret, User};
 
 type Database = Sqlite;
@@ -59,7 +61,9 @@ impl Backend {
             .foreign_keys(true)
             .create_if_missing(false)
             .disable_statement_logging();
-        let pool = |connections| SqlitePoolOptions::new().max_connections(connections).acquire_timeout(DEADLINE).test_before_acquire(false);
+        let pool = |connections| {
+            SqlitePoolOptions::new().max_connections(connections).acquire_timeout(DEADLINE).test_before_acquire(false)
+        };
         Self {
             readers: pool(READERS).connect_lazy_with(options.clone().busy_timeout(DEADLINE)),
             writer: pool(1).connect_lazy_with(options.clone().busy_timeout(Duration::ZERO)),
@@ -73,11 +77,9 @@ impl Backend {
     pub(super) async fn migrate(&self) -> Result<(), MigrationError> {
         let file = self.options.get_filename();
         if let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            std::fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(folder)
-                .map_err(|error| MigrationError::Unavailable(format!("the folder {} can't be made: {error}", folder.display())))?;
+            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| {
+                MigrationError::Unavailable(format!("the folder {} can't be made: {error}", folder.display()))
+            })?;
         }
         let unavailable = |error: sqlx::Error| MigrationError::Unavailable(format!("{}: {error}", file.display()));
         let options = self.options.clone().create_if_missing(true).busy_timeout(DEADLINE);
@@ -118,7 +120,8 @@ async fn lock_allocation(_connection: &mut Connection) -> sqlx::Result<()> {
 /// By extension number.
 async fn read_users(connection: &mut Connection) -> sqlx::Result<Vec<User>> {
     let parse = async |fifty: String| {
-        let rows: Vec<UserRow<Rfc3339>> = serde_json::from_str(&fifty).map_err(|error| sqlx::Error::Decode(error.into()))?;
+        let rows: Vec<UserRow<Rfc3339>> =
+            serde_json::from_str(&fifty).map_err(|error| sqlx::Error::Decode(error.into()))?;
         rows.into_iter().map(parse_user).collect::<sqlx::Result<Vec<_>>>()
     };
     let mut users: Vec<_> = sqlx::query_scalar(USERS).fetch(connection).and_then(parse).try_concat().await?;

@@ -47,7 +47,12 @@ fn on(table: &mut Table, name: &str, cluster: Option<Postgres>) {
     let started = Instant::now();
     let failures = create_all(portal.address());
     let rate = USERS as f64 / started.elapsed().as_secs_f64();
-    table.row(&format!("{name}: {USERS} creates by {CLIENTS} clients"), &format!("{rate:.0}/s, {failures} failed"), "≥ 500/s, none", rate >= 500.0 && failures == 0);
+    table.row(
+        &format!("{name}: {USERS} creates by {CLIENTS} clients"),
+        &format!("{rate:.0}/s, {failures} failed"),
+        "≥ 500/s, none",
+        rate >= 500.0 && failures == 0,
+    );
 
     portal.apply("bench");
     let (mut applies, mut reloads) = (Vec::new(), Vec::new());
@@ -78,8 +83,16 @@ fn on(table: &mut Table, name: &str, cluster: Option<Postgres>) {
     table.ratio(&format!("{name}: GET /users of {USERS} / the bare query"), &mut lists, &mut queries, 2.0);
 
     let status = fs::read_to_string(format!("/proc/{}/status", portal.pid())).expect("the process's status");
-    let resident: f64 = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok()).expect("VmRSS");
-    table.row(&format!("{name}: resident memory after it"), &format!("{:.1} MiB", resident / 1024.0), "< 40 MiB", resident < 40.0 * 1024.0);
+    let resident: f64 = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok())
+        .expect("VmRSS");
+    table.row(
+        &format!("{name}: resident memory after it"),
+        &format!("{:.1} MiB", resident / 1024.0),
+        "< 40 MiB",
+        resident < 40.0 * 1024.0,
+    );
 
     let mut starts: Vec<_> = (0..ROUNDS)
         .map(|_| {
@@ -90,7 +103,12 @@ fn on(table: &mut Table, name: &str, cluster: Option<Postgres>) {
         })
         .collect();
     let start = median(&mut starts);
-    table.row(&format!("{name}: start to first answer"), &format!("{:.0} ms", milliseconds(start)), "< 200 ms", start < Duration::from_millis(200));
+    table.row(
+        &format!("{name}: start to first answer"),
+        &format!("{:.0} ms", milliseconds(start)),
+        "< 200 ms",
+        start < Duration::from_millis(200),
+    );
 }
 
 struct Table {
@@ -105,11 +123,19 @@ impl Table {
 
     /// The median of the rounds' own ratios, so that a machine that slows down meanwhile slows both.
     fn ratio(&mut self, what: &str, ours: &mut [Duration], baseline: &mut [Duration], limit: f64) {
-        let mut ratios: Vec<_> = ours.iter().zip(baseline.iter()).map(|(ours, baseline)| ours.as_secs_f64() / baseline.as_secs_f64()).collect();
+        let mut ratios: Vec<_> = ours
+            .iter()
+            .zip(baseline.iter())
+            .map(|(ours, baseline)| ours.as_secs_f64() / baseline.as_secs_f64())
+            .collect();
         ratios.sort_by(f64::total_cmp);
         let ratio = ratios[ratios.len() / 2];
         let (low, high) = (ratios[0], ratios[ratios.len() - 1]);
-        let figure = format!("{ratio:.2} × ({low:.2} to {high:.2}): {:.2} ms / {:.2} ms", milliseconds(median(ours)), milliseconds(median(baseline)));
+        let figure = format!(
+            "{ratio:.2} × ({low:.2} to {high:.2}): {:.2} ms / {:.2} ms",
+            milliseconds(median(ours)),
+            milliseconds(median(baseline))
+        );
         self.row(what, &figure, &format!("≤ {limit} ×"), ratio <= limit);
     }
 }
@@ -183,7 +209,8 @@ fn answer(connection: &mut TcpStream, request: &str) -> (String, usize) {
         filled += read;
         let Some(end) = buffer[..filled].windows(4).position(|window| window == b"\r\n\r\n") else { continue };
         let head = String::from_utf8_lossy(&buffer[..end]).into_owned();
-        let length: usize = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok()).expect("a length");
+        let length: usize =
+            head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok()).expect("a length");
         if filled >= end + 4 + length {
             return (head, length);
         }
@@ -195,11 +222,19 @@ fn pgbench(url: &str) -> Duration {
     let script = std::env::temp_dir().join(format!("pbx-portal-list-{}.sql", std::process::id()));
     fs::write(&script, LIST).expect("write the script");
     let mut command = Command::new(postgres::program("pgbench"));
-    let output = command.args(["-n", "-M", "prepared", "-t", &QUERIES.to_string(), "-f"]).arg(&script).arg(url).output().expect("run pgbench");
+    let output = command
+        .args(["-n", "-M", "prepared", "-t", &QUERIES.to_string(), "-f"])
+        .arg(&script)
+        .arg(url)
+        .output()
+        .expect("run pgbench");
     let _ = fs::remove_file(&script);
     let text = String::from_utf8_lossy(&output.stdout);
-    let latency = text.lines().find_map(|line| line.strip_prefix("latency average = ")?.strip_suffix(" ms")?.parse::<f64>().ok());
-    Duration::from_secs_f64(latency.unwrap_or_else(|| panic!("{text}{}", String::from_utf8_lossy(&output.stderr))) / 1000.0)
+    let latency =
+        text.lines().find_map(|line| line.strip_prefix("latency average = ")?.strip_suffix(" ms")?.parse::<f64>().ok());
+    Duration::from_secs_f64(
+        latency.unwrap_or_else(|| panic!("{text}{}", String::from_utf8_lossy(&output.stderr))) / 1000.0,
+    )
 }
 
 /// The bare query by one `sqlite3` process that repeats it, from the first answer to the last.

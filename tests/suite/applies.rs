@@ -4,7 +4,7 @@ use std::fs::{self, File};
 
 use serde_json::{Value, json};
 
-use crate::fixtures::{TWO_OF_ONE_NAME, Database, account, host, id, psql, serves, sqlite};
+use crate::fixtures::{Database, TWO_OF_ONE_NAME, account, host, id, psql, serves, sqlite};
 use crate::support::portal::Settings;
 use crate::support::process::Signal;
 use crate::support::{Asterisk, Portal, Postgres, asterisk, secs, wait_until};
@@ -15,7 +15,12 @@ fn apply(portal: &Portal) -> crate::support::Answer {
 
 fn failed(portal: &Portal, words: &[&str]) -> Value {
     let answer = apply(portal);
-    assert_eq!((answer.status, answer.json["error"].as_str()), (500, Some("Apply operation failed")), "{}", answer.text);
+    assert_eq!(
+        (answer.status, answer.json["error"].as_str()),
+        (500, Some("Apply operation failed")),
+        "{}",
+        answer.text
+    );
     let details = answer.json["error_details"].as_str().expect("details");
     for word in words {
         assert!(details.contains(word), "{word:?} in {details:?}");
@@ -40,7 +45,10 @@ fn leaves_a_true_audit_row_on_both_databases() {
         let applied = portal.apply("  Áine  ");
         let audit_id = applied["audit_log_id"].as_str().expect("an id");
         let row = |column: &str| sql(&format!("SELECT {column} FROM apply_audit_logs WHERE id = '{audit_id}'"));
-        assert_eq!(row("triggered_by || '/' || host || '/' || outcome || '/' || coalesce(error_details, 'none')"), "Áine/pbx-7/success/none");
+        assert_eq!(
+            row("triggered_by || '/' || host || '/' || outcome || '/' || coalesce(error_details, 'none')"),
+            "Áine/pbx-7/success/none"
+        );
         let json = |column: &str| serde_json::from_str::<Value>(&row(column)).expect("JSON");
         assert_eq!(json("files_written"), json!([asterisk.endpoints_file(), asterisk.routing_file()]));
         assert_eq!(json("reload_results"), applied["reload_results"]);
@@ -48,7 +56,10 @@ fn leaves_a_true_audit_row_on_both_databases() {
         asterisk.stop();
         let answer = failed(&portal, &["Asterisk is not running"]);
         asterisk.boot();
-        let failure = format!("SELECT count(*) FROM apply_audit_logs WHERE id = '{}' AND outcome = 'failure'", answer["audit_log_id"].as_str().expect("an id"));
+        let failure = format!(
+            "SELECT count(*) FROM apply_audit_logs WHERE id = '{}' AND outcome = 'failure'",
+            answer["audit_log_id"].as_str().expect("an id")
+        );
         assert_eq!(sql(&format!("{failure} AND error_details LIKE 'Asterisk is not running%'")), "1");
         assert_eq!(sql("SELECT count(*) FROM apply_audit_logs"), "2");
     }
@@ -107,7 +118,8 @@ fn with_no_users_both_include_lines_are_looked_for() {
 
 #[test]
 fn without_cli_aliases_reloads_the_modules_themselves() {
-    let asterisk = Asterisk::start_with(&asterisk::Options { without_cli_aliases: true, ..asterisk::Options::default() });
+    let asterisk =
+        Asterisk::start_with(&asterisk::Options { without_cli_aliases: true, ..asterisk::Options::default() });
     let portal = Portal::start(&Settings::of(&asterisk));
     portal.create_user("Alice", "alice@example.com");
     let applied = portal.apply("suite");
@@ -122,7 +134,10 @@ fn values_are_compared_not_only_names() {
     portal.apply("suite");
     // A secret edited by hand and loaded, then two sections of one name that make Asterisk keep it.
     let text = fs::read_to_string(asterisk.endpoints_file()).expect("the endpoints");
-    let edited: String = text.lines().map(|line| if line.starts_with("password=") { "password=stolen\n".into() } else { format!("{line}\n") }).collect();
+    let edited: String = text
+        .lines()
+        .map(|line| if line.starts_with("password=") { "password=stolen\n".into() } else { format!("{line}\n") })
+        .collect();
     fs::write(asterisk.endpoints_file(), edited).expect("edit the endpoints");
     asterisk.rx("pjsip reload");
     asterisk.edit_config("pjsip.conf", |text| format!("{text}{TWO_OF_ONE_NAME}"));
@@ -167,11 +182,18 @@ fn goes_on_to_its_end_when_the_client_hangs_up() {
     asterisk.signal(Signal::STOP);
     let mut client = std::net::TcpStream::connect(portal.address()).expect("connect");
     let body = r#"{"triggered_by":"gone"}"#;
-    write!(client, "POST /apply HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}", body.len()).expect("send");
+    write!(
+        client,
+        "POST /apply HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .expect("send");
     wait_until(secs(10), "the apply has begun", || portal.log().contains("apply begins"));
     drop(client);
     asterisk.signal(Signal::CONT);
-    wait_until(secs(20), "the apply is done", || sqlite(&portal, "SELECT outcome FROM apply_audit_logs WHERE triggered_by = 'gone'") == "success");
+    wait_until(secs(20), "the apply is done", || {
+        sqlite(&portal, "SELECT outcome FROM apply_audit_logs WHERE triggered_by = 'gone'") == "success"
+    });
     assert!(serves(&asterisk, &number));
 }
 
@@ -190,7 +212,11 @@ fn a_last_audit_write_that_fails_is_told_and_made_up_for() {
         asterisk.signal(Signal::CONT);
         let answer = applying.join().expect("an answer");
         assert_eq!(answer.status, 500, "{}", answer.text);
-        assert!(answer.json["message"].as_str().is_some_and(|message| message.contains("Asterisk serves the new state")), "{}", answer.text);
+        assert!(
+            answer.json["message"].as_str().is_some_and(|message| message.contains("Asterisk serves the new state")),
+            "{}",
+            answer.text
+        );
     });
     assert!(serves(&asterisk, &account(&user).0));
     let refused = apply(&portal);
@@ -213,7 +239,8 @@ fn a_killed_one_leaves_a_true_row_and_a_free_lock() {
     });
     asterisk.signal(Signal::CONT);
     portal.boot();
-    let row = sqlite(&portal, "SELECT outcome || ' ' || error_details FROM apply_audit_logs WHERE triggered_by = 'killed'");
+    let row =
+        sqlite(&portal, "SELECT outcome || ' ' || error_details FROM apply_audit_logs WHERE triggered_by = 'killed'");
     assert!(row.starts_with("failure interrupted"), "{row}");
     portal.apply("suite");
 }

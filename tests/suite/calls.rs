@@ -6,7 +6,8 @@ use crate::support::sipp::{Called, Phones, call, message};
 #[test]
 fn busy_absent_unanswered_and_unknown_are_told_apart() {
     let (asterisk, portal) = host();
-    let accounts = ["caller", "busy", "absent", "silent"].map(|name| account(&portal.create_user(name, &format!("{name}@example.com"))));
+    let accounts = ["caller", "busy", "absent", "silent"]
+        .map(|name| account(&portal.create_user(name, &format!("{name}@example.com"))));
     let [caller, busy, absent, silent] = accounts.each_ref().map(|(number, secret)| (number.as_str(), secret.as_str()));
     portal.apply("suite");
     let busy_phone = Phones::register(&asterisk, &[busy], Called::Busy);

@@ -22,14 +22,16 @@ impl Client<'_> {
     /// Sends exactly these headers and this body; gives status and body.
     fn ask(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> (u16, Value) {
         let mut stream = TcpStream::connect(self.address).expect("connect");
-        let mut request = format!("{method} {path} HTTP/1.1\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
-        if !headers.iter().any(|(name, _)| *name == "host") {
-            request += &format!("host: {}\r\n", self.address);
-        }
-        for (name, value) in headers {
-            request += &format!("{name}: {value}\r\n");
-        }
-        stream.write_all(format!("{request}\r\n{body}").as_bytes()).expect("send");
+        let own_host = self.address.to_string();
+        let host = headers.iter().all(|(name, _)| *name != "host").then_some(("host", own_host.as_str()));
+        let headers: Vec<_> =
+            headers.iter().copied().chain(host).map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nconnection: close\r\ncontent-length: {}\r\n{}",
+            body.len(),
+            headers.concat()
+        );
+        stream.write_all(format!("{head}\r\n{body}").as_bytes()).expect("send");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).expect("an answer");
         let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
@@ -57,7 +59,8 @@ impl Client<'_> {
         assert!(schema.is_object(), "{method} {path} answers {status}, which the document does not have: {body}");
         schema["components"] = document["components"].clone();
         let validator = jsonschema::draft202012::new(&schema).expect("a schema");
-        let errors: Vec<_> = validator.iter_errors(body).map(|error| format!("{} at {}", error, error.instance_path())).collect();
+        let errors: Vec<_> =
+            validator.iter_errors(body).map(|error| format!("{} at {}", error, error.instance_path())).collect();
         assert!(errors.is_empty(), "{method} {path} {status}: {errors:?}\n{body}");
         self.seen.insert((format!("{method} {template}"), status.to_string()));
     }
@@ -89,9 +92,16 @@ fn every_status_of_every_operation() {
 
     // 400: every bad field at once, and no field that there isn't.
     let (status, body) = client.json("POST", "/users", &json!({"name": " ", "email": "alice", "admin": true}));
-    let fields: Vec<_> = body["details"].as_array().expect("details").iter().map(|detail| detail["field"].as_str()).collect();
+    let fields: Vec<_> =
+        body["details"].as_array().expect("details").iter().map(|detail| detail["field"].as_str()).collect();
     assert_eq!((status, fields), (400, vec![Some("name"), Some("email"), Some("admin")]));
-    for body in [json!({}), json!({"name": 1, "email": null}), json!([]), json!("x"), json!({"name": "a\u{0}b", "email": "a@b"})] {
+    for body in [
+        json!({}),
+        json!({"name": 1, "email": null}),
+        json!([]),
+        json!("x"),
+        json!({"name": "a\u{0}b", "email": "a@b"}),
+    ] {
         assert_eq!(phrase(client.json("POST", "/users", &body)), is(400, "Validation failed"), "{body}");
     }
     for text in ["", "{", "{\"name\":\"\\ud800\",\"email\":\"a@b\"}"] {
@@ -100,14 +110,23 @@ fn every_status_of_every_operation() {
     for body in [json!({}), json!({"triggered_by": ""}), json!({"triggered_by": "x", "dry_run": true})] {
         assert_eq!(phrase(client.json("POST", "/apply", &body)), is(400, "Validation failed"), "{body}");
     }
-    for bad in ["/users/1000", "/users/%FF", "/users/0b9ad2e43f0c4c1e9d6e1f8a2b7c5d90", "/users/%7B0b9ad2e4-3f0c-4c1e-9d6e-1f8a2b7c5d90%7D"] {
+    for bad in [
+        "/users/1000",
+        "/users/%FF",
+        "/users/0b9ad2e43f0c4c1e9d6e1f8a2b7c5d90",
+        "/users/%7B0b9ad2e4-3f0c-4c1e-9d6e-1f8a2b7c5d90%7D",
+    ] {
         assert_eq!(phrase(client.ask("DELETE", bad, &[], "")), is(400, "Validation failed"), "{bad}");
     }
 
     // 403: a page of another origin, and one that calls this machine by another name.
     for headers in [[("origin", "https://evil.example")], [("origin", "null")], [("host", "evil.example")]] {
         for (method, path) in [("POST", "/users"), ("GET", "/users"), ("DELETE", unknown), ("POST", "/apply")] {
-            assert_eq!(phrase(client.ask(method, path, &headers, "")), is(403, "Forbidden"), "{method} {path} {headers:?}");
+            assert_eq!(
+                phrase(client.ask(method, path, &headers, "")),
+                is(403, "Forbidden"),
+                "{method} {path} {headers:?}"
+            );
         }
     }
 
@@ -143,14 +162,22 @@ fn every_status_of_every_operation() {
     let guarded = Portal::start(&Settings::of(&asterisk).with("PORTAL_API_TOKEN", "s3cret-token"));
     let mut client = Client { address: guarded.address(), seen: &mut seen };
     for authorization in ["", "Bearer", "Bearer wrong", "Bearer s3cret-toke", "Basic s3cret-token", "s3cret-token"] {
-        for (method, path) in [("POST", "/users"), ("GET", "/users"), ("DELETE", unknown), ("POST", "/apply"), ("GET", "/nothing")] {
+        for (method, path) in
+            [("POST", "/users"), ("GET", "/users"), ("DELETE", unknown), ("POST", "/apply"), ("GET", "/nothing")]
+        {
             let answer = client.ask(method, path, &[("authorization", authorization)], "");
             assert_eq!(phrase(answer), is(401, "Unauthorized"), "{method} {path} {authorization:?}");
         }
     }
     let token = ("authorization", "Bearer s3cret-token");
-    assert_eq!(client.ask("GET", "/users", &[token, ("host", "portal.example"), ("origin", "https://evil.example")], "").0, 200);
-    assert!(ureq::get(format!("http://{}/openapi.json", guarded.address())).call().is_ok(), "the documentation is open");
+    assert_eq!(
+        client.ask("GET", "/users", &[token, ("host", "portal.example"), ("origin", "https://evil.example")], "").0,
+        200
+    );
+    assert!(
+        ureq::get(format!("http://{}/openapi.json", guarded.address())).call().is_ok(),
+        "the documentation is open"
+    );
     assert!(!guarded.log().contains("s3cret-token"));
 
     // 503.
@@ -158,7 +185,12 @@ fn every_status_of_every_operation() {
     let orphan = Portal::start(&Settings::of(&asterisk).with("DATABASE_URL", cluster.new_database()));
     cluster.stop();
     let mut client = Client { address: orphan.address(), seen: &mut seen };
-    for (method, path, body) in [("POST", "/users", new_user(3)), ("GET", "/users", json!({})), ("DELETE", unknown, json!({})), ("POST", "/apply", by)] {
+    for (method, path, body) in [
+        ("POST", "/users", new_user(3)),
+        ("GET", "/users", json!({})),
+        ("DELETE", unknown, json!({})),
+        ("POST", "/apply", by),
+    ] {
         assert_eq!(phrase(client.json(method, path, &body)), is(503, "Database unavailable"));
     }
 
@@ -167,10 +199,20 @@ fn every_status_of_every_operation() {
     for (path, operations) in document["paths"].as_object().expect("paths") {
         for (method, operation) in operations.as_object().expect("operations") {
             let name = format!("{} {path}", method.to_uppercase());
-            promised.extend(operation["responses"].as_object().expect("responses").keys().map(|status| (name.clone(), status.clone())));
+            promised.extend(
+                operation["responses"]
+                    .as_object()
+                    .expect("responses")
+                    .keys()
+                    .map(|status| (name.clone(), status.clone())),
+            );
         }
     }
     // What should never be can't be asked for.
     promised.retain(|(operation, status)| status != "500" || operation == "POST /apply");
-    assert_eq!(promised.difference(&seen).collect::<Vec<_>>(), Vec::<&(String, String)>::new(), "promised, but never seen");
+    assert_eq!(
+        promised.difference(&seen).collect::<Vec<_>>(),
+        Vec::<&(String, String)>::new(),
+        "promised, but never seen"
+    );
 }

@@ -49,7 +49,11 @@ fn a_schema_of_a_newer_release_is_used_and_of_a_newer_major_version_refused() {
     let file = folder.path().join("data/portal.db");
     let settings = Settings::default().with("DATABASE_URL", format!("sqlite://{}", file.display()));
     assert!(run(&["migrate"], &settings).status.success());
-    let newer = |version: u16| format!("INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES ({version}, 'newer', 1, x'00', 0)");
+    let newer = |version: u16| {
+        format!(
+            "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES ({version}, 'newer', 1, x'00', 0)"
+        )
+    };
     sqlite_file(&file, &newer(1999));
     assert!(run(&["migrate"], &settings).status.success());
     sqlite_file(&file, &newer(2001));
@@ -60,20 +64,32 @@ fn a_schema_of_a_newer_release_is_used_and_of_a_newer_major_version_refused() {
 
 #[test]
 fn postgres_over_tls_is_verified() {
-    let cluster = Postgres::start(&Options { tls: true, hba: "hostssl all portal all scram-sha-256\nhostnossl all portal all reject\n".into(), ..Options::default() });
+    let cluster = Postgres::start(&Options {
+        tls: true,
+        hba: "hostssl all portal all scram-sha-256\nhostnossl all portal all reject\n".into(),
+        ..Options::default()
+    });
     let url = cluster.new_database();
     let asterisk = Asterisk::start();
     let ca = cluster.ca_file();
     let with = |parameters: &str| Settings::of(&asterisk).with("DATABASE_URL", format!("{url}?{parameters}"));
     let portal = Portal::start(&with(&format!("sslmode=verify-full&sslrootcert={}", ca.display())));
     portal.create_user("Alice", "alice@example.com");
-    assert_eq!(cluster.admin("SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE usename = 'portal'").trim(), "t");
+    assert_eq!(
+        cluster
+            .admin("SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE usename = 'portal'")
+            .trim(),
+        "t"
+    );
     drop(portal);
     let stranger = Postgres::start(&Options { tls: true, ..Options::default() });
-    for parameters in [format!("sslmode=verify-full&sslrootcert={}", stranger.ca_file().display()), "sslmode=disable".to_owned()] {
+    for parameters in
+        [format!("sslmode=verify-full&sslrootcert={}", stranger.ca_file().display()), "sslmode=disable".to_owned()]
+    {
         let portal = Portal::prepare(&with(&parameters));
         let mut command = crate::support::portal::portal_command(&with(&parameters), portal.work_dir());
-        let mut process = crate::support::process::Process::start(command.arg("migrate"), &portal.work_dir().join("log"));
+        let mut process =
+            crate::support::process::Process::start(command.arg("migrate"), &portal.work_dir().join("log"));
         assert!(process.wait(secs(3)).is_none(), "it keeps waiting for a database that it can use");
         let log = portal.log();
         assert!(log.contains("the database can't be used") && !log.contains("portal:portal"), "{log}");
@@ -91,10 +107,20 @@ fn one_that_does_not_answer_is_a_503_within_five_seconds_and_recovers() {
         let path = format!("/users/{}", user["id"].as_str().expect("an id"));
         let body = json!({"name": "Bob", "email": "bob@example.com"});
         let by = json!({"triggered_by": "suite"});
-        for (method, path, body) in [("POST", "/users", Some(&body)), ("GET", "/users", None), ("DELETE", path.as_str(), None), ("POST", "/apply", Some(&by))] {
+        for (method, path, body) in [
+            ("POST", "/users", Some(&body)),
+            ("GET", "/users", None),
+            ("DELETE", path.as_str(), None),
+            ("POST", "/apply", Some(&by)),
+        ] {
             let started = Instant::now();
             let answer = portal.request(method, path, body);
-            assert_eq!((answer.status, answer.json["error"].as_str()), (503, Some("Database unavailable")), "{what}: {}", answer.text);
+            assert_eq!(
+                (answer.status, answer.json["error"].as_str()),
+                (503, Some("Database unavailable")),
+                "{what}: {}",
+                answer.text
+            );
             assert!(started.elapsed() < secs(5), "{what}: {method} {path} took {:?}", started.elapsed());
         }
     };

@@ -64,7 +64,8 @@ pub fn sqlite(portal: &Portal, sql: &str) -> String {
 
 /// Runs SQL on a SQLite database, waiting for its lock.
 pub fn sqlite_file(file: &Path, sql: &str) -> String {
-    let output = Command::new("sqlite3").args(["-cmd", ".timeout 5000"]).arg(file).arg(sql).output().expect("run sqlite3");
+    let output =
+        Command::new("sqlite3").args(["-cmd", ".timeout 5000"]).arg(file).arg(sql).output().expect("run sqlite3");
     assert!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }

@@ -17,7 +17,12 @@ fn refused(asterisk: &Asterisk, portal: &Portal, words: &[&str]) {
     let reloaded = |text: String| text.lines().find(|line| line.contains("Last reload time")).map(str::to_owned);
     let reload_before = reloaded(asterisk.rx("core show settings"));
     let answer = portal.request("POST", "/apply", Some(&json!({"triggered_by": "suite"})));
-    assert_eq!((answer.status, answer.json["error"].as_str()), (500, Some("Apply operation failed")), "{}", answer.text);
+    assert_eq!(
+        (answer.status, answer.json["error"].as_str()),
+        (500, Some("Apply operation failed")),
+        "{}",
+        answer.text
+    );
     let details = answer.json["error_details"].as_str().expect("details");
     for word in words {
         assert!(details.contains(word), "{word:?} in {details:?}");
@@ -50,7 +55,8 @@ fn foreign_sections_and_priorities() {
     asterisk.write_config("hand-written.conf", "");
 
     asterisk.edit_config("extensions.conf", |text| format!("{text}#include more.conf\n"));
-    for text in ["exten => 1000,1,NoOp()", "exten = 1700,1(start),NoOp()", "exten => 1700,hint,SIP/x\nsame => 1,NoOp()"] {
+    for text in ["exten => 1000,1,NoOp()", "exten = 1700,1(start),NoOp()", "exten => 1700,hint,SIP/x\nsame => 1,NoOp()"]
+    {
         asterisk.write_config("more.conf", &format!("[synergy-internal]\n{text}\n"));
         let line = 1 + text.lines().count();
         refused(&asterisk, &portal, &["priority 1", &format!("{}:{line}", asterisk.etc().join("more.conf").display())]);

@@ -33,7 +33,10 @@ fn main_job(database: Database) {
     assert_eq!(bobs_phone.requests("INVITE", bob.0), 1);
 
     let deleted = portal.delete_user(id(&users[1]));
-    assert_eq!((deleted["deleted_user_id"].as_str(), deleted["freed_extension"].as_u64()), (Some(id(&users[1])), Some(1001)));
+    assert_eq!(
+        (deleted["deleted_user_id"].as_str(), deleted["freed_extension"].as_u64()),
+        (Some(id(&users[1])), Some(1001))
+    );
     assert_eq!(call(&asterisk, alice, bob.0), 200, "a delete alone touches nothing");
 
     let applied = portal.apply("suite");

@@ -33,12 +33,18 @@ struct Observer {
 impl Observer {
     fn of(tree: &Path) -> Self {
         let inotify = init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).expect("inotify");
-        let writes = WatchFlags::CREATE | WatchFlags::MODIFY | WatchFlags::ATTRIB | WatchFlags::MOVE | WatchFlags::DELETE;
+        let writes =
+            WatchFlags::CREATE | WatchFlags::MODIFY | WatchFlags::ATTRIB | WatchFlags::MOVE | WatchFlags::DELETE;
         let mut folders = BTreeMap::new();
         let mut left = vec![tree.to_owned()];
         while let Some(folder) = left.pop() {
             folders.insert(add_watch(&inotify, &folder, writes).expect("watch a folder"), folder.clone());
-            left.extend(fs::read_dir(&folder).expect("list").map(|entry| entry.expect("list").path()).filter(|path| path.is_dir()));
+            left.extend(
+                fs::read_dir(&folder)
+                    .expect("list")
+                    .map(|entry| entry.expect("list").path())
+                    .filter(|path| path.is_dir()),
+            );
         }
         Self { inotify, folders }
     }
@@ -89,7 +95,10 @@ fn isolated_and_explicit_only_an_apply_writes_and_only_two_files() {
         std::iter::once(target).chain(beside).collect::<Vec<_>>()
     };
     let endpoints = beside(asterisk.endpoints_file(), &[".generated_endpoints.conf.final.tmp", ".pbx-portal.lock"]);
-    let routing = beside(asterisk.routing_file(), &[".generated_routing.conf.final.tmp", ".generated_routing.conf.quarantine.tmp"]);
+    let routing = beside(
+        asterisk.routing_file(),
+        &[".generated_routing.conf.final.tmp", ".generated_routing.conf.quarantine.tmp"],
+    );
     assert_eq!(observer.written(), endpoints.into_iter().chain(routing).collect());
     for folder in [asterisk.endpoints_file(), asterisk.routing_file()].map(|file| file.with_file_name("")) {
         let left: Vec<_> = fs::read_dir(folder).expect("list").map(|entry| entry.expect("list").file_name()).collect();
@@ -116,7 +125,10 @@ fn atomic_a_reader_never_sees_half_a_file() {
                 assert!(users >= 90 && endpoints.ends_with("qualify_frequency=60\n"), "half a file of endpoints");
                 assert_eq!((count(&endpoints, "password="), count(&endpoints, "max_contacts=")), (users, users));
                 let routed = count(&routing, "exten => ");
-                assert!(routed >= 80 && routing.ends_with("?17:19)})\n") && count(&routing, " same => ") == routed, "half a file of routing");
+                assert!(
+                    routed >= 80 && routing.ends_with("?17:19)})\n") && count(&routing, " same => ") == routed,
+                    "half a file of routing"
+                );
                 readings += 1;
                 versions.insert(endpoints);
             }
@@ -138,7 +150,9 @@ fn strict_scope_four_operations_and_no_frontend() {
     let document: Value = serde_json::from_str(include_str!("../../openapi.json")).expect("JSON");
     let mut operations = BTreeSet::new();
     for (path, methods) in document["paths"].as_object().expect("paths") {
-        operations.extend(methods.as_object().expect("methods").keys().map(|method| format!("{} {path}", method.to_uppercase())));
+        operations.extend(
+            methods.as_object().expect("methods").keys().map(|method| format!("{} {path}", method.to_uppercase())),
+        );
     }
     let four = ["POST /users", "GET /users", "DELETE /users/{id}", "POST /apply"];
     assert_eq!(operations, four.map(str::to_owned).into());
@@ -148,7 +162,24 @@ fn strict_scope_four_operations_and_no_frontend() {
     let user = portal.create_user("Alice", "alice@example.com");
     let own = format!("/users/{}", id(&user));
     let mut answering = BTreeSet::new();
-    let guesses = ["/", "/index.html", "/users", "/users/", own.as_str(), "/apply", "/apply/", "/health", "/metrics", "/login", "/audit", "/extensions", "/tenants", "/admin", "/api", "/static/app.js"];
+    let guesses = [
+        "/",
+        "/index.html",
+        "/users",
+        "/users/",
+        own.as_str(),
+        "/apply",
+        "/apply/",
+        "/health",
+        "/metrics",
+        "/login",
+        "/audit",
+        "/extensions",
+        "/tenants",
+        "/admin",
+        "/api",
+        "/static/app.js",
+    ];
     for path in guesses {
         for method in ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"] {
             let answer = portal.request(method, path, (method == "POST").then_some(&json!({})));
@@ -165,7 +196,10 @@ fn strict_scope_four_operations_and_no_frontend() {
 fn no_secret_is_in_a_log_an_error_an_audit_row_or_a_process_list() {
     let asterisk = Asterisk::start();
     let url = Postgres::database();
-    let settings = Settings::of(&asterisk).with("DATABASE_URL", &url).with("PORTAL_API_TOKEN", "t0ken-t0ken").with("LOG_LEVEL", "trace");
+    let settings = Settings::of(&asterisk)
+        .with("DATABASE_URL", &url)
+        .with("PORTAL_API_TOKEN", "t0ken-t0ken")
+        .with("LOG_LEVEL", "trace");
     let portal = Portal::start(&settings);
     let done = AtomicBool::new(false);
     let mut secrets = vec!["t0ken-t0ken".to_owned(), "portal:portal@".to_owned()];

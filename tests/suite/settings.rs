@@ -39,7 +39,8 @@ fn come_from_the_command_line_then_the_environment_then_the_file() {
         let mut command = crate::support::portal::portal_command(settings, portal.work_dir());
         String::from_utf8_lossy(&command.args(arguments).output().expect("run it").stderr).into_owned()
     };
-    std::fs::write(portal.work_dir().join(".env"), "PORTAL_LISTEN=from-the-file\nPORTAL_API_TOKEN='not a token'\n").expect("write .env");
+    std::fs::write(portal.work_dir().join(".env"), "PORTAL_LISTEN=from-the-file\nPORTAL_API_TOKEN='not a token'\n")
+        .expect("write .env");
     let environment = Settings::default().with("PORTAL_LISTEN", "from-the-environment");
     assert!(says(&["serve", "--listen", "from-the-command-line"], &environment).contains("from-the-command-line"));
     assert!(says(&["serve"], &environment).contains("from-the-environment"));

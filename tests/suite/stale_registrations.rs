@@ -20,7 +20,11 @@ fn a_number_reused_without_an_apply_between_changes_hands() {
     assert_eq!((number == same_number, old_secret == new_secret), (true, false));
     let applied = portal.apply("suite");
     let evicted = &applied["registrations_evicted"];
-    assert_eq!((evicted[0]["extension"].as_u64(), evicted.as_array().map(Vec::len)), (number.parse().ok(), Some(1)), "{evicted}");
+    assert_eq!(
+        (evicted[0]["extension"].as_u64(), evicted.as_array().map(Vec::len)),
+        (number.parse().ok(), Some(1)),
+        "{evicted}"
+    );
     assert!(evicted[0]["contact"].as_str().is_some_and(|contact| contact.starts_with("sip:")), "{evicted}");
 
     assert_eq!(registrations(&asterisk, &number), 0);
@@ -33,7 +37,11 @@ fn a_number_reused_without_an_apply_between_changes_hands() {
     let new_phone = Phones::register(&asterisk, &[(&number, &new_secret)], Called::Answer);
     assert_eq!(call(&asterisk, caller, &number), 200);
     assert_eq!(new_phone.requests("INVITE", &number), 1);
-    assert_eq!(portal.apply("suite")["registrations_evicted"].as_array().map(Vec::len), Some(0), "the new owner's phone stays");
+    assert_eq!(
+        portal.apply("suite")["registrations_evicted"].as_array().map(Vec::len),
+        Some(0),
+        "the new owner's phone stays"
+    );
     assert_eq!(call(&asterisk, caller, &number), 200);
 }
 
@@ -59,7 +67,8 @@ fn an_interrupted_quarantine_is_finished_by_the_next_apply() {
     let _phone = Phones::register(&asterisk, &[(&number, &secret)], Called::Answer);
     // The endpoint is on disk but not routed: as an apply leaves it that was killed while the number was in quarantine.
     let routing = std::fs::read_to_string(asterisk.routing_file()).expect("the routing");
-    std::fs::write(asterisk.routing_file(), routing.split("exten").next().expect("the head")).expect("write the routing");
+    std::fs::write(asterisk.routing_file(), routing.split("exten").next().expect("the head"))
+        .expect("write the routing");
     let applied = portal.apply("suite");
     assert_eq!(applied["registrations_evicted"][0]["extension"].as_u64(), number.parse().ok(), "{applied}");
     assert_eq!(std::fs::read_to_string(asterisk.routing_file()).expect("the routing"), routing);
