@@ -318,3 +318,128 @@ fn parse_dialplan(text: &str) -> Option<BTreeMap<ExtensionNumber, FirstPriority>
     }
     (rows == count).then_some(first_priorities)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(numbers: &[i64]) -> BTreeSet<ExtensionNumber> {
+        numbers.iter().map(|number| ExtensionNumber::try_from(*number).expect("a number")).collect()
+    }
+
+    /// `pjsip show endpoints` of Asterisk 22.10.1, with an endpoint of another name and one registered phone.
+    const ENDPOINTS: &str = "
+ Endpoint:  <Endpoint/CID.....................................>  <State.....>  <Channels.>
+    I/OAuth:  <AuthId/UserName...........................................................>
+        Aor:  <Aor............................................>  <MaxContact>
+      Contact:  <Aor/ContactUri..........................> <Hash....> <Status> <RTT(ms)..>
+==========================================================================================
+
+ Endpoint:  1000/1000                                            Not in use    0 of inf
+     InAuth:  1000/1000
+        Aor:  1000                                               1
+      Contact:  1000/sip:1000@127.0.0.1:10023              bd2b3b1a47 NonQual         nan
+
+ Endpoint:  1001/1001                                            Unavailable   0 of inf
+        Aor:  alice                                              1
+
+ Endpoint:  1500/extra                                           Unavailable   0 of inf
+
+
+Objects found: 3
+
+";
+
+    #[test]
+    fn endpoints_with_their_own_auth_and_aor() {
+        let endpoints = parse_endpoints(ENDPOINTS).expect("a whole listing");
+        assert!(endpoints.keys().copied().eq(numbers(&[1000, 1001])), "{endpoints:?}");
+        let links: Vec<_> = endpoints.values().map(|links| (links.auth, links.aor)).collect();
+        assert_eq!(links, [(true, true), (false, false)]);
+    }
+
+    #[test]
+    fn a_listing_that_lost_lines_is_none() {
+        for lost in [" Endpoint:  1001", "Objects found"] {
+            let text: Vec<_> = ENDPOINTS.lines().filter(|line| !line.starts_with(lost)).collect();
+            assert_eq!(parse_endpoints(&text.join("\n")), None, "{lost}");
+        }
+        assert_eq!(parse_endpoints("No objects found.\n\n"), Some(BTreeMap::new()));
+        assert_eq!(parse_endpoints(""), None);
+    }
+
+    #[test]
+    fn auths_and_aors() {
+        // `pjsip show auths` and `pjsip show aors` of Asterisk 22.10.1.
+        let auths = "\n  I/OAuth:  <AuthId/UserName.............................................................>\n===\n\n     Auth:  1000/1000\n     Auth:  alice/bob\n\nObjects found: 2\n\n";
+        assert_eq!(parse_names(auths, "     Auth:  "), Some(numbers(&[1000])));
+        let aors = "\n      Aor:  <Aor..............................................>  <MaxContact>\n    Contact:  <Aor/ContactUri............................> <Hash....> <Status> <RTT(ms)..>\n===\n\n      Aor:  1000                                                 1\n\n      Aor:  1001                                                 1\n    Contact:  1001/sip:1001@127.0.0.1:5070                bd2b3b1a47 Avail         0.322\n\n\nObjects found: 2\n\n";
+        assert_eq!(parse_names(aors, "      Aor:  "), Some(numbers(&[1000, 1001])));
+        assert_eq!(parse_names(&aors.replace("      Aor:  1000", ""), "      Aor:  "), None);
+    }
+
+    /// `dialplan show synergy-internal` of Asterisk 22.10.1, with an administrator's own additions.
+    const DIALPLAN: &str = "[ Context 'synergy-internal' created by 'pbx_config' ]
+  '1000' =>         hint: PJSIP/1000                              [extensions.conf:6]
+                    1. Dial(PJSIP/1000,25)                        [generated_routing.conf:2]
+                    2. Hangup(${IF($[\"${DIALSTATUS}\" = \"BUSY\"]?17:19)}) [generated_routing.conf:3]
+  '1001' =>         1. Dial(PJSIP/1001,25)                        [generated_routing.conf:4]
+                    2. Hangup(${IF($[\"${DIALSTATUS}\" = \"BUSY\"]?17:19)}) [generated_routing.conf:5]
+  '1002' (CID match '1000') =>  1. NoOp(y)                                    [extensions.conf:8]
+  '1500' =>         1. NoOp(x)                                    [pbx_config]
+  '_1XXX' =>        1. NoOp(x)                                    [extensions.conf:7]
+  Include =>        'default'                                     [pbx_config]
+
+-= 5 extensions (8 priorities) in 1 context. =-
+";
+
+    #[test]
+    fn first_priorities_are_ours_or_named() {
+        let dialplan = parse_dialplan(DIALPLAN).expect("a whole listing");
+        assert!(dialplan.keys().copied().eq(numbers(&[1000, 1001, 1500])), "{dialplan:?}");
+        let first = &dialplan[&ExtensionNumber::try_from(1000).expect("a number")];
+        assert_eq!(
+            (first.application.as_str(), first.source.as_str()),
+            ("Dial(PJSIP/1000,25)", "generated_routing.conf:2")
+        );
+        let lost: Vec<_> = DIALPLAN.lines().filter(|line| !line.contains("Dial(PJSIP/1001")).collect();
+        assert_eq!(parse_dialplan(&lost.join("\n")), None);
+        let empty = "[ Context 'synergy-internal' created by 'pbx_config' ]\n\n-= 0 extensions (0 priorities) in 1 context. =-\n";
+        assert_eq!(parse_dialplan(empty), Some(BTreeMap::new()));
+    }
+
+    #[test]
+    fn results_and_modules() {
+        assert_eq!(parse_result("Return Value: Success (0)\nResult: 47024a8b\n"), Some("47024a8b"));
+        assert_eq!(parse_result("Return Value: Failure (-1)\nResult: \n"), None);
+        let modules = "Module                         Description                              Use Count  Status      Support Level\nfunc_md5.so                    MD5 digest dialplan functions            0          Running              core\nres_pjsip_notify.so            CLI/AMI PJSIP NOTIFY Support             0          Not Running          core\n2 modules loaded\n";
+        assert_eq!(parse_modules(modules), Some(["func_md5.so".to_owned()].into()));
+        assert_eq!(parse_modules(&modules.replace("2 modules", "3 modules")), None);
+    }
+
+    #[test]
+    fn a_batch_fits_the_buffers_of_asterisk() {
+        let long = "x".repeat(90);
+        let expected: Vec<_> =
+            numbers(&(1000..2000).collect::<Vec<_>>()).into_iter().map(|number| (number, long.as_str())).collect();
+        for value in [Value::Secret, Value::CallerId] {
+            let batches = batches(value, &expected);
+            assert_eq!(batches.concat(), expected);
+            assert!(batches.len() <= 125, "at least eight at a time");
+            for batch in batches {
+                let expressions: Vec<_> = batch.iter().map(|(number, _)| value.expression(*number)).collect();
+                assert!(
+                    digest_command(&expressions.join(":")).len() <= MAX_COMMAND_BYTES
+                        && batch.len() * 91 <= MAX_EXPANDED_BYTES
+                );
+            }
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn nothing_that_asterisk_prints_makes_it_panic(text in "([ '=>\\[\\]()./0-9a-zA-Z:-]{0,60}\n){0,8}") {
+            let _ = (parse_endpoints(&text), parse_names(&text, "     Auth:  "), parse_dialplan(&text), parse_modules(&text), parse_result(&text));
+        }
+    }
+}
