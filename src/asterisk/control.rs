@@ -17,6 +17,9 @@ const QUIT_AFTER: &str = "cli quit after ";
 /// The longest command that is sent, in bytes: the line on the socket stays below 500.
 pub const MAX_COMMAND_BYTES: usize = 499 - QUIT_AFTER.len();
 
+/// How often a listing that lost lines is read.
+const READINGS: usize = 10;
+
 /// Asterisk lets two connections wait to be accepted; whoever comes then is told to try again.
 const QUEUE_RETRY: Duration = Duration::from_millis(1);
 
@@ -107,6 +110,22 @@ impl Control {
         );
         let hung = |_| ControlError::Hung { command: shortened(command), bound: self.bound };
         timeout(self.bound, self.exchange(command)).await.map_err(hung)?
+    }
+
+    /// A listing, which `parse` takes only if it is whole: to a reader that stalls, Asterisk drops lines in the middle. Such a
+    /// one is read again, a few times.
+    ///
+    /// # Errors
+    /// [`ControlError`]; `Unexpected` if it never was whole.
+    pub async fn listing<T>(&self, command: &str, parse: impl Fn(&str) -> Option<T>) -> Result<T, ControlError> {
+        let mut answer = String::new();
+        for _ in 0..READINGS {
+            answer = self.ask(command).await?;
+            if let Some(parsed) = parse(&answer) {
+                return Ok(parsed);
+            }
+        }
+        Err(ControlError::unexpected(command, &answer))
     }
 
     async fn exchange(&self, command: &str) -> Result<String, ControlError> {

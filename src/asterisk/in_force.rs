@@ -1,8 +1,7 @@
 //! What Asterisk serves, asked over its control socket: the objects of the numbers 1000 to 1999, their values, the
 //! dialplan, and the modules that all of it needs.
 //!
-//! - A listing counts only if it has as many rows as its trailer says: to a reader that stalls, Asterisk drops lines in the
-//!   middle. Otherwise it is read again, a few times.
+//! - A listing counts only if it has as many rows as its trailer says ([`Control::listing`]).
 //! - Values are compared by digest, some ten with one command, so no secret is ever printed: Asterisk computes
 //!   `MD5(${AST_SORCERY(…)}:${AST_SORCERY(…)}:…)` with each expression expanded once. Of a batch that differs, each number
 //!   is asked about. An object that isn't there gives a blank inside the digest, so only listed ones are asked about.
@@ -18,9 +17,6 @@ use tokio::try_join;
 use super::CONTEXT;
 use super::control::{Control, ControlError, MAX_COMMAND_BYTES};
 use crate::domain::ExtensionNumber;
-
-/// How often a listing that lost lines is read.
-const READINGS: usize = 10;
 
 /// How many questions are under way at once: Asterisk answers each on a thread of its own.
 const AT_A_TIME: usize = 2;
@@ -109,7 +105,7 @@ pub async fn wait_fully_booted(control: &Control) -> Result<(), ControlError> {
 /// # Errors
 /// [`ControlError`].
 pub async fn missing_modules(control: &Control) -> Result<Vec<&'static str>, ControlError> {
-    let running = listing(control, "module show", parse_modules).await?;
+    let running = control.listing("module show", parse_modules).await?;
     Ok(MODULES.into_iter().filter(|module| !running.contains(*module)).collect())
 }
 
@@ -119,7 +115,7 @@ pub async fn missing_modules(control: &Control) -> Result<Vec<&'static str>, Con
 /// [`ControlError`].
 pub async fn objects(control: &Control) -> Result<Objects, ControlError> {
     let (endpoints, auths, aors) =
-        try_join!(listing(control, "pjsip show endpoints", parse_endpoints), auths(control), aors(control))?;
+        try_join!(control.listing("pjsip show endpoints", parse_endpoints), auths(control), aors(control))?;
     Ok(Objects { endpoints, auths, aors })
 }
 
@@ -128,7 +124,7 @@ pub async fn objects(control: &Control) -> Result<Objects, ControlError> {
 /// # Errors
 /// [`ControlError`].
 pub async fn auths(control: &Control) -> Result<BTreeSet<ExtensionNumber>, ControlError> {
-    listing(control, "pjsip show auths", |text| parse_names(text, "     Auth:  ")).await
+    control.listing("pjsip show auths", |text| parse_names(text, "     Auth:  ")).await
 }
 
 /// The AORs of our numbers. Asking makes Asterisk drop contacts that have expired.
@@ -136,7 +132,7 @@ pub async fn auths(control: &Control) -> Result<BTreeSet<ExtensionNumber>, Contr
 /// # Errors
 /// [`ControlError`].
 pub async fn aors(control: &Control) -> Result<BTreeSet<ExtensionNumber>, ControlError> {
-    listing(control, "pjsip show aors", |text| parse_names(text, "      Aor:  ")).await
+    control.listing("pjsip show aors", |text| parse_names(text, "      Aor:  ")).await
 }
 
 /// Priority 1 of each of our numbers in the dialplan; `None` if the context is not in force.
@@ -145,10 +141,9 @@ pub async fn aors(control: &Control) -> Result<BTreeSet<ExtensionNumber>, Contro
 /// [`ControlError`].
 pub async fn dialplan(control: &Control) -> Result<Option<BTreeMap<ExtensionNumber, FirstPriority>>, ControlError> {
     let absent = |text: &str| text.contains("There is no existence of").then_some(None);
-    listing(control, &format!("dialplan show {CONTEXT}"), |text| {
-        absent(text).or_else(|| parse_dialplan(text).map(Some))
-    })
-    .await
+    control
+        .listing(&format!("dialplan show {CONTEXT}"), |text| absent(text).or_else(|| parse_dialplan(text).map(Some)))
+        .await
 }
 
 /// Which of `expected` have another value in force. Only objects that are listed may be asked about.
@@ -214,18 +209,6 @@ async fn in_force(control: &Control, value: Value, batch: &[(ExtensionNumber, &s
 
 fn digest_command(expressions: &str) -> String {
     format!("dialplan eval function MD5({expressions})")
-}
-
-/// Asks for a listing until it is whole.
-async fn listing<T>(control: &Control, command: &str, parse: impl Fn(&str) -> Option<T>) -> Result<T, ControlError> {
-    let mut answer = String::new();
-    for _ in 0..READINGS {
-        answer = control.ask(command).await?;
-        if let Some(parsed) = parse(&answer) {
-            return Ok(parsed);
-        }
-    }
-    Err(ControlError::unexpected(command, &answer))
 }
 
 /// What `dialplan eval function` gives; `None` for a failure.

@@ -17,7 +17,9 @@ use super::control::{Control, ControlError};
 use super::in_force;
 use crate::domain::ExtensionNumber;
 
-/// How often a listing is read that lost lines, and how often an eviction is tried.
+const LISTING: &str = "database show registrar/contact";
+
+/// How often an eviction is tried.
 const ATTEMPTS: usize = 20;
 
 /// A phone's registration as an extension.
@@ -35,15 +37,7 @@ pub struct Registration {
 /// # Errors
 /// [`ControlError`].
 pub async fn list(control: &Control) -> Result<Vec<Registration>, ControlError> {
-    let command = "database show registrar/contact";
-    let mut answer = String::new();
-    for _ in 0..ATTEMPTS {
-        answer = control.ask(command).await?;
-        if let Some(registrations) = parse(&answer) {
-            return Ok(registrations);
-        }
-    }
-    Err(ControlError::unexpected(command, &answer))
+    control.listing(LISTING, parse).await
 }
 
 /// Evicts every registration that `unwanted` picks, and gives those that there were, each once.
@@ -118,7 +112,7 @@ mod tests {
     use super::*;
 
     /// `database show registrar/contact` of Asterisk 22.10.1; the phone of 1001 claims to be a row of its own.
-    const LISTING: &str = r#"/registrar/contact/1000;@bd2b3b1a474fbc8ca2b1f4b6ea6e0d3f: {"via_addr":"127.0.0.1","qualify_timeout":"3.000000","reg_server":"","uri":"sip:1000@127.0.0.1:10023","expiration_time":"1795248012"}
+    const ROWS: &str = r#"/registrar/contact/1000;@bd2b3b1a474fbc8ca2b1f4b6ea6e0d3f: {"via_addr":"127.0.0.1","qualify_timeout":"3.000000","reg_server":"","uri":"sip:1000@127.0.0.1:10023","expiration_time":"1795248012"}
 /registrar/contact/1001;@0123456789abcdef0123456789abcdef: {"uri":"sip:1001@127.0.0.1:5070","user_agent":"/registrar/contact/1002;@0123456789abcdef0123456789abcdef: {}"}
 /registrar/contact/alice;@0123456789abcdef0123456789abcdef: {"uri":"sip:alice@127.0.0.1:5070"}
 3 results found.
@@ -126,7 +120,7 @@ mod tests {
 
     #[test]
     fn only_our_own_keys_are_believed() {
-        let registrations = parse(LISTING).expect("a whole listing");
+        let registrations = parse(ROWS).expect("a whole listing");
         let told: Vec<_> = registrations.iter().map(|r| (r.number.get(), r.contact.as_str())).collect();
         assert_eq!(told, [(1000, "sip:1000@127.0.0.1:10023"), (1001, "sip:1001@127.0.0.1:5070")]);
         assert_eq!(registrations[0].key, "1000;@bd2b3b1a474fbc8ca2b1f4b6ea6e0d3f");
@@ -134,7 +128,7 @@ mod tests {
 
     #[test]
     fn a_listing_that_lost_lines_is_none() {
-        assert_eq!(parse(LISTING.split_once('\n').expect("lines").1), None);
+        assert_eq!(parse(ROWS.split_once('\n').expect("lines").1), None);
         assert_eq!(parse("0 results found.\n"), Some(Vec::new()));
         assert_eq!(parse(""), None);
     }

@@ -4,29 +4,10 @@ use std::fs::{self, File};
 
 use serde_json::{Value, json};
 
-use crate::fixtures::{Database, TWO_OF_ONE_NAME, account, host, id, psql, serves, sqlite};
+use crate::fixtures::{Database, TWO_OF_ONE_NAME, account, failed_apply, host, id, psql, serves, sqlite, try_apply};
 use crate::support::portal::Settings;
 use crate::support::process::Signal;
 use crate::support::{Asterisk, Portal, Postgres, asterisk, secs, wait_until};
-
-fn apply(portal: &Portal) -> crate::support::Answer {
-    portal.request("POST", "/apply", Some(&json!({"triggered_by": "suite"})))
-}
-
-fn failed(portal: &Portal, words: &[&str]) -> Value {
-    let answer = apply(portal);
-    assert_eq!(
-        (answer.status, answer.json["error"].as_str()),
-        (500, Some("Apply operation failed")),
-        "{}",
-        answer.text
-    );
-    let details = answer.json["error_details"].as_str().expect("details");
-    for word in words {
-        assert!(details.contains(word), "{word:?} in {details:?}");
-    }
-    answer.json
-}
 
 #[test]
 fn leaves_a_true_audit_row_on_both_databases() {
@@ -54,7 +35,7 @@ fn leaves_a_true_audit_row_on_both_databases() {
         assert_eq!(json("reload_results"), applied["reload_results"]);
 
         asterisk.stop();
-        let answer = failed(&portal, &["Asterisk is not running"]);
+        let answer = failed_apply(&portal, &["Asterisk is not running"]);
         asterisk.boot();
         let failure = format!(
             "SELECT count(*) FROM apply_audit_logs WHERE id = '{}' AND outcome = 'failure'",
@@ -70,7 +51,7 @@ fn with_asterisk_down_says_so_and_a_later_one_repairs() {
     let (asterisk, portal) = host();
     let (number, _) = account(&portal.create_user("Alice", "alice@example.com"));
     asterisk.stop();
-    let answer = failed(&portal, &["Asterisk is not running", "systemctl start asterisk"]);
+    let answer = failed_apply(&portal, &["Asterisk is not running", "systemctl start asterisk"]);
     assert_eq!(answer["files_written"], json!([]));
     asterisk.boot();
     assert!(!serves(&asterisk, &number));
@@ -86,7 +67,7 @@ fn one_at_a_time_on_a_host() {
     assert_eq!(fs::metadata(&lock).expect("the lock file").len(), 0);
     let held = File::open(&lock).expect("open the lock file");
     held.lock().expect("lock it");
-    let answer = apply(&portal);
+    let answer = try_apply(&portal);
     assert_eq!((answer.status, answer.json["error"].as_str()), (409, Some("Apply in progress")));
     assert_eq!(sqlite(&portal, "SELECT count(*) FROM apply_audit_logs"), "1", "no row for the refused one");
     drop(held);
@@ -98,12 +79,12 @@ fn without_the_include_lines_names_the_line_to_add() {
     let asterisk = Asterisk::start_with(&asterisk::Options { without_includes: true, ..asterisk::Options::default() });
     let portal = Portal::start(&Settings::of(&asterisk));
     let endpoints = "#tryinclude pjsip.d/synergycall/generated_endpoints.conf";
-    failed(&portal, &["context synergy-internal missing"]);
+    failed_apply(&portal, &["context synergy-internal missing"]);
     portal.create_user("Alice", "alice@example.com");
-    failed(&portal, &["endpoints missing: 1000", "pjsip.conf", endpoints]);
+    failed_apply(&portal, &["endpoints missing: 1000", "pjsip.conf", endpoints]);
     asterisk.edit_config("pjsip.conf", |text| format!("{text}\n{endpoints}\n"));
     let routing = "#tryinclude extensions.d/synergycall/generated_routing.conf";
-    failed(&portal, &["context synergy-internal missing", "extensions.conf", routing]);
+    failed_apply(&portal, &["context synergy-internal missing", "extensions.conf", routing]);
     asterisk.edit_config("extensions.conf", |text| format!("{text}\n{routing}\n"));
     portal.apply("suite");
 }
@@ -113,7 +94,7 @@ fn with_no_users_both_include_lines_are_looked_for() {
     let (asterisk, portal) = host();
     assert_eq!(portal.apply("suite")["users_applied"].as_u64(), Some(0));
     asterisk.edit_config("pjsip.conf", |text| text.replace("#tryinclude", ";"));
-    failed(&portal, &["pjsip.conf does not include"]);
+    failed_apply(&portal, &["pjsip.conf does not include"]);
 }
 
 #[test]
@@ -141,7 +122,7 @@ fn values_are_compared_not_only_names() {
     fs::write(asterisk.endpoints_file(), edited).expect("edit the endpoints");
     asterisk.rx("pjsip reload");
     asterisk.edit_config("pjsip.conf", |text| format!("{text}{TWO_OF_ONE_NAME}"));
-    failed(&portal, &["old secrets in force: 1000"]);
+    failed_apply(&portal, &["old secrets in force: 1000"]);
     asterisk.edit_config("pjsip.conf", |text| text.replace(TWO_OF_ONE_NAME, ""));
     portal.apply("suite");
 }
@@ -151,7 +132,7 @@ fn a_hung_asterisk_is_given_up() {
     let asterisk = Asterisk::start();
     let portal = Portal::start(&Settings::of(&asterisk).with("ASTERISK_TIMEOUT_SECS", 1));
     asterisk.signal(Signal::STOP);
-    failed(&portal, &["did not answer"]);
+    failed_apply(&portal, &["did not answer"]);
     asterisk.signal(Signal::CONT);
     portal.apply("suite");
 }
@@ -162,7 +143,7 @@ fn goes_on_to_its_end_when_the_service_is_told_to_stop() {
     let (number, _) = account(&portal.create_user("Alice", "alice@example.com"));
     asterisk.signal(Signal::STOP);
     std::thread::scope(|scope| {
-        let applying = scope.spawn(|| apply(&portal));
+        let applying = scope.spawn(|| try_apply(&portal));
         wait_until(secs(10), "the apply has begun", || portal.log().contains("apply begins"));
         portal.signal(Signal::TERM);
         std::thread::sleep(secs(1));
@@ -206,7 +187,7 @@ fn a_last_audit_write_that_fails_is_told_and_made_up_for() {
     let user = portal.create_user("Alice", "alice@example.com");
     asterisk.signal(Signal::STOP);
     std::thread::scope(|scope| {
-        let applying = scope.spawn(|| apply(&portal));
+        let applying = scope.spawn(|| try_apply(&portal));
         wait_until(secs(10), "the users are read", || portal.log().contains("snapshot and render"));
         cluster.stop();
         asterisk.signal(Signal::CONT);
@@ -219,7 +200,7 @@ fn a_last_audit_write_that_fails_is_told_and_made_up_for() {
         );
     });
     assert!(serves(&asterisk, &account(&user).0));
-    let refused = apply(&portal);
+    let refused = try_apply(&portal);
     assert_eq!((refused.status, refused.json["error"].as_str()), (503, Some("Database unavailable")));
     cluster.boot();
     wait_until(secs(20), "the row is completed", || psql(&url, "SELECT outcome FROM apply_audit_logs") == "success");

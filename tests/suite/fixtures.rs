@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::portal::Settings;
-use crate::support::{Asterisk, Portal, Postgres, postgres};
+use crate::support::{Answer, Asterisk, Portal, Postgres, postgres};
 
 /// Makes Asterisk keep every auth as it is, while it says that it reloaded.
 pub const TWO_OF_ONE_NAME: &str = "
@@ -44,6 +44,28 @@ pub fn host() -> (Asterisk, Portal) {
     let asterisk = Asterisk::start();
     let portal = Portal::start(&Settings::of(&asterisk));
     (asterisk, portal)
+}
+
+/// Asks for an apply, whatever comes of it.
+pub fn try_apply(portal: &Portal) -> Answer {
+    portal.request("POST", "/apply", Some(&json!({"triggered_by": "suite"})))
+}
+
+/// Applies, which must fail with all of these words in its details; gives the answer.
+#[track_caller]
+pub fn failed_apply(portal: &Portal, words: &[&str]) -> Value {
+    let answer = try_apply(portal);
+    assert_eq!(
+        (answer.status, answer.json["error"].as_str()),
+        (500, Some("Apply operation failed")),
+        "{}",
+        answer.text
+    );
+    let details = answer.json["error_details"].as_str().expect("details");
+    for word in words {
+        assert!(details.contains(word), "{word:?} in {details:?}");
+    }
+    answer.json
 }
 
 /// A user's number and secret.

@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 
 use serde_json::json;
 
-use crate::fixtures::{account, host, registrations};
+use crate::fixtures::{account, failed_apply, host, registrations};
 use crate::support::sipp::{Called, Phones};
 use crate::support::{Asterisk, Portal};
 
@@ -16,19 +16,9 @@ fn refused(asterisk: &Asterisk, portal: &Portal, words: &[&str]) {
     let before = files.each_ref().map(|file| fs::read(file).ok());
     let reloaded = |text: String| text.lines().find(|line| line.contains("Last reload time")).map(str::to_owned);
     let reload_before = reloaded(asterisk.rx("core show settings"));
-    let answer = portal.request("POST", "/apply", Some(&json!({"triggered_by": "suite"})));
-    assert_eq!(
-        (answer.status, answer.json["error"].as_str()),
-        (500, Some("Apply operation failed")),
-        "{}",
-        answer.text
-    );
-    let details = answer.json["error_details"].as_str().expect("details");
-    for word in words {
-        assert!(details.contains(word), "{word:?} in {details:?}");
-    }
-    assert_eq!(answer.json["files_written"], json!([]), "{}", answer.text);
-    assert_eq!(answer.json["reload_results"], json!({"pjsip_reload": null, "dialplan_reload": null}));
+    let answer = failed_apply(portal, words);
+    assert_eq!(answer["files_written"], json!([]), "{answer}");
+    assert_eq!(answer["reload_results"], json!({"pjsip_reload": null, "dialplan_reload": null}));
     assert_eq!(files.each_ref().map(|file| fs::read(file).ok()), before, "the files are untouched");
     assert_eq!(reloaded(asterisk.rx("core show settings")), reload_before, "Asterisk is not reloaded");
 }
