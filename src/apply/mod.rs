@@ -23,6 +23,7 @@
 //! An apply has a thread of its own, with an event loop of its own, for everything but the database: its file steps hold
 //! nobody up, and it asks Asterisk hundreds of questions without a switch of threads. A client that hangs up does not end it.
 
+mod diagnosis;
 mod lock;
 mod ownership;
 mod proof;
@@ -299,14 +300,14 @@ impl Applier {
         progress.done("routing, and proof of the endpoints");
 
         let dialplan = proof::dialplan(&self.control, &users).await?;
-        objects.verdict(dialplan).map_err(|found| {
-            StepError::NotProven(format!(
-                "{found}; likely cause: {}",
-                proof::likely_cause(&self.config_dir, &self.files)
-            ))
-        })?;
-        if users.is_empty() {
-            proof::includes(&self.config_dir, &self.files)?.map_err(StepError::NotProven)?;
+        if let Err(found) = objects.verdict(dialplan) {
+            return Err(self.not_proven(found).await);
+        }
+        // Without a user there is nothing that Asterisk could show: then the include lines are the proof.
+        if let Some(cause) =
+            users.is_empty().then(|| diagnosis::missing_include(&self.config_dir, &self.files)).transpose()?.flatten()
+        {
+            return Err(StepError::NotProven(cause));
         }
         progress.done("proof of the routing");
         Ok(users.len())
@@ -351,13 +352,18 @@ impl Applier {
         let still_routed: BTreeSet<_> =
             in_force::dialplan(&self.control).await?.unwrap_or_default().into_keys().collect();
         if let Some(number) = changing.intersection(&still_routed).next() {
-            return Err(StepError::NotProven(format!(
-                "extension {number} changes hands, but Asterisk did not take its routing away, so its old phone could ring; likely cause: {}",
-                proof::likely_cause(&self.config_dir, &self.files)
-            )));
+            let found = format!(
+                "extension {number} changes hands, but Asterisk did not take its routing away, so its old phone could ring"
+            );
+            return Err(self.not_proven(found).await);
         }
         progress.evicted(registrations::evict(&self.control, |number| changing.contains(&number)).await?);
         Ok(())
+    }
+
+    async fn not_proven(&self, found: String) -> StepError {
+        let cause = diagnosis::likely_cause(&self.control, &self.config_dir, &self.files).await;
+        StepError::NotProven(format!("{found}; likely cause: {cause}"))
     }
 }
 

@@ -3,13 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::path::Path;
 
 use tokio::try_join;
 
-use crate::asterisk::config::{Config, Unreadable};
 use crate::asterisk::control::{Control, ControlError};
-use crate::asterisk::files::{GeneratedFiles, ROUTING_FILE_NAME};
+use crate::asterisk::files::ROUTING_FILE_NAME;
 use crate::asterisk::in_force::{self, Value};
 use crate::asterisk::{CONTEXT, render};
 use crate::domain::{ExtensionNumber, User};
@@ -100,30 +98,6 @@ pub(super) async fn unwritten_first_priority(
     // `dialplan reload` rebuilds what pbx_config made, from a file (`file:line`) or a command line (`pbx_config`).
     let unwritten = |source: &str| !source.contains(':') && source != "pbx_config";
     Ok(first_priorities.into_iter().map(|(number, first)| (number, first.source)).find(|(_, source)| unwritten(source)))
-}
-
-/// Whether Asterisk's configuration includes both files. The inner error names the line to add.
-pub(super) fn includes(config_dir: &Path, files: &GeneratedFiles) -> Result<Result<(), String>, Unreadable> {
-    for (main, generated) in [("pjsip.conf", &files.endpoints), ("extensions.conf", &files.routing)] {
-        let main = config_dir.join(main);
-        if Config::read(config_dir, &main)?.included(generated).is_empty() {
-            let line = generated.strip_prefix(config_dir).unwrap_or(generated).display();
-            return Ok(Err(format!(
-                "{} does not include the generated file: add the line '#tryinclude {line}' to it, then apply again",
-                main.display()
-            )));
-        }
-    }
-    Ok(Ok(()))
-}
-
-/// Why Asterisk may not have taken what it was given.
-pub(super) fn likely_cause(config_dir: &Path, files: &GeneratedFiles) -> String {
-    match includes(config_dir, files) {
-        Err(unreadable) => unreadable.to_string(),
-        Ok(Err(include)) => include,
-        Ok(Ok(())) => "Asterisk refused a file: its log (/var/log/asterisk/messages.log) says which line; mend it, then apply again".to_owned(),
-    }
 }
 
 impl Findings {

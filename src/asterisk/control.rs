@@ -4,6 +4,7 @@
 //! send `cli quit after COMMAND` and a NUL byte, read to the end. The exit status of a command is never told: what it
 //! printed is all there is. A line of more than 511 bytes is never answered (a buffer of 512 bytes), and so is refused here.
 
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,6 +23,15 @@ const READINGS: usize = 10;
 
 /// Asterisk lets two connections wait to be accepted; whoever comes then is told to try again.
 const QUEUE_RETRY: Duration = Duration::from_millis(1);
+
+/// The process at the other end of the control socket.
+#[derive(Debug)]
+pub struct ServerProcess {
+    /// The user it runs as.
+    pub uid: u32,
+    /// All of its groups.
+    pub groups: Vec<u32>,
+}
 
 /// The control socket of one Asterisk.
 #[derive(Debug, Clone)]
@@ -128,10 +138,35 @@ impl Control {
         Err(ControlError::unexpected(command, &answer))
     }
 
+    /// The process that answers: its user, and the groups it belongs to.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn server(&self) -> Result<ServerProcess, ControlError> {
+        let broken = |error| ControlError::Broken { command: "who are you".to_owned(), error };
+        let peer = self.connect().await?.peer_cred().map_err(broken)?;
+        let status =
+            peer.pid().and_then(|pid| fs::read_to_string(format!("/proc/{pid}/status")).ok()).unwrap_or_default();
+        let groups = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap_or_default();
+        let groups = groups.split_whitespace().filter_map(|group| group.parse().ok()).chain([peer.gid()]).collect();
+        Ok(ServerProcess { uid: peer.uid(), groups })
+    }
+
     async fn exchange(&self, command: &str) -> Result<String, ControlError> {
-        let stream = loop {
+        let broken = |error| ControlError::Broken { command: shortened(command), error };
+        let mut stream = BufReader::new(self.connect().await?);
+        let mut greeting = Vec::new();
+        stream.read_until(b'\n', &mut greeting).await.map_err(broken)?;
+        stream.write_all(format!("{QUIT_AFTER}{command}\0").as_bytes()).await.map_err(broken)?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.map_err(broken)?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    }
+
+    async fn connect(&self) -> Result<UnixStream, ControlError> {
+        loop {
             let error = match UnixStream::connect(&self.socket).await {
-                Ok(stream) => break stream,
+                Ok(stream) => return Ok(stream),
                 Err(error) => error,
             };
             let socket = self.socket.clone();
@@ -140,15 +175,7 @@ impl Control {
                 io::ErrorKind::PermissionDenied => return Err(ControlError::Refused { socket, error }),
                 _ => return Err(ControlError::Down { socket, error }),
             }
-        };
-        let broken = |error| ControlError::Broken { command: shortened(command), error };
-        let mut stream = BufReader::new(stream);
-        let mut greeting = Vec::new();
-        stream.read_until(b'\n', &mut greeting).await.map_err(broken)?;
-        stream.write_all(format!("{QUIT_AFTER}{command}\0").as_bytes()).await.map_err(broken)?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).await.map_err(broken)?;
-        Ok(String::from_utf8_lossy(&answer).into_owned())
+        }
     }
 }
 

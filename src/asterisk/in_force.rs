@@ -7,6 +7,7 @@
 //!   is asked about. An object that isn't there gives a blank inside the digest, so only listed ones are asked about.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
@@ -98,6 +99,19 @@ pub async fn wait_fully_booted(control: &Control) -> Result<(), ControlError> {
     let command = "core waitfullybooted";
     let answer = control.ask(command).await?;
     if answer.contains("fully booted") { Ok(()) } else { Err(ControlError::unexpected(command, &answer)) }
+}
+
+/// The folder that Asterisk reads its configuration from.
+///
+/// # Errors
+/// [`ControlError`].
+pub async fn config_dir(control: &Control) -> Result<PathBuf, ControlError> {
+    let parse = |text: &str| {
+        text.lines()
+            .find_map(|line| line.trim().strip_prefix("Configuration directory:"))
+            .map(|path| path.trim().into())
+    };
+    control.listing("core show settings", parse).await
 }
 
 /// The needed modules that are not running.

@@ -7,6 +7,7 @@ mod applies;
 mod calls;
 mod contract;
 mod databases;
+mod diagnosis;
 mod document;
 mod fixtures;
 mod look_before_touching;
