@@ -58,7 +58,7 @@ pub struct Settings {
     #[arg(long, env = "PORTAL_DATA_DIR", value_name = "PORTAL_DATA_DIR", default_value = "/var/lib/pbx-portal")]
     pub data_dir: PathBuf,
     /// Where the API listens
-    #[arg(long, env = "PORTAL_LISTEN", value_name = "PORTAL_LISTEN", default_value = "127.0.0.1:8000")]
+    #[arg(long, env = "PORTAL_LISTEN", value_name = "PORTAL_LISTEN", default_value = "127.0.0.1:8000", value_parser = address)]
     pub listen: SocketAddr,
     /// Allow listening beyond loopback without a token
     #[arg(
@@ -240,13 +240,15 @@ impl DatabaseUrl {
         if url.starts_with("postgres://") || url.starts_with("postgresql://") {
             let query = url.split_once('?').map_or("", |(_, query)| query);
             for parameter in query.split('&').filter(|p| !p.is_empty()).map(|p| p.split('=').next().unwrap_or(p)) {
-                let known = POSTGRES_PARAMETERS.contains(&parameter)
-                    || parameter == "application_name"
-                    || parameter.starts_with("options");
+                let known = POSTGRES_PARAMETERS.contains(&parameter) || parameter.starts_with("options");
                 if !known {
-                    return Err(invalid(&format!(
-                        "the parameter {parameter} is not known (sslmode and sslrootcert are)"
-                    )));
+                    // With an unescaped ? in the password, this is a part of it.
+                    let name = if parameter.bytes().all(|byte| byte.is_ascii_lowercase()) && !query.contains('@') {
+                        parameter
+                    } else {
+                        "after the ?"
+                    };
+                    return Err(invalid(&format!("the parameter {name} is not known (sslmode and sslrootcert are)")));
                 }
             }
             PgConnectOptions::from_str(url).map(|options| Self::Postgres(Box::new(options))).map_err(
@@ -268,6 +270,10 @@ impl DatabaseUrl {
             Err(invalid(&"it must begin with postgres:// or sqlite://"))
         }
     }
+}
+
+fn address(text: &str) -> Result<SocketAddr, &'static str> {
+    text.parse().map_err(|_| "it takes an IP address and a port, as in 127.0.0.1:8000 or [::1]:8000")
 }
 
 fn host_name(text: &str) -> Result<String, crate::domain::Invalid> {

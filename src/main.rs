@@ -28,10 +28,8 @@ const STOP_PATIENCE: Duration = Duration::from_secs(10);
 fn main() -> ExitCode {
     // Nothing that is made here is for others, until it is given to them.
     rustix::process::umask(Mode::from_raw_mode(0o077));
-    // A file that is there but can't be read or understood must not be passed over.
-    match dotenvy::from_path(Path::new("./.env")) {
-        Err(error) if !error.not_found() => return refuse(&format!(".env can't be used: {}", dotenv_problem(&error))),
-        _ => {}
+    if let Err(problem) = read_dotenv() {
+        return refuse(&format!(".env can't be used: {problem}"));
     }
     let cli = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
@@ -98,6 +96,23 @@ fn fail(why: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
+/// Reads `./.env` if there is one. One that is there but can't be read or understood must not be passed over.
+fn read_dotenv() -> Result<(), String> {
+    let path = Path::new("./.env");
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    // Outside single quotes a $ is replaced by a variable: half of a password would be lost without a word.
+    let expands = |line: &str| {
+        line.split_once('=').is_some_and(|(_, value)| value.contains('$') && !value.trim_start().starts_with('\''))
+    };
+    if let Some(index) = text.lines().position(|line| !line.trim_start().starts_with('#') && expands(line)) {
+        return Err(format!("line {} has a $: put its value in single quotes", index + 1));
+    }
+    match dotenvy::from_path(path) {
+        Err(error) if !error.not_found() => Err(dotenv_problem(&error)),
+        _ => Ok(()),
+    }
+}
+
 /// What is wrong with `.env`, without showing a line of it: it may hold a secret.
 fn dotenv_problem(error: &dotenvy::Error) -> String {
     match error {
@@ -155,7 +170,7 @@ async fn serve(settings: &Settings, secrets: Secrets, storage: Storage) -> Resul
     info!(address = %settings.listen, version = env!("CARGO_PKG_VERSION"), "serving; the documentation is at /docs");
 
     let stopped = stopping.clone();
-    let server =
+    let mut server =
         tokio::spawn(
             async move { axum::serve(listener, router).with_graceful_shutdown(stopped.cancelled_owned()).await },
         );
@@ -165,9 +180,11 @@ async fn serve(settings: &Settings, secrets: Secrets, storage: Storage) -> Resul
     }
     info!("stopping; an apply that runs goes on to its end");
     stopping.cancel();
+    // Requests that are being sent may still begin an apply, so they come first; then every apply ends, and is answered.
+    let drained = tokio::time::timeout(STOP_PATIENCE, &mut server).await.is_ok();
     tasks.close();
     tasks.wait().await;
-    if tokio::time::timeout(STOP_PATIENCE, server).await.is_err() {
+    if !drained && tokio::time::timeout(Duration::from_secs(1), server).await.is_err() {
         warn!("some clients did not take their answers");
     }
     Ok(())

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use axum::Json;
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::openapi::schema::AnyOfBuilder;
+use utoipa::openapi::{Ref, RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
 use uuid::Uuid;
 
 use super::Portal;
@@ -78,6 +80,22 @@ impl From<Applied> for AppliedBody {
     }
 }
 
+/// The body of a 500: a failed apply, or what should never be. The second is what every error has, so a failed apply fits both.
+struct ServerError;
+
+impl PartialSchema for ServerError {
+    fn schema() -> RefOr<Schema> {
+        AnyOfBuilder::new().item(Ref::from_schema_name("FailedApply")).item(Ref::from_schema_name("ErrorBody")).into()
+    }
+}
+
+impl ToSchema for ServerError {
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        schemas.push(("FailedApply".to_owned(), FailedApply::schema()));
+        FailedApply::schemas(schemas);
+    }
+}
+
 /// Make Asterisk serve what the database holds
 ///
 /// Writes both include files atomically, reloads Asterisk, evicts the phones of former owners, and proves value by value
@@ -90,7 +108,7 @@ impl From<Applied> for AppliedBody {
         (status = 409, description = "`Apply in progress` on this host; no audit row is written", body = ErrorBody),
         (status = 413, description = "`Payload too large`: over 16 KiB", body = ErrorBody),
         (status = 415, description = "`Unsupported media type`: not JSON", body = ErrorBody),
-        (status = 500, description = "`Apply operation failed`: what happened and what to do is in `error_details`; the next apply repairs everything", body = FailedApply),
+        (status = 500, description = "`Apply operation failed`: what happened and what to do is in `error_details`; the next apply repairs everything", body = ServerError),
         (status = 503, description = "`Database unavailable`: nothing was touched", body = ErrorBody),
     )
 )]

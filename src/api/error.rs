@@ -63,12 +63,45 @@ impl FieldError {
     }
 }
 
+/// One phrase for each kind of error: for programs.
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+#[expect(missing_docs, reason = "the phrases say it")]
+pub enum Phrase {
+    #[serde(rename = "Validation failed")]
+    ValidationFailed,
+    #[serde(rename = "Unauthorized")]
+    Unauthorized,
+    #[serde(rename = "Forbidden")]
+    Forbidden,
+    #[serde(rename = "User not found")]
+    UserNotFound,
+    #[serde(rename = "Not found")]
+    NotFound,
+    #[serde(rename = "Method not allowed")]
+    MethodNotAllowed,
+    #[serde(rename = "Email already in use")]
+    EmailAlreadyInUse,
+    #[serde(rename = "Extension pool exhausted")]
+    ExtensionPoolExhausted,
+    #[serde(rename = "Apply in progress")]
+    ApplyInProgress,
+    #[serde(rename = "Payload too large")]
+    PayloadTooLarge,
+    #[serde(rename = "Unsupported media type")]
+    UnsupportedMediaType,
+    #[serde(rename = "Apply operation failed")]
+    ApplyOperationFailed,
+    #[serde(rename = "Internal server error")]
+    InternalServerError,
+    #[serde(rename = "Database unavailable")]
+    DatabaseUnavailable,
+}
+
 /// Every error's body.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ErrorBody {
     /// For programs: one phrase for each kind of error.
-    #[schema(example = "Validation failed")]
-    pub error: &'static str,
+    pub error: Phrase,
     /// For a person: what happened, and what to do.
     #[schema(example = "The request has fields that can't be taken; see details.")]
     pub message: String,
@@ -82,8 +115,7 @@ pub struct ErrorBody {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct FailedApply {
     /// Always `Apply operation failed`.
-    #[schema(example = "Apply operation failed")]
-    pub error: &'static str,
+    pub error: Phrase,
     /// What state Asterisk is in, and what to do.
     pub message: String,
     /// Its row in the audit log.
@@ -114,22 +146,22 @@ impl ApiError {
         }
     }
 
-    fn phrase(&self) -> &'static str {
+    fn phrase(&self) -> Phrase {
         match self {
-            Self::Validation(_) => "Validation failed",
-            Self::Unauthorized => "Unauthorized",
-            Self::Forbidden(_) => "Forbidden",
-            Self::UserNotFound(_) => "User not found",
-            Self::NotFound => "Not found",
-            Self::MethodNotAllowed => "Method not allowed",
-            Self::EmailInUse => "Email already in use",
-            Self::PoolExhausted => "Extension pool exhausted",
-            Self::ApplyInProgress => "Apply in progress",
-            Self::PayloadTooLarge => "Payload too large",
-            Self::UnsupportedMediaType => "Unsupported media type",
-            Self::Apply(_) => "Apply operation failed",
-            Self::Internal => "Internal server error",
-            Self::DatabaseUnavailable(_) => "Database unavailable",
+            Self::Validation(_) => Phrase::ValidationFailed,
+            Self::Unauthorized => Phrase::Unauthorized,
+            Self::Forbidden(_) => Phrase::Forbidden,
+            Self::UserNotFound(_) => Phrase::UserNotFound,
+            Self::NotFound => Phrase::NotFound,
+            Self::MethodNotAllowed => Phrase::MethodNotAllowed,
+            Self::EmailInUse => Phrase::EmailAlreadyInUse,
+            Self::PoolExhausted => Phrase::ExtensionPoolExhausted,
+            Self::ApplyInProgress => Phrase::ApplyInProgress,
+            Self::PayloadTooLarge => Phrase::PayloadTooLarge,
+            Self::UnsupportedMediaType => Phrase::UnsupportedMediaType,
+            Self::Apply(_) => Phrase::ApplyOperationFailed,
+            Self::Internal => Phrase::InternalServerError,
+            Self::DatabaseUnavailable(_) => Phrase::DatabaseUnavailable,
         }
     }
 
@@ -187,7 +219,7 @@ impl From<ApplyError> for ApiError {
                     "Files were replaced, but Asterisk is not proven to serve them; see error_details, mend it, then apply again."
                 };
                 Self::Apply(Box::new(FailedApply {
-                    error: "Apply operation failed",
+                    error: Phrase::ApplyOperationFailed,
                     message: message.to_owned(),
                     audit_log_id,
                     error_details,

@@ -68,7 +68,10 @@ impl Modify for EveryOperation {
         components.add_security_scheme("token", SecurityScheme::Http(token.build()));
         let shared = [
             ("401", "`Unauthorized`: the token is wrong or missing"),
-            ("403", "`Forbidden`: without a token, a web page of another origin may not use this API"),
+            (
+                "403",
+                "`Forbidden`: without a token, no web page of another origin may use this API, and on a loopback listener a request is addressed to 127.0.0.1 or localhost",
+            ),
             ("500", "`Internal server error`: what should never be"),
         ];
         let operations = document
@@ -112,13 +115,22 @@ pub fn router(portal: Portal, guard: Guard) -> Router {
     let (operations, document) = operations();
     operations
         .with_state(portal)
-        .merge(SwaggerUi::new("/docs").url("/openapi.json", document))
+        .merge(documentation(document))
         .fallback(async || ApiError::NotFound)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(middleware::from_fn_with_state(guard, guard::check))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::from_fn(request_log::log))
+}
+
+/// Swagger UI, its files in the binary; a file that it does not have is a 404 as everywhere.
+fn documentation(document: openapi::OpenApi) -> Router {
+    let page: Router = SwaggerUi::new("/docs").url("/openapi.json", document).into();
+    page.layer(middleware::map_response(async |response: Response| match response.status() {
+        http::StatusCode::NOT_FOUND => ApiError::NotFound.into_response(),
+        _ => response,
+    }))
 }
 
 fn panicked(_: Box<dyn Any + Send + 'static>) -> http::Response<axum::body::Body> {

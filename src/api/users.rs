@@ -118,7 +118,7 @@ impl<'u> From<&'u User> for UserBody<'u> {
 /// The user gets the lowest free extension of 1000 to 1999 and a secret for their phone. Asterisk learns of them with the
 /// next apply.
 #[utoipa::path(
-    post, path = "/users", tag = "Users", request_body = NewUser,
+    post, path = "/users", operation_id = "createUser", tag = "Users", request_body = NewUser,
     responses(
         (status = 201, description = "The user, with the secret that the phone needs", body = UserBody),
         (status = 400, description = "`Validation failed`: every bad field is named", body = ErrorBody),
@@ -141,7 +141,7 @@ pub(super) async fn create(State(portal): State<Portal>, mut fields: Fields) -> 
 ///
 /// By extension number, with their secrets.
 #[utoipa::path(
-    get, path = "/users", tag = "Users",
+    get, path = "/users", operation_id = "listUsers", tag = "Users",
     responses(
         (status = 200, description = "All users; an empty list for none", body = UserList),
         (status = 503, description = "`Database unavailable`", body = ErrorBody),
@@ -156,7 +156,7 @@ pub(super) async fn list(State(portal): State<Portal>) -> Result<Response, ApiEr
 ///
 /// The extension goes back to the pool. Asterisk keeps the endpoint until the next apply.
 #[utoipa::path(
-    delete, path = "/users/{id}", tag = "Users",
+    delete, path = "/users/{id}", operation_id = "deleteUser", tag = "Users",
     params(("id" = Uuid, Path, description = "The user's id", example = "0b9ad2e4-3f0c-4c1e-9d6e-1f8a2b7c5d90")),
     responses(
         (status = 200, description = "The user is gone", body = Deleted),

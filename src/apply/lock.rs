@@ -1,14 +1,14 @@
 //! One apply at a time on a host, across processes: a lock on an empty file beside the endpoints. The kernel drops it with
 //! the process that holds it, however that ends. Holding it is a value that writing asks for.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::PathBuf;
 
 use rustix::fs::OFlags;
 
-use crate::asterisk::files::GeneratedFiles;
+use crate::asterisk::files::{self, GeneratedFiles};
 
 /// The right to write this host's files and to make its Asterisk reload them.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub enum LockError {
     #[error("another apply is in progress on this host")]
     Held,
     /// The lock file can't be opened or locked.
-    #[error("the lock file {} can't be used: {error}; make the folders, owned by the portal's user, with: {install}", path.display())]
+    #[error("the lock file {} can't be used: {error}; if it is somebody else's, remove it; make the folders, owned by the portal's user, with: {install}", path.display())]
     Unusable {
         /// Which file.
         path: PathBuf,
@@ -46,9 +46,15 @@ impl HostLock {
         let path = files.lock();
         let no_follow = i32::try_from(OFlags::NOFOLLOW.bits()).expect("an open flag fits");
         let mut options = OpenOptions::new();
-        let opened = options.write(true).create(true).truncate(false).mode(0o640).custom_flags(no_follow).open(&path);
+        let opened = options.write(true).create(true).truncate(false).mode(0o660).custom_flags(no_follow).open(&path);
         let unusable = |error| LockError::Unusable { path: path.clone(), error, install: files.install_command() };
         let file = opened.map_err(&unusable)?;
+        // Made by root once, it must not keep the service's user out: it follows the folder, as the files do.
+        let own = file.metadata().map_err(&unusable)?;
+        if own.uid() == rustix::process::geteuid().as_raw() && own.mode() & 0o777 != 0o660 {
+            file.set_permissions(Permissions::from_mode(0o660)).map_err(&unusable)?;
+            files::follow_the_folder(&file, path.parent().expect("it lies in a folder")).map_err(&unusable)?;
+        }
         match file.try_lock() {
             Ok(()) => Ok(Self { _file: file }),
             Err(TryLockError::WouldBlock) => Err(LockError::Held),

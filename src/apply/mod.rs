@@ -10,8 +10,8 @@
 //! 5. **Prepare**: both temporary files are written and flushed. A failure up to here changes nothing.
 //! 6. **Quarantine**, if numbers change hands: the routing loses them, is reloaded and seen to have lost them; then their old
 //!    registrations are evicted. Until step 8 a call to them gets 404, whatever crashes or restarts.
-//! 7. **Endpoints**: rename, `pjsip reload`, evict again (a phone with the old secret can register until the reload is done),
-//!    and whoever is registered as a number without a user.
+//! 7. **Endpoints**: rename, `pjsip reload`, see whether the new secrets are in force, and evict again (a phone with the old
+//!    secret can register until then), with whoever is registered as a number without a user.
 //! 8. **Routing**: rename, `dialplan reload` (the proof of the endpoints begins meanwhile). A number whose new secret is not in force by now stays in quarantine: its old
 //!    phone could still register.
 //! 9. **Proof** ([`proof`]): what Asterisk serves is the snapshot, no more and no less, value by value.
@@ -31,30 +31,30 @@ mod proof;
 pub use lock::{HostLock, LockError};
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::json;
-use time::OffsetDateTime;
 use tokio::runtime::{Builder, Handle};
 use tokio::{join, try_join};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{error, info, warn};
+use tracing::{Instrument as _, Span, error, info, warn};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::asterisk::config::Unreadable;
 use crate::asterisk::control::{Control, ControlError};
-use crate::asterisk::files::{self, FileError, GeneratedFiles, Stage};
+use crate::asterisk::files::{self, FileError, GeneratedFiles, Prepared, Stage};
 use crate::asterisk::foreign::{self, Foreign};
 use crate::asterisk::registrations::{self, Registration};
 use crate::asterisk::reload::{AsteriskCommand, CommandResult, Reload, ReloadError};
 use crate::asterisk::{CONTEXT, in_force, render};
 use crate::config::Settings;
 use crate::domain::{ExtensionNumber, Name, User};
-use crate::storage::{AuditEntry, Storage, StorageError};
+use crate::storage::{self, AuditEntry, Storage, StorageError};
 use ownership::OnDisk;
 
 /// Between two attempts to write an audit row that could not be written.
@@ -139,8 +139,8 @@ enum StepError {
     Storage(#[from] StorageError),
     #[error(transparent)]
     Control(#[from] ControlError),
-    #[error("Asterisk lacks the module {0}: load it (module load {0}, and in modules.conf), then apply again")]
-    Module(&'static str),
+    #[error("Asterisk lacks these modules: {0}; load them (module load, and in modules.conf), then apply again")]
+    Modules(String),
     #[error(transparent)]
     Foreign(#[from] Foreign),
     #[error(transparent)]
@@ -183,9 +183,10 @@ impl Applier {
     pub async fn apply(&self, triggered_by: Name) -> Result<Applied, ApplyError> {
         let applier = self.clone();
         let service = Handle::current();
+        let request = Span::current();
         let run = move || {
             let own_thread = Builder::new_current_thread().enable_all().build().expect("an event loop of its own");
-            own_thread.block_on(applier.run(triggered_by, &service))
+            own_thread.block_on(applier.run(triggered_by, &service).instrument(request))
         };
         self.tasks.spawn_blocking(run).await.expect("an apply that ends")
     }
@@ -197,7 +198,7 @@ impl Applier {
         };
         let mut row = AuditEntry {
             id: Uuid::new_v4(),
-            triggered_at: OffsetDateTime::now_utc(),
+            triggered_at: storage::now(),
             triggered_by,
             host: self.host.clone(),
             error_details: Some("interrupted: the files may be of two versions; apply again".to_owned()),
@@ -243,9 +244,17 @@ impl Applier {
                 );
                 Err(failed(details, true, progress))
             }
-            (Err(error), _) => {
-                error!(%audit_log_id, %error, "apply failed");
-                Err(failed(error.to_string(), false, progress))
+            (Err(error), finished) => {
+                let mut details = error.to_string();
+                if let Err(unfinished) = finished {
+                    write!(
+                        details,
+                        "; the audit row says \"interrupted\" until the database takes the rest ({unfinished})"
+                    )
+                    .expect("writing to a string");
+                }
+                error!(%audit_log_id, error = details, "apply failed");
+                Err(failed(details, false, progress))
             }
         }
     }
@@ -270,17 +279,15 @@ impl Applier {
             progress.done("quarantine");
         }
 
-        progress.wrote(&self.files, &self.files.endpoints);
-        endpoints.publish(lock)?;
+        self.publish(lock, endpoints, &self.files.endpoints, progress)?;
         self.command.reload(Reload::Pjsip, &mut progress.reload_results.pjsip_reload).await?;
+        // Read before the eviction: once the new secret is seen in force, no old phone can register any more.
+        let served = users.iter().filter(|user| changing.contains(&user.extension.number));
+        let still_old = proof::still_old(&self.control, served).await?;
         let unwanted = |number| changing.contains(&number) || !numbers.contains(&number);
         progress.evicted(registrations::evict(&self.control, unwanted).await?);
-
         progress.done("endpoints");
 
-        let still_old =
-            proof::still_old(&self.control, users.iter().filter(|user| changing.contains(&user.extension.number)))
-                .await?;
         if !still_old.is_empty() {
             drop(routing);
             routing = files::prepare(
@@ -290,8 +297,7 @@ impl Applier {
                 &render::routing(numbers.difference(&still_old).copied()),
             )?;
         }
-        progress.wrote(&self.files, &self.files.routing);
-        routing.publish(lock)?;
+        self.publish(lock, routing, &self.files.routing, progress)?;
         // What Asterisk made of the endpoints is asked while it reads the routing.
         let reload = self.command.reload(Reload::Dialplan, &mut progress.reload_results.dialplan_reload);
         let (reloaded, objects) = join!(reload, proof::objects(&self.control, &users));
@@ -318,8 +324,8 @@ impl Applier {
         in_force::wait_fully_booted(&self.control).await?;
         let (missing, unwritten) =
             try_join!(in_force::missing_modules(&self.control), proof::unwritten_first_priority(&self.control))?;
-        if let Some(module) = missing.first() {
-            return Err(StepError::Module(module));
+        if !missing.is_empty() {
+            return Err(StepError::Modules(missing.join(" ")));
         }
         if let Some((number, source)) = unwritten {
             return Err(StepError::NotProven(format!(
@@ -346,8 +352,7 @@ impl Applier {
     ) -> Result<(), StepError> {
         let without = render::routing(numbers.difference(changing).copied());
         let without = files::prepare(lock, &self.files.routing, Stage::Quarantine, &without)?;
-        progress.wrote(&self.files, &self.files.routing);
-        without.publish(lock)?;
+        self.publish(lock, without, &self.files.routing, progress)?;
         self.command.reload(Reload::Dialplan, &mut progress.reload_results.dialplan_reload).await?;
         let still_routed: BTreeSet<_> =
             in_force::dialplan(&self.control).await?.unwrap_or_default().into_keys().collect();
@@ -359,6 +364,18 @@ impl Applier {
         }
         progress.evicted(registrations::evict(&self.control, |number| changing.contains(&number)).await?);
         Ok(())
+    }
+
+    fn publish(
+        &self,
+        lock: &HostLock,
+        prepared: Prepared,
+        target: &Path,
+        progress: &mut Progress,
+    ) -> Result<(), FileError> {
+        prepared.publish(lock)?;
+        progress.wrote(&self.files, target);
+        files::flush_folder(target)
     }
 
     async fn not_proven(&self, found: String) -> StepError {
@@ -383,7 +400,6 @@ impl Progress {
         self.step_began = Instant::now();
     }
 
-    /// Noted before the rename: a failure within it may come after the file was replaced.
     fn wrote(&mut self, files: &GeneratedFiles, path: &Path) {
         let written = |file: &PathBuf| file == path || self.files_written.contains(file);
         self.files_written =

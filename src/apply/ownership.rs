@@ -4,7 +4,8 @@
 //! when
 //!
 //! - the secret in force is another than the snapshot's; or
-//! - none is in force, it has registrations, and our file on disk has not the snapshot's secret either; or
+//! - none is in force, and our file on disk has another, which may come into force any moment; or neither has one, and it
+//!   has registrations; or
 //! - its endpoint is in our file on disk but it is not in the routing on disk: an earlier apply was interrupted while the
 //!   number was in quarantine.
 
@@ -47,7 +48,7 @@ impl OnDisk {
                 .extend(endpoints.values(section, "password").first().map(|secret| (number, (*secret).to_owned())));
         }
         for section in &routing.sections {
-            on_disk.routed.extend(foreign::first_priorities(section).map(|(number, _)| number));
+            on_disk.routed.extend(foreign::first_priorities(routing.entries(section)).map(|(number, _)| number));
         }
         Ok(on_disk)
     }
@@ -65,12 +66,10 @@ pub(super) async fn changing_hands(
     let (served, unserved): (BTreeMap<_, _>, BTreeMap<_, _>) = secrets.partition(|(number, _)| auths.contains(number));
 
     let mut changing = in_force::differing(control, Value::Secret, &served).await?;
-    changing.extend(
-        unserved
-            .iter()
-            .filter(|(number, secret)| registered.contains(number) && on_disk.secrets.get(number) != Some(secret))
-            .map(|(number, _)| *number),
-    );
+    changing.extend(unserved.into_iter().filter_map(|(number, secret)| {
+        let formers = on_disk.secrets.get(&number).map_or(registered.contains(&number), |former| *former != secret);
+        formers.then_some(number)
+    }));
     changing.extend(
         users
             .iter()

@@ -101,15 +101,21 @@ impl Config {
     /// The values of `key` in a section, those of the sections that it takes after included.
     #[must_use]
     pub fn values<'a>(&'a self, section: &'a Section, key: &str) -> Vec<&'a str> {
-        let mut values: Vec<_> = section.entries.iter().filter(|e| e.key == key).map(|e| e.value.as_str()).collect();
+        self.entries(section).into_iter().filter(|entry| entry.key == key).map(|entry| entry.value.as_str()).collect()
+    }
+
+    /// The lines of a section, then those of the sections that it takes after.
+    #[must_use]
+    pub fn entries<'a>(&'a self, section: &'a Section) -> Vec<&'a Entry> {
+        let mut entries: Vec<_> = section.entries.iter().collect();
         for base in &section.bases {
             // Only a section above can be a base, so this ends.
             let above = self.sections.iter().take_while(|s| !std::ptr::eq(*s, section));
             if let Some(base) = above.filter(|s| s.name == *base && !s.addition).last() {
-                values.extend(self.values(base, key));
+                entries.extend(self.entries(base));
             }
         }
-        values
+        entries
     }
 
     /// `section` is the index of the section whose lines come next.

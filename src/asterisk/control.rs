@@ -78,6 +78,12 @@ pub enum ControlError {
         /// How long was waited.
         bound: Duration,
     },
+    /// It keeps registrations that it was told to drop.
+    #[error("Asterisk keeps old registrations of {numbers} that it was told to drop: restart it, then apply again")]
+    Kept {
+        /// Of which extensions.
+        numbers: String,
+    },
     /// It answered, but not what such a command answers.
     #[error("Asterisk's answer to '{command}' is not understood: {answer}")]
     Unexpected {
@@ -91,7 +97,7 @@ pub enum ControlError {
 impl ControlError {
     /// An answer that is none, told by its beginning.
     pub(super) fn unexpected(command: &str, answer: &str) -> Self {
-        let mut beginning: String = answer.trim().chars().take(200).collect();
+        let mut beginning: String = answer.trim().chars().filter(|c| *c != '\0').take(200).collect();
         if beginning.is_empty() {
             beginning.push_str("it is empty");
         }

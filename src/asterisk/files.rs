@@ -131,7 +131,7 @@ pub enum FileError {
         install: String,
     },
     /// A step of writing failed.
-    #[error("{step} {} failed: {error}", path.display())]
+    #[error("{step} {} failed: {error}; {}", path.display(), advice(error))]
     Step {
         /// Which step.
         step: &'static str,
@@ -140,6 +140,17 @@ pub enum FileError {
         /// What the kernel said.
         error: io::Error,
     },
+}
+
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "its folder must belong to the portal's user, with mode 2750 and the group asterisk; then apply again"
+        }
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free space on its disk, then apply again",
+        io::ErrorKind::ReadOnlyFilesystem => "its file system is read-only: mount it writable, then apply again",
+        _ => "look at its disk (dmesg), then apply again",
+    }
 }
 
 /// A temporary file, whole and flushed, that [`Prepared::publish`] makes the target. Dropped, it is removed.
@@ -191,7 +202,11 @@ pub fn prepare(_lock: &HostLock, target: &Path, stage: Stage, content: &str) -> 
     Ok(prepared)
 }
 
-fn follow_the_folder(file: &File, folder: &Path) -> io::Result<()> {
+/// Gives a file of ours its folder's group, and its owner where that is permitted.
+///
+/// # Errors
+/// What the kernel said.
+pub fn follow_the_folder(file: &File, folder: &Path) -> io::Result<()> {
     let (folder, own) = (fs::metadata(folder)?, file.metadata()?);
     if own.gid() != folder.gid() {
         fchown(file, None, Some(folder.gid()))?;
@@ -206,17 +221,25 @@ fn follow_the_folder(file: &File, folder: &Path) -> io::Result<()> {
 }
 
 impl Prepared {
-    /// Renames the temporary file over the target and flushes the folder.
+    /// Renames the temporary file over the target; [`flush_folder`] makes it outlast a power cut.
     ///
     /// # Errors
-    /// [`FileError`]. If it was the flush that failed, the new file is in place but may not outlast a power cut.
+    /// [`FileError`]; the old file is in place.
     pub fn publish(mut self, _lock: &HostLock) -> Result<(), FileError> {
-        let step = |step, error| FileError::Step { step, path: self.target.clone(), error };
-        fs::rename(&self.temporary, &self.target).map_err(|error| step("renaming the temporary file to", error))?;
+        let step = |error| FileError::Step { step: "renaming the temporary file to", path: self.target.clone(), error };
+        fs::rename(&self.temporary, &self.target).map_err(step)?;
         self.published = true;
-        let folder = File::open(folder(&self.target)).map_err(|error| step("opening the folder of", error))?;
-        folder.sync_all().map_err(|error| step("flushing the folder of", error))
+        Ok(())
     }
+}
+
+/// Flushes the folder of `target`, so that a rename in it outlasts a power cut.
+///
+/// # Errors
+/// [`FileError`].
+pub fn flush_folder(target: &Path) -> Result<(), FileError> {
+    let step = |error| FileError::Step { step: "flushing the folder of", path: target.to_owned(), error };
+    File::open(folder(target)).and_then(|folder| folder.sync_all()).map_err(step)
 }
 
 impl Drop for Prepared {

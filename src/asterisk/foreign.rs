@@ -7,7 +7,7 @@
 use std::path::Path;
 
 use super::CONTEXT;
-use super::config::{Config, Section, Unreadable};
+use super::config::{Config, Entry, Place, Section, Unreadable};
 use super::files::GeneratedFiles;
 use crate::domain::ExtensionNumber;
 
@@ -47,7 +47,7 @@ pub fn check(config_dir: &Path, ours: &GeneratedFiles) -> Result<(), Foreign> {
     let dialplan = Config::read(config_dir, &config_dir.join("extensions.conf"))?;
     let generated = dialplan.included(&ours.routing);
     for section in dialplan.sections.iter().filter(|s| s.name == CONTEXT) {
-        for (number, place) in first_priorities(section) {
+        for (number, place) in first_priorities(dialplan.entries(section)) {
             if !generated.contains(&place.file) {
                 let what = "priority 1 of extension";
                 return Err(Foreign::Stands { place: place.to_string(), what, number });
@@ -75,10 +75,10 @@ fn collides(config: &Config, section: &Section) -> Option<&'static str> {
     }
 }
 
-/// The numbers of the pool that a section gives a priority 1, caller-ID matches aside, each with its place.
-pub fn first_priorities(section: &Section) -> impl Iterator<Item = (ExtensionNumber, &super::config::Place)> {
+/// The numbers of the pool that a section's lines give a priority 1, caller-ID matches aside, each with its place.
+pub fn first_priorities<'c>(entries: Vec<&'c Entry>) -> impl Iterator<Item = (ExtensionNumber, &'c Place)> {
     let mut extension = "";
-    section.entries.iter().filter_map(move |entry| {
+    entries.into_iter().filter_map(move |entry| {
         let priority = match entry.key.as_str() {
             "exten" => {
                 let (name, rest) = entry.value.split_once(',')?;

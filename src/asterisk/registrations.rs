@@ -43,7 +43,7 @@ pub async fn list(control: &Control) -> Result<Vec<Registration>, ControlError> 
 /// Evicts every registration that `unwanted` picks, and gives those that there were, each once.
 ///
 /// # Errors
-/// [`ControlError`]; `Unexpected` if some are still listed after many attempts.
+/// [`ControlError`]; `Kept` if some are still listed after many attempts.
 pub async fn evict(
     control: &Control,
     unwanted: impl Fn(ExtensionNumber) -> bool,
@@ -67,11 +67,8 @@ pub async fn evict(
         // Makes Asterisk see which have expired.
         in_force::aors(control).await?;
     }
-    let numbers: BTreeSet<_> = left.iter().map(|registration| registration.number.get()).collect();
-    Err(ControlError::unexpected(
-        "database show registrar/contact",
-        &format!("old registrations of {numbers:?} are still there after {ATTEMPTS} evictions"),
-    ))
+    let numbers: BTreeSet<_> = left.iter().map(|registration| registration.number.to_string()).collect();
+    Err(ControlError::Kept { numbers: numbers.into_iter().collect::<Vec<_>>().join(", ") })
 }
 
 async fn forget(

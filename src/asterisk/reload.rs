@@ -2,7 +2,8 @@
 //!
 //! Its exit status says only that Asterisk answered, and "reloaded successfully" only that it was asked: what came of it is
 //! proven afterwards. Two answers matter here. "already in progress" means that the request, or one module's part of it,
-//! was dropped: it is sent again until the bound of a command is over. "No such command" for `pjsip reload` means that
+//! was dropped: it is sent again until the bound of a command is over, and so is one that an Asterisk that is starting only
+//! queues ("cannot reload a module yet"). "No such command" for `pjsip reload` means that
 //! the server has no `cli_aliases.conf`: the alias's own expansion is sent instead.
 
 use std::path::PathBuf;
@@ -129,7 +130,7 @@ impl AsteriskCommand {
             let result = self.run(command, last).await?;
             let output = format!("{}{}", result.stdout, result.stderr);
             let typed = result.command.clone();
-            if output.contains("already in progress") {
+            if output.contains("already in progress") || output.contains("cannot reload a module yet") {
                 if started.elapsed() >= self.bound {
                     return Err(ReloadError::Dropped { command: typed, bound: self.bound });
                 }
@@ -183,10 +184,12 @@ impl AsteriskCommand {
                 // It may have ended just now: then there is nothing to kill.
                 let _ = kill_process_group(group, Signal::KILL);
             }
-            let _ = child.wait().await;
+            // One that can't be killed (sudo's, say) is not waited for: it is reaped when it ends.
+            let _ = timeout(Duration::from_secs(1), child.wait()).await;
         }
-        result.stdout = String::from_utf8_lossy(&stdout).into_owned();
-        result.stderr = String::from_utf8_lossy(&stderr).into_owned();
+        // No database keeps a NUL in a text.
+        result.stdout = String::from_utf8_lossy(&stdout).replace('\0', "");
+        result.stderr = String::from_utf8_lossy(&stderr).replace('\0', "");
         let status = finished
             .map_err(|_| ReloadError::TimedOut { command: typed.clone(), bound: self.bound })?
             .map_err(not_started)?;

@@ -63,10 +63,10 @@ pub enum StorageError {
 #[derive(Debug, thiserror::Error)]
 pub enum MigrationError {
     /// It can't be reached.
-    #[error("the database can't be used: {0}")]
+    #[error("the database can't be reached: {0}")]
     Unavailable(String),
-    /// A migration failed; none of it is kept.
-    #[error("the database's schema can't be brought up to date: {0}")]
+    /// It can be reached but not used, or a migration failed, of which none is kept.
+    #[error("the database can't be used: {0}")]
     Failed(String),
     /// It belongs to a later major version.
     #[error(
@@ -193,7 +193,7 @@ impl Storage {
 }
 
 /// Now, as precisely as both databases keep it: what a create answers is what a list will.
-fn now() -> OffsetDateTime {
+pub(crate) fn now() -> OffsetDateTime {
     let now = OffsetDateTime::now_utc();
     now.replace_millisecond(now.millisecond()).expect("a millisecond of the clock")
 }

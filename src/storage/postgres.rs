@@ -6,11 +6,12 @@ use std::pin::Pin;
 use futures_util::TryStreamExt as _;
 use sqlx::error::DatabaseError;
 use sqlx::migrate::Migrator;
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _, Pool, Postgres};
 use time::OffsetDateTime;
 use tokio::runtime::Handle;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
 
 use super::queries::{self, Failure, queries};
@@ -57,9 +58,10 @@ impl Backend {
 
     /// An advisory lock keeps two processes from migrating at once.
     pub(super) async fn migrate(&self) -> Result<(), MigrationError> {
-        let mut connection = Connection::connect_with(&self.options)
-            .await
-            .map_err(|error| MigrationError::Unavailable(error.to_string()))?;
+        let connected = timeout(DEADLINE, Connection::connect_with(&self.options)).await;
+        let mut connection = connected
+            .map_err(|over| MigrationError::Unavailable(over.to_string()))?
+            .map_err(|error| cannot_connect(&error))?;
         run_migrations(&mut connection).await?;
         // The schema is there; how the connection closes changes nothing.
         let _ = connection.close().await;
@@ -75,8 +77,23 @@ impl Backend {
     }
 }
 
+/// A server that is not up yet or full is worth waiting for; a wrong password, database or certificate is not.
+fn cannot_connect(error: &sqlx::Error) -> MigrationError {
+    match error {
+        sqlx::Error::Io(cause) if cause.kind() != std::io::ErrorKind::NotFound => {
+            MigrationError::Unavailable(error.to_string())
+        }
+        sqlx::Error::Database(refusal)
+            if refusal.code().is_some_and(|code| code.starts_with("57") || code.starts_with("53")) =>
+        {
+            MigrationError::Unavailable(error.to_string())
+        }
+        _ => MigrationError::Failed(format!("{error}; look at DATABASE_URL")),
+    }
+}
+
 async fn begin_write(connection: &mut Connection) -> sqlx::Result<()> {
-    connection.execute("BEGIN").await.map(|_| ())
+    connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED").await.map(|_| ())
 }
 
 async fn lock_allocation(connection: &mut Connection) -> sqlx::Result<()> {

@@ -178,11 +178,12 @@ macro_rules! queries {
             };
             let task = runtime.spawn(async move {
                 let deadline = Instant::now() + DEADLINE;
-                let mut connection = match timeout_at(deadline, pool.acquire()).await {
-                    Ok(acquired) => acquired.map_err(|error| unavailable(&error, false))?,
+                let mut borrowed = Borrowed(match timeout_at(deadline, pool.acquire()).await {
+                    Ok(acquired) => Some(acquired.map_err(|error| unavailable(&error, false))?),
                     Err(over) => return Err(unavailable(&over, false)),
-                };
-                let ended = timeout_at(deadline, work(&mut connection)).await;
+                });
+                let connection = borrowed.0.as_mut().expect("it is only given back below");
+                let ended = timeout_at(deadline, work(connection)).await;
                 let clean = match &ended {
                     Ok(Ok(_)) => true,
                     Ok(Err(Failure::Refused(_) | Failure::Statement(sqlx::Error::Database(_)))) => {
@@ -190,8 +191,8 @@ macro_rules! queries {
                     }
                     _ => false,
                 };
-                if !clean {
-                    drop(connection.detach());
+                if clean {
+                    drop(borrowed.0.take());
                 }
                 match ended {
                     Ok(Ok(done)) => Ok(done),
@@ -204,24 +205,36 @@ macro_rules! queries {
             task.await.unwrap_or_else(|panic| Err(unavailable(&panic, true)))
         }
 
+        /// A connection that is closed, not given back, unless it is taken out first: after a panic too.
+        struct Borrowed(Option<PoolConnection<Database>>);
+
+        impl Drop for Borrowed {
+            fn drop(&mut self) {
+                drop(self.0.take().map(PoolConnection::detach));
+            }
+        }
+
         async fn commit(connection: &mut Connection) -> Result<(), Failure> {
             connection.execute("COMMIT").await.map(|_| ()).map_err(Failure::Commit)
         }
 
         /// Runs the migrations, and refuses a schema of a later major version.
         async fn run_migrations(connection: &mut Connection) -> Result<(), MigrationError> {
-            let failed = |error: &dyn Display| MigrationError::Failed(error.to_string());
+            // None before the first migration: there is no such table.
+            let version = sqlx::query_scalar(queries::SCHEMA_VERSION).fetch_one(&mut *connection).await;
+            if let Ok(version) = version {
+                let version: Option<i64> = version;
+                let major = version.unwrap_or_default() / 1000;
+                if major > SCHEMA_MAJOR_VERSION {
+                    return Err(MigrationError::TooNew(major));
+                }
+            }
             let mut migrator = migrations();
             migrator.set_ignore_missing(true);
-            migrator.run_direct(None, &mut *connection, false).await.map_err(|error| failed(&error))?;
-            let version: i64 = sqlx::query_scalar(queries::SCHEMA_VERSION)
-                .fetch_one(connection)
+            migrator
+                .run_direct(None, connection, false)
                 .await
-                .map_err(|error| failed(&error))?;
-            match version / 1000 {
-                major if major > SCHEMA_MAJOR_VERSION => Err(MigrationError::TooNew(major)),
-                _ => Ok(()),
-            }
+                .map_err(|error| MigrationError::Failed(error.to_string()))
         }
     };
 }

@@ -10,6 +10,7 @@ use futures_util::TryStreamExt as _;
 use serde::Deserialize;
 use sqlx::error::DatabaseError;
 use sqlx::migrate::Migrator;
+use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _, Pool, Sqlite};
 use time::OffsetDateTime;
@@ -38,8 +39,8 @@ const USERS: &str = "\
             FROM extensions JOIN users ON users.id = extensions.user_id WHERE extensions.number BETWEEN first AND first + 49) \
     FROM fifties";
 
-/// The result code of a lock that somebody else holds.
-const SQLITE_BUSY: &str = "5";
+/// The result code of a lock that somebody else holds, in its low byte.
+const SQLITE_BUSY: i32 = 5;
 
 /// Between two attempts to take the write lock.
 const RETRY: Duration = Duration::from_millis(1);
@@ -63,12 +64,17 @@ impl Backend {
             .foreign_keys(true)
             .create_if_missing(false)
             .disable_statement_logging();
+        let options = options.busy_timeout(DEADLINE);
         let pool = |connections| {
             SqlitePoolOptions::new().max_connections(connections).acquire_timeout(DEADLINE).test_before_acquire(false)
         };
         Self {
-            readers: pool(READERS).connect_lazy_with(options.clone().busy_timeout(DEADLINE)),
-            writer: pool(1).connect_lazy_with(options.clone().busy_timeout(Duration::ZERO)),
+            readers: pool(READERS).connect_lazy_with(options.clone()),
+            writer: pool(1)
+                .after_connect(|connection, _| {
+                    Box::pin(async move { connection.execute("PRAGMA busy_timeout = 0").await.map(|_| ()) })
+                })
+                .connect_lazy_with(options.clone()),
             options,
             runtime: Handle::current(),
         }
@@ -80,10 +86,21 @@ impl Backend {
         let file = self.options.get_filename();
         if let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| {
-                MigrationError::Unavailable(format!("the folder {} can't be made: {error}", folder.display()))
+                let folder = folder.display();
+                MigrationError::Failed(format!(
+                    "the folder {folder} can't be made: {error}; set PORTAL_DATA_DIR, or make it for the portal's user"
+                ))
             })?;
         }
-        let unavailable = |error: sqlx::Error| MigrationError::Unavailable(format!("{}: {error}", file.display()));
+        let unavailable = |error: sqlx::Error| match &error {
+            sqlx::Error::Database(refusal) if is_busy(refusal.as_ref()) => {
+                MigrationError::Unavailable(format!("{} is locked by another process", file.display()))
+            }
+            _ => MigrationError::Failed(format!(
+                "{}: {error}; look at DATABASE_URL or PORTAL_DATA_DIR, and who owns the file",
+                file.display()
+            )),
+        };
         let options = self.options.clone().create_if_missing(true).busy_timeout(DEADLINE);
         let mut connection = Connection::connect_with(&options).await.map_err(unavailable)?;
         let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(unavailable)?;
@@ -103,11 +120,15 @@ impl Backend {
     }
 }
 
+fn is_busy(refusal: &dyn DatabaseError) -> bool {
+    refusal.code().and_then(|code| code.parse::<i32>().ok()).is_some_and(|code| code & 0xff == SQLITE_BUSY)
+}
+
 /// Tries until the caller's deadline ends it.
 async fn begin_write(connection: &mut Connection) -> sqlx::Result<()> {
     loop {
         match connection.execute("BEGIN IMMEDIATE").await {
-            Err(sqlx::Error::Database(refusal)) if refusal.code().as_deref() == Some(SQLITE_BUSY) => sleep(RETRY).await,
+            Err(sqlx::Error::Database(refusal)) if is_busy(refusal.as_ref()) => sleep(RETRY).await,
             begun => return begun.map(|_| ()),
         }
     }

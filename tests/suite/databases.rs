@@ -83,17 +83,29 @@ fn postgres_over_tls_is_verified() {
     );
     drop(portal);
     let stranger = Postgres::start(&Options { tls: true, ..Options::default() });
-    for parameters in
-        [format!("sslmode=verify-full&sslrootcert={}", stranger.ca_file().display()), "sslmode=disable".to_owned()]
-    {
-        let portal = Portal::prepare(&with(&parameters));
-        let mut command = crate::support::portal::portal_command(&with(&parameters), portal.work_dir());
-        let mut process =
-            crate::support::process::Process::start(command.arg("migrate"), &portal.work_dir().join("log"));
-        assert!(process.wait(secs(3)).is_none(), "it keeps waiting for a database that it can use");
-        let log = portal.log();
-        assert!(log.contains("the database can't be used") && !log.contains("portal:portal"), "{log}");
+    let by_stranger = format!("sslmode=verify-full&sslrootcert={}", stranger.ca_file().display());
+    for parameters in [by_stranger.as_str(), "sslmode=disable", "sslmode=verify-full&sslrootcert=/nowhere.pem"] {
+        let refused = run(&["migrate"], &with(parameters));
+        let stderr = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!((refused.status.code(), stderr.lines().count()), (Some(1), 1), "{parameters}: {stderr}");
+        assert!(stderr.contains("the database can't be used") && !stderr.contains("portal:portal"), "{stderr}");
     }
+}
+
+#[test]
+fn a_start_waits_for_one_that_is_not_up_yet() {
+    let cluster = Postgres::start(&Options::default());
+    let url = cluster.new_database();
+    cluster.stop();
+    let asterisk = Asterisk::start();
+    std::thread::scope(|scope| {
+        let starting = scope.spawn(|| Portal::start(&Settings::of(&asterisk).with("DATABASE_URL", &url)));
+        std::thread::sleep(secs(2));
+        cluster.boot();
+        let portal = starting.join().expect("a portal");
+        assert!(portal.log().contains("trying again"), "{}", portal.log());
+        portal.create_user("Alice", "alice@example.com");
+    });
 }
 
 #[test]

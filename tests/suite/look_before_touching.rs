@@ -53,6 +53,9 @@ fn foreign_sections_and_priorities() {
     }
     assert_eq!(registrations(&asterisk, &number), 1, "nobody was evicted");
 
+    asterisk.write_config("more.conf", "[by-hand](!)\nexten => 1000,1,NoOp()\n[synergy-internal](by-hand)\n");
+    refused(&asterisk, &portal, &["priority 1", &format!("{}:2", asterisk.etc().join("more.conf").display())]);
+
     asterisk.write_config("more.conf", "");
     portal.apply("suite");
 }

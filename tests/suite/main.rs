@@ -10,6 +10,7 @@ mod databases;
 mod diagnosis;
 mod document;
 mod fixtures;
+mod killed;
 mod look_before_touching;
 mod main_job;
 mod principles;

@@ -12,6 +12,7 @@ fn that_makes_no_sense_stops_the_start() {
         ("DATABASE_URL", "postgres://portal:hunter2@db:port/x", "DATABASE_URL"),
         ("DATABASE_URL", "postgres://portal:hunter2@db/x?sslmode=maybe", "DATABASE_URL"),
         ("DATABASE_URL", "postgres://portal:hunter2@db/x?sslmod=require", "sslmod"),
+        ("DATABASE_URL", "postgres://portal:half?hunter2@db/x", "DATABASE_URL"),
         ("DATABASE_URL", "sqlite://", "DATABASE_URL"),
         ("DATABASE_URL", "sqlite://:memory:", "DATABASE_URL"),
         ("DATABASE_URL", "", "DATABASE_URL"),
@@ -46,6 +47,9 @@ fn come_from_the_command_line_then_the_environment_then_the_file() {
     assert!(says(&["serve"], &environment).contains("from-the-environment"));
     assert!(says(&[], &Settings::default()).contains("from-the-file"));
     let refusal = says(&["serve", "--listen", "127.0.0.1:0"], &Settings::default());
+    std::fs::write(portal.work_dir().join(".env"), "LOG_LEVEL=info\nPORTAL_API_TOKEN=half$gone\n").expect("write .env");
+    let halved = says(&["serve"], &Settings::default());
+    assert!(halved.contains("line 2 has a $") && !halved.contains("gone"), "{halved}");
     assert!(refusal.contains("PORTAL_API_TOKEN") && !refusal.contains("not a token"), "{refusal}");
 }
 
