@@ -76,7 +76,7 @@ fn collides(config: &Config, section: &Section) -> Option<&'static str> {
 }
 
 /// The numbers of the pool that a section's lines give a priority 1, caller-ID matches aside, each with its place.
-pub fn first_priorities<'c>(entries: Vec<&'c Entry>) -> impl Iterator<Item = (ExtensionNumber, &'c Place)> {
+pub fn first_priorities(entries: Vec<&Entry>) -> impl Iterator<Item = (ExtensionNumber, &Place)> {
     let mut extension = "";
     entries.into_iter().filter_map(move |entry| {
         let priority = match entry.key.as_str() {

@@ -1,6 +1,7 @@
 //! PostgreSQL: creates queue on the tenant's row.
 
 use std::fmt::Display;
+use std::io::ErrorKind;
 use std::pin::Pin;
 
 use futures_util::TryStreamExt as _;
@@ -61,7 +62,7 @@ impl Backend {
         let connected = timeout(DEADLINE, Connection::connect_with(&self.options)).await;
         let mut connection = connected
             .map_err(|over| MigrationError::Unavailable(over.to_string()))?
-            .map_err(|error| cannot_connect(&error))?;
+            .map_err(|error| cannot_connect(&error, &self.options))?;
         run_migrations(&mut connection).await?;
         // The schema is there; how the connection closes changes nothing.
         let _ = connection.close().await;
@@ -78,17 +79,24 @@ impl Backend {
 }
 
 /// A server that is not up yet or full is worth waiting for; a wrong password, database or certificate is not.
-fn cannot_connect(error: &sqlx::Error) -> MigrationError {
-    match error {
-        sqlx::Error::Io(cause) if cause.kind() != std::io::ErrorKind::NotFound => {
-            MigrationError::Unavailable(error.to_string())
+fn cannot_connect(error: &sqlx::Error, options: &PgConnectOptions) -> MigrationError {
+    let worth_waiting = match error {
+        // A certificate that is wrong is invalid data, and its file may be missing; a socket may be, until the server is up.
+        sqlx::Error::Io(cause) => match cause.kind() {
+            ErrorKind::InvalidData | ErrorKind::PermissionDenied => false,
+            ErrorKind::NotFound => options.get_socket().is_some(),
+            _ => true,
+        },
+        // Starting or stopping, and out of connections.
+        sqlx::Error::Database(refusal) => {
+            refusal.code().is_some_and(|code| code.starts_with("57") || code.starts_with("53"))
         }
-        sqlx::Error::Database(refusal)
-            if refusal.code().is_some_and(|code| code.starts_with("57") || code.starts_with("53")) =>
-        {
-            MigrationError::Unavailable(error.to_string())
-        }
-        _ => MigrationError::Failed(format!("{error}; look at DATABASE_URL")),
+        _ => false,
+    };
+    if worth_waiting {
+        MigrationError::Unavailable(error.to_string())
+    } else {
+        MigrationError::Failed(format!("{error}; look at DATABASE_URL"))
     }
 }
 
