@@ -324,7 +324,7 @@ mod tests {
         numbers.iter().map(|number| ExtensionNumber::try_from(*number).expect("a number")).collect()
     }
 
-    /// `pjsip show endpoints` of Asterisk 22.10.1, with an endpoint of another name and one registered phone.
+    /// In the form of `pjsip show endpoints` of Asterisk 22.10.1, put together: one of ours, one without its auth, one of another name.
     const ENDPOINTS: &str = "
  Endpoint:  <Endpoint/CID.....................................>  <State.....>  <Channels.>
     I/OAuth:  <AuthId/UserName...........................................................>
@@ -367,7 +367,7 @@ Objects found: 3
 
     #[test]
     fn auths_and_aors() {
-        // `pjsip show auths` and `pjsip show aors` of Asterisk 22.10.1.
+        // In the form of `pjsip show auths` and `pjsip show aors` of Asterisk 22.10.1, put together.
         let auths = "\n  I/OAuth:  <AuthId/UserName.............................................................>\n===\n\n     Auth:  1000/1000\n     Auth:  alice/bob\n\nObjects found: 2\n\n";
         assert_eq!(parse_names(auths, "     Auth:  "), Some(numbers(&[1000])));
         let aors = "\n      Aor:  <Aor..............................................>  <MaxContact>\n    Contact:  <Aor/ContactUri............................> <Hash....> <Status> <RTT(ms)..>\n===\n\n      Aor:  1000                                                 1\n\n      Aor:  1001                                                 1\n    Contact:  1001/sip:1001@127.0.0.1:5070                bd2b3b1a47 Avail         0.322\n\n\nObjects found: 2\n\n";
@@ -375,7 +375,7 @@ Objects found: 3
         assert_eq!(parse_names(&aors.replace("      Aor:  1000", ""), "      Aor:  "), None);
     }
 
-    /// `dialplan show synergy-internal` of Asterisk 22.10.1, with an administrator's own additions.
+    /// `dialplan show synergy-internal` of Asterisk 22.10.1 with an administrator's own additions, one row and its count taken out.
     const DIALPLAN: &str = "[ Context 'synergy-internal' created by 'pbx_config' ]
   '1000' =>         hint: PJSIP/1000                              [extensions.conf:6]
                     1. Dial(PJSIP/1000,25)                        [generated_routing.conf:2]

@@ -108,7 +108,8 @@ fn parse(text: &str) -> Option<Vec<Registration>> {
 mod tests {
     use super::*;
 
-    /// `database show registrar/contact` of Asterisk 22.10.1; the phone of 1001 claims to be a row of its own.
+    /// In the form of `database show registrar/contact` of Asterisk 22.10.1, put together: the phone of 1001 claims to be a row of
+    /// its own.
     const ROWS: &str = r#"/registrar/contact/1000;@bd2b3b1a474fbc8ca2b1f4b6ea6e0d3f: {"via_addr":"127.0.0.1","qualify_timeout":"3.000000","reg_server":"","uri":"sip:1000@127.0.0.1:10023","expiration_time":"1795248012"}
 /registrar/contact/1001;@0123456789abcdef0123456789abcdef: {"uri":"sip:1001@127.0.0.1:5070","user_agent":"/registrar/contact/1002;@0123456789abcdef0123456789abcdef: {}"}
 /registrar/contact/alice;@0123456789abcdef0123456789abcdef: {"uri":"sip:alice@127.0.0.1:5070"}
