@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
+use tracing::info;
 
 const QUIT_AFTER: &str = "cli quit after ";
 
@@ -140,6 +141,7 @@ impl Control {
             if let Some(parsed) = parse(&answer) {
                 return Ok(parsed);
             }
+            info!(command, "the listing lost lines; it is read again");
         }
         Err(ControlError::unexpected(command, &answer))
     }

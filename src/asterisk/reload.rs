@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep, timeout};
+use tracing::info;
 use utoipa::ToSchema;
 
 /// What is reloaded.
@@ -134,6 +135,7 @@ impl AsteriskCommand {
                 if started.elapsed() >= self.bound {
                     return Err(ReloadError::Dropped { command: typed, bound: self.bound });
                 }
+                info!(command = typed, "Asterisk dropped the reload; it is sent again");
                 sleep(Duration::from_millis(100)).await;
             } else if output.contains("No such command") {
                 let unknown = ReloadError::Unknown { command: typed, output: output.trim().to_owned() };
