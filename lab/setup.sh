@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Makes this machine able to run the tests, the demo and the benchmark: Debian's packages of the phones, PostgreSQL
 # and the tools, and a real Asterisk 22 in a root of its own (Debian 12 and 13 have no asterisk package, unstable has).
-# Asterisk runs from that root without chroot. A second run finds everything there and takes milliseconds.
+# Beside it an Asterisk 16, to see it refused. Asterisk runs from its root without chroot. A second run finds everything
+# there and takes milliseconds.
 set -euo pipefail
 
 lab=${PBX_LAB_DIR:-/var/cache/pbx-portal-lab}
-root=$lab/asterisk
+root=$lab/asterisk       # Debian unstable's
+old_root=$lab/asterisk-16 # Debian 11's
 packages=(
     baresip-core sip-tester  # the phones
     postgresql sqlite3       # the databases
@@ -49,7 +51,7 @@ debian_mirror() {
 }
 
 make_asterisk_root() {
-    local new=$root.new mount mirror version
+    local root=$1 suite=$2 release=$3 new=$1.new mount mirror version
     # What an interrupted run left, its mounts first.
     for mount in "$new/proc" "$new/sys"; do
         ! mountpoint -q "$mount" || umount "$mount"
@@ -57,8 +59,8 @@ make_asterisk_root() {
     rm -rf --one-file-system "$new"
 
     mirror=$(debian_mirror)
-    long_step "a minimal Debian unstable in $root (about a minute)" \
-        debootstrap --variant=minbase sid "$new" ${mirror:+"$mirror"}
+    long_step "a minimal Debian '$suite' in $root (about a minute)" \
+        debootstrap --variant=minbase "$suite" "$new" ${mirror:+"$mirror"}
     # Mirrors of unstable can be older than their release file allows.
     long_step 'its package lists' \
         chroot "$new" apt-get -o Acquire::Check-Valid-Until=false update
@@ -68,7 +70,7 @@ make_asterisk_root() {
     chroot "$new" apt-get clean
 
     version=$(chroot "$new" asterisk -V)
-    [[ $version == 'Asterisk 22.'* ]] || die "Debian unstable has '$version' now; the lab needs Asterisk 22"
+    [[ $version == "Asterisk $release."* ]] || die "Debian '$suite' has '$version' now; the lab needs Asterisk $release"
     mv "$new" "$root"
     say "$version is in $root"
 }
@@ -80,7 +82,7 @@ name=$(uname -n)
 name_resolves=true
 getent hosts "$name" >/dev/null || name_resolves=false
 
-if ((${#missing[@]} == 0)) && [[ -d $root ]] && $name_resolves; then
+if ((${#missing[@]} == 0)) && [[ -d $root && -d $old_root ]] && $name_resolves; then
     exit 0
 fi
 if ((EUID != 0)); then
@@ -102,5 +104,6 @@ if ((${#missing[@]} > 0)); then
         env DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "${missing[@]}"
 fi
 $name_resolves || printf '127.0.1.1\t%s\n' "$name" >>/etc/hosts
-[[ -d $root ]] || make_asterisk_root
+[[ -d $root ]] || make_asterisk_root "$root" sid 22
+[[ -d $old_root ]] || make_asterisk_root "$old_root" bullseye 16
 say 'ready'

@@ -65,9 +65,10 @@ impl From<Applied> for AppliedBody {
         let (users, progress) = (applied.users, applied.progress);
         let evicted =
             progress.evicted.into_iter().map(|r| EvictedRegistration { extension: r.number.get(), contact: r.contact });
+        let warning = progress.warning.map_or_else(String::new, |warning| format!(" Warning: {warning}."));
         Self {
             message: format!(
-                "Asterisk serves {users} {}: every value is proven.",
+                "Asterisk serves {users} {}: every value is proven.{warning}",
                 if users == 1 { "user" } else { "users" }
             ),
             audit_log_id: applied.audit_log_id,

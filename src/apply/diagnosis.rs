@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use crate::asterisk::config::{Config, Place, Unreadable};
-use crate::asterisk::control::{Control, ControlError, ServerProcess};
+use crate::asterisk::control::{Control, ControlError, Server};
 use crate::asterisk::files::GeneratedFiles;
 use crate::asterisk::in_force;
 
@@ -65,7 +65,7 @@ pub(super) fn missing_include(config_dir: &Path, files: &GeneratedFiles) -> Resu
 }
 
 /// Why the user that Asterisk runs as can't read `file`: the file's own mode, or a folder above it.
-fn closed_to(asterisk: &ServerProcess, file: &Path) -> Option<String> {
+fn closed_to(asterisk: &Server, file: &Path) -> Option<String> {
     let may = |path: &Path, bit: u32| {
         let Ok(found) = fs::metadata(path) else { return true };
         let shift = if found.uid() == asterisk.uid {

@@ -5,7 +5,7 @@
 //! 1. **Lock** this host's files ([`lock`]). Held: refused, and no audit row is written.
 //! 2. **Audit first**: the row says "interrupted" until the end, so that a crash leaves a true one.
 //! 3. **Snapshot** of all users, and both files rendered in memory.
-//! 4. **Look before touching**: Asterisk answers, is booted and has its modules; nothing of the pool's numbers stands outside
+//! 4. **Look before touching**: Asterisk answers, is not too old, is booted and has its modules; nothing of the pool's numbers stands outside
 //!    our files; both targets can be replaced; which numbers **change hands** ([`ownership`])?
 //! 5. **Prepare**: both temporary files are written and flushed. A failure up to here changes nothing.
 //! 6. **Quarantine**, if numbers change hands: the routing loses them, is reloaded and seen to have lost them; then their old
@@ -38,6 +38,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde_json::json;
 use tokio::runtime::{Builder, Handle};
+use tokio::time::timeout;
 use tokio::{join, try_join};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -56,6 +57,15 @@ use crate::config::Settings;
 use crate::domain::{ExtensionNumber, Name, User};
 use crate::storage::{self, AuditEntry, Storage, StorageError};
 use ownership::OnDisk;
+
+/// An apply ends within so many times the bound of one command, flushing to the disk and three calls of the database aside:
+/// an Asterisk that answers each of hundreds of questions slowly is as good as hung.
+const PATIENCE: u32 = 5;
+
+/// The oldest release line whose behaviour was measured.
+const OLDEST_RELEASE: u32 = 22;
+
+const NO_TRANSPORT: &str = "Asterisk has no transport, so no phone can reach it: add a section of type=transport to pjsip.conf, then restart Asterisk";
 
 /// Between two attempts to write an audit row that could not be written.
 const AUDIT_RETRY: Duration = Duration::from_secs(2);
@@ -83,6 +93,8 @@ pub struct Progress {
     pub reload_results: ReloadResults,
     /// The registrations that were evicted.
     pub evicted: Vec<Registration>,
+    /// What an administrator should mend, although it is no failure.
+    pub warning: Option<&'static str>,
 }
 
 /// How the reloads went; a step not reached is null.
@@ -139,6 +151,10 @@ enum StepError {
     Storage(#[from] StorageError),
     #[error(transparent)]
     Control(#[from] ControlError),
+    #[error(
+        "Asterisk {0} is older than {OLDEST_RELEASE}, the oldest that the portal works with: upgrade it, then apply again"
+    )]
+    TooOld(String),
     #[error("Asterisk lacks these modules: {0}; load them (module load, and in modules.conf), then apply again")]
     Modules(String),
     #[error(transparent)]
@@ -151,6 +167,8 @@ enum StepError {
     Reload(#[from] ReloadError),
     #[error("{0}")]
     NotProven(String),
+    #[error("Asterisk is too slow: the apply was given up after {} s ({PATIENCE} times ASTERISK_TIMEOUT_SECS); look at the machine's load and at 'core show locks', then apply again", .0.as_secs())]
+    TooSlow(Duration),
 }
 
 impl Applier {
@@ -211,8 +229,9 @@ impl Applier {
         let mut progress = Progress::new();
         let (_lock, outcome) = match lock {
             Ok(lock) => {
-                let outcome = self.steps(&lock, &mut progress).await;
-                (Some(lock), outcome)
+                let bound = self.command.bound * PATIENCE;
+                let outcome = timeout(bound, self.steps(&lock, &mut progress)).await;
+                (Some(lock), outcome.unwrap_or(Err(StepError::TooSlow(bound))))
             }
             Err(error) => (None, Err(error.into())),
         };
@@ -305,7 +324,8 @@ impl Applier {
         let objects = objects?;
         progress.done("routing, and proof of the endpoints");
 
-        let dialplan = proof::dialplan(&self.control, &users).await?;
+        let (dialplan, has_transport) =
+            try_join!(proof::dialplan(&self.control, &users), in_force::has_transport(&self.control))?;
         if let Err(found) = objects.verdict(dialplan) {
             return Err(self.not_proven(found).await);
         }
@@ -315,12 +335,20 @@ impl Applier {
         {
             return Err(StepError::NotProven(cause));
         }
+        if !has_transport {
+            warn!("{NO_TRANSPORT}");
+            progress.warning = Some(NO_TRANSPORT);
+        }
         progress.done("proof of the routing");
         Ok(users.len())
     }
 
     /// Step 4: gives the numbers that change hands.
     async fn look(&self, users: &[User], progress: &mut Progress) -> Result<BTreeSet<ExtensionNumber>, StepError> {
+        let server = self.control.server().await?;
+        if server.release().is_some_and(|release| release < OLDEST_RELEASE) {
+            return Err(StepError::TooOld(server.version));
+        }
         in_force::wait_fully_booted(&self.control).await?;
         let (missing, unwritten) =
             try_join!(in_force::missing_modules(&self.control), proof::unwritten_first_priority(&self.control))?;
@@ -391,6 +419,7 @@ impl Progress {
             files_written: Vec::new(),
             reload_results: ReloadResults::default(),
             evicted: Vec::new(),
+            warning: None,
         }
     }
 

@@ -16,6 +16,9 @@ use tracing::info;
 
 const QUIT_AFTER: &str = "cli quit after ";
 
+/// How errors tell the line that Asterisk sends first.
+const GREETING: &str = "(its greeting)";
+
 /// The longest command that is sent, in bytes: the line on the socket stays below 500.
 pub const MAX_COMMAND_BYTES: usize = 499 - QUIT_AFTER.len();
 
@@ -25,13 +28,27 @@ const READINGS: usize = 10;
 /// Asterisk lets two connections wait to be accepted; whoever comes then is told to try again.
 const QUEUE_RETRY: Duration = Duration::from_millis(1);
 
-/// The process at the other end of the control socket.
+/// The Asterisk at the other end of the control socket.
 #[derive(Debug)]
-pub struct ServerProcess {
+pub struct Server {
+    /// As it tells it: `22.10.1~dfsg`, or `GIT-22-0a1b2c3` where it was built from its repository.
+    pub version: String,
     /// The user it runs as.
     pub uid: u32,
     /// All of its groups.
     pub groups: Vec<u32>,
+}
+
+impl Server {
+    /// The release line: 22 of all versions above; `None` where the version does not begin with one.
+    #[must_use]
+    pub fn release(&self) -> Option<u32> {
+        let version = ["GIT-", "certified/", "certified-"]
+            .iter()
+            .find_map(|prefix| self.version.strip_prefix(prefix))
+            .unwrap_or(&self.version);
+        version.split(['.', '-', '~', '+']).next()?.parse().ok()
+    }
 }
 
 /// The control socket of one Asterisk.
@@ -146,18 +163,29 @@ impl Control {
         Err(ControlError::unexpected(command, &answer))
     }
 
-    /// The process that answers: its user, and the groups it belongs to.
+    /// Who answers: its version by its greeting, its user and the groups it belongs to by the kernel.
     ///
     /// # Errors
     /// [`ControlError`].
-    pub async fn server(&self) -> Result<ServerProcess, ControlError> {
-        let broken = |error| ControlError::Broken { command: "who are you".to_owned(), error };
-        let peer = self.connect().await?.peer_cred().map_err(broken)?;
+    pub async fn server(&self) -> Result<Server, ControlError> {
+        let hung = |_| ControlError::Hung { command: GREETING.to_owned(), bound: self.bound };
+        timeout(self.bound, self.meet()).await.map_err(hung)?
+    }
+
+    async fn meet(&self) -> Result<Server, ControlError> {
+        let broken = |error| ControlError::Broken { command: GREETING.to_owned(), error };
+        let mut stream = BufReader::new(self.connect().await?);
+        let mut greeting = String::new();
+        stream.read_line(&mut greeting).await.map_err(broken)?;
+        let Some(version) = greeting.trim_end().splitn(3, '/').nth(2) else {
+            return Err(ControlError::unexpected(GREETING, &greeting));
+        };
+        let peer = stream.get_ref().peer_cred().map_err(broken)?;
         let status =
             peer.pid().and_then(|pid| fs::read_to_string(format!("/proc/{pid}/status")).ok()).unwrap_or_default();
         let groups = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap_or_default();
         let groups = groups.split_whitespace().filter_map(|group| group.parse().ok()).chain([peer.gid()]).collect();
-        Ok(ServerProcess { uid: peer.uid(), groups })
+        Ok(Server { version: version.to_owned(), uid: peer.uid(), groups })
     }
 
     async fn exchange(&self, command: &str) -> Result<String, ControlError> {
@@ -192,5 +220,27 @@ fn shortened(command: &str) -> String {
     match command.char_indices().nth(80) {
         Some((end, _)) => format!("{}…", &command[..end]),
         None => command.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_release_line_is_read_from_any_form_of_version() {
+        let release = |version: &str| Server { version: version.to_owned(), uid: 0, groups: Vec::new() }.release();
+        for (version, line) in [
+            ("22.10.1~dfsg+~cs6.17.60671434-1", Some(22)),
+            ("16.28.0~dfsg-0+deb11u4", Some(16)),
+            ("20.9.0", Some(20)),
+            ("GIT-22-0a1b2c3", Some(22)),
+            ("certified/18.9-cert1", Some(18)),
+            ("certified-22.8-cert1", Some(22)),
+            ("GIT-master-0a1b2c3", None),
+            ("UNKNOWN__and_probably_unsupported", None),
+        ] {
+            assert_eq!(release(version), line, "{version}");
+        }
     }
 }

@@ -43,6 +43,9 @@ const MODULES: [&str; 14] = [
     "res_sorcery_config.so",
 ];
 
+/// How a row of `pjsip show transports` begins.
+const TRANSPORT: &str = "Transport:  ";
+
 /// The objects of the pool's numbers that Asterisk serves.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Objects {
@@ -147,6 +150,18 @@ pub async fn auths(control: &Control) -> Result<BTreeSet<ExtensionNumber>, Contr
 /// [`ControlError`].
 pub async fn aors(control: &Control) -> Result<BTreeSet<ExtensionNumber>, ControlError> {
     control.listing("pjsip show aors", |text| parse_names(text, "      Aor:  ")).await
+}
+
+/// Whether there is a transport: without one, no phone can reach Asterisk.
+///
+/// # Errors
+/// [`ControlError`].
+pub async fn has_transport(control: &Control) -> Result<bool, ControlError> {
+    let rows = |text: &str| {
+        let rows = text.lines().filter(|line| line.starts_with(TRANSPORT) && !line.contains("  <")).count();
+        whole(text, rows).map(|()| rows > 0)
+    };
+    control.listing("pjsip show transports", rows).await
 }
 
 /// Priority 1 of each of our numbers in the dialplan; `None` if the context is not in force.

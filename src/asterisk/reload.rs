@@ -106,6 +106,18 @@ pub enum ReloadError {
     },
 }
 
+/// The process group of a command, killed when dropped: the program may be a wrapper with children.
+struct Group(Option<Pid>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            // It may have ended just now: then there is nothing to kill.
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
+}
+
 /// The program that carries commands to Asterisk.
 #[derive(Debug, Clone)]
 pub struct AsteriskCommand {
@@ -146,7 +158,8 @@ impl AsteriskCommand {
         }
     }
 
-    /// Runs `program -rx command` in a process group of its own, which is killed, whole, when the time is over.
+    /// Runs `program -rx command` in a process group of its own, which is killed, whole, when the time is over or the apply is
+    /// given up.
     async fn run<'r>(
         &self,
         command: &str,
@@ -172,7 +185,7 @@ impl AsteriskCommand {
             .kill_on_drop(true)
             .spawn()
             .map_err(not_started)?;
-        let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        let mut group = Group(child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw));
         let (mut out, mut err) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let finished = timeout(self.bound, async {
@@ -181,11 +194,10 @@ impl AsteriskCommand {
             Ok(status)
         })
         .await;
-        if finished.is_err() {
-            if let Some(group) = group {
-                // It may have ended just now: then there is nothing to kill.
-                let _ = kill_process_group(group, Signal::KILL);
-            }
+        if finished.is_ok() {
+            group.0 = None;
+        } else {
+            drop(group);
             // One that can't be killed (sudo's, say) is not waited for: it is reaped when it ends.
             let _ = timeout(Duration::from_secs(1), child.wait()).await;
         }

@@ -122,7 +122,7 @@ fn values_are_compared_not_only_names() {
     fs::write(asterisk.endpoints_file(), edited).expect("edit the endpoints");
     asterisk.rx("pjsip reload");
     asterisk.edit_config("pjsip.conf", |text| format!("{text}{TWO_OF_ONE_NAME}"));
-    failed_apply(&portal, &["old secrets in force: 1000"]);
+    failed_apply(&portal, &["old secrets in force: 1000", "[alice] of type=auth", "pjsip.conf:"]);
     asterisk.edit_config("pjsip.conf", |text| text.replace(TWO_OF_ONE_NAME, ""));
     portal.apply("suite");
 }

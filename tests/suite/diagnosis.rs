@@ -4,10 +4,13 @@ use std::fs;
 use std::os::unix::fs::chown;
 use std::process::Command;
 
-use crate::fixtures::{TWO_OF_ONE_NAME, failed_apply, host};
+use serde_json::{Value, json};
+
+use crate::fixtures::{TWO_OF_ONE_NAME, account, failed_apply, host};
 use crate::support::lab::{self, Folder, User};
 use crate::support::portal::Settings;
-use crate::support::{Asterisk, Portal};
+use crate::support::sipp::{Called, Phones};
+use crate::support::{Asterisk, Portal, asterisk};
 
 #[test]
 fn two_sections_of_one_name_and_type() {
@@ -38,6 +41,39 @@ fn a_folder_that_asterisk_may_not_read() {
     chown(&folder, None, Some(group)).expect("chgrp");
     lab::make_dir(&folder, others, group, 0o2750);
     portal.apply("suite");
+}
+
+#[test]
+fn an_asterisk_that_is_too_old() {
+    let asterisk = Asterisk::start_with(&asterisk::Options { old: true, ..asterisk::Options::default() });
+    let portal = Portal::start(&Settings::of(&asterisk));
+    portal.create_user("Alice", "alice@example.com");
+    let answer = failed_apply(&portal, &["Asterisk 16.", "older than 22", "upgrade"]);
+    assert_eq!(answer["files_written"], json!([]), "nothing is touched");
+}
+
+#[test]
+fn no_transport_is_a_warning() {
+    let asterisk = Asterisk::start_with(&asterisk::Options { without_transport: true, ..asterisk::Options::default() });
+    let portal = Portal::start(&Settings::of(&asterisk));
+    let (number, secret) = account(&portal.create_user("Alice", "alice@example.com"));
+    let message = |answer: Value| answer["message"].as_str().expect("a message").to_owned();
+    let warned = message(portal.apply("suite"));
+    assert!(warned.contains("Warning: Asterisk has no transport"), "{warned}");
+    assert!(
+        portal.log().lines().any(|line| line.contains("WARN") && line.contains("no transport")),
+        "{}",
+        portal.log()
+    );
+
+    // As the warning says.
+    let bind = asterisk.sip();
+    asterisk.edit_config("pjsip.conf", |text| {
+        format!("[transport-udp]\ntype=transport\nprotocol=udp\nbind={bind}\n\n{text}")
+    });
+    asterisk.restart();
+    let _phone = Phones::register(&asterisk, &[(&number, &secret)], Called::Answer);
+    assert!(!message(portal.apply("suite")).contains("Warning"));
 }
 
 #[test]

@@ -28,6 +28,10 @@ pub struct Options {
     pub keep_in: Option<PathBuf>,
     /// The SIP port, instead of any free one.
     pub sip_port: Option<u16>,
+    /// Asterisk 16 instead of 22.
+    pub old: bool,
+    /// No transport at all.
+    pub without_transport: bool,
 }
 
 /// A running Asterisk; its end is Drop's.
@@ -175,7 +179,7 @@ impl Asterisk {
             let folder = file.parent().expect("a file lies in a folder");
             make_dir(folder, portal, owner, 0o2750);
         }
-        let root = Root::find();
+        let root = Root(lab::dir().join(if options.old { "asterisk-16" } else { "asterisk" }));
         let wrapper = self.dir.join("asterisk.sh");
         write_file(&wrapper, lab::ASTERISK, 0o644, &root.wrapper(&self.etc()));
         install_program(&wrapper, &self.bin());
@@ -190,16 +194,12 @@ impl Asterisk {
             self.write_config("cli_aliases.conf", &aliases);
         }
         let include = |file| if options.without_includes { String::new() } else { format!("#tryinclude {file}\n") };
-        self.write_config(
-            "pjsip.conf",
-            &format!(
-                "[transport-udp]\ntype=transport\nprotocol=udp\nbind={sip}\n\n\
-                 [transport-tcp]\ntype=transport\nprotocol=tcp\nbind={sip}\n\n{}{}",
-                include(ENDPOINTS),
-                options.pjsip,
-                sip = self.sip,
-            ),
-        );
+        let transport = |protocol| {
+            let sip = self.sip;
+            format!("[transport-{protocol}]\ntype=transport\nprotocol={protocol}\nbind={sip}\n\n")
+        };
+        let transports = if options.without_transport { String::new() } else { transport("udp") + &transport("tcp") };
+        self.write_config("pjsip.conf", &format!("{transports}{}{}", include(ENDPOINTS), options.pjsip));
         self.write_config("extensions.conf", &format!("[general]\n\n{}{}", include(ROUTING), options.extensions));
     }
 }
@@ -208,45 +208,44 @@ impl Asterisk {
 const MODULES: &str = "[modules]
 autoload=yes
 noload=chan_iax2.so
+noload=chan_sip.so
+noload=chan_skinny.so
 noload=chan_unistim.so
 noload=pbx_dundi.so
 noload=res_hep.so
 noload=res_snmp.so
 ";
 
-/// The root that `make setup` made. Its programs run without chroot, so that paths are the same for everybody.
+/// A root that `make setup` made. Its programs run without chroot, so that paths are the same for everybody.
 struct Root(PathBuf);
 
 impl Root {
-    fn find() -> Self {
-        Self(lab::dir().join("asterisk"))
-    }
-
     /// The folder of libraries, which is named after the architecture.
     fn libraries(&self) -> PathBuf {
-        let usr_lib = self.0.join("usr/lib");
-        fs::read_dir(&usr_lib)
-            .expect("list the libraries of the Asterisk root")
-            .map(|entry| entry.expect("list the libraries of the Asterisk root").path())
-            .find(|folder| folder.join("asterisk/modules").is_dir())
-            .unwrap_or_else(|| panic!("no Asterisk modules under {}", usr_lib.display()))
+        list(&self.0.join("usr/lib"))
+            .into_iter()
+            .find(|folder| folder.is_dir() && list(folder).iter().any(|file| is_loader(file)))
+            .expect("a root has libraries")
     }
 
     /// The dynamic loader of the root, because the machine's own C library may be older.
     fn loader(libraries: &Path) -> PathBuf {
-        fs::read_dir(libraries)
-            .expect("list the libraries of the Asterisk root")
-            .map(|entry| entry.expect("list the libraries of the Asterisk root").path())
-            .find(|file| file.file_name().is_some_and(|name| name.to_string_lossy().starts_with("ld-linux")))
-            .unwrap_or_else(|| panic!("no dynamic loader in {}", libraries.display()))
+        list(libraries).into_iter().find(|file| is_loader(file)).expect("a root has a dynamic loader")
+    }
+
+    /// Where Asterisk's modules lie: Debian 11 keeps them, and Asterisk's own libraries, beside the libraries' folder.
+    fn modules(&self) -> PathBuf {
+        let beside = self.0.join("usr/lib/asterisk/modules");
+        if beside.is_dir() { beside } else { self.libraries().join("asterisk/modules") }
     }
 
     fn wrapper(&self, etc: &Path) -> String {
         let libraries = self.libraries();
         format!(
-            "#!/bin/sh\nexec {} --library-path {} {} -C {} \"$@\"\n",
+            "#!/bin/sh\nexec {} --library-path {}:{} {} -C {} \"$@\"\n",
             Self::loader(&libraries).display(),
             libraries.display(),
+            self.0.join("usr/lib").display(),
             self.0.join("usr/sbin/asterisk").display(),
             etc.join("asterisk.conf").display(),
         )
@@ -256,7 +255,7 @@ impl Root {
         format!(
             "[directories]
 astetcdir => {instance}/etc
-astmoddir => {libraries}/asterisk/modules
+astmoddir => {modules}
 astvarlibdir => {instance}/lib
 astdbdir => {instance}/db
 astkeydir => {instance}/lib
@@ -271,8 +270,17 @@ astsbindir => {root}/usr/sbin
 astctlpermissions = 0660
 ",
             instance = instance.display(),
-            libraries = self.libraries().display(),
+            modules = self.modules().display(),
             root = self.0.display(),
         )
     }
+}
+
+fn is_loader(file: &Path) -> bool {
+    file.file_name().is_some_and(|name| name.to_string_lossy().starts_with("ld-linux"))
+}
+
+fn list(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    entries.map(|entry| entry.expect("list a folder").path()).collect()
 }
