@@ -43,9 +43,6 @@ const MODULES: [&str; 14] = [
     "res_sorcery_config.so",
 ];
 
-/// How a row of `pjsip show transports` begins.
-const TRANSPORT: &str = "Transport:  ";
-
 /// The objects of the pool's numbers that Asterisk serves.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Objects {
@@ -157,11 +154,7 @@ pub async fn aors(control: &Control) -> Result<BTreeSet<ExtensionNumber>, Contro
 /// # Errors
 /// [`ControlError`].
 pub async fn has_transport(control: &Control) -> Result<bool, ControlError> {
-    let rows = |text: &str| {
-        let rows = text.lines().filter(|line| line.starts_with(TRANSPORT) && !line.contains("  <")).count();
-        whole(text, rows).map(|()| rows > 0)
-    };
-    control.listing("pjsip show transports", rows).await
+    control.listing("pjsip show transports", parse_transports).await
 }
 
 /// Priority 1 of each of our numbers in the dialplan; `None` if the context is not in force.
@@ -227,13 +220,17 @@ fn batches<'a, 'b>(value: Value, expected: &'a [(ExtensionNumber, &'b str)]) -> 
 async fn in_force(control: &Control, value: Value, batch: &[(ExtensionNumber, &str)]) -> Result<bool, ControlError> {
     let expressions: Vec<_> = batch.iter().map(|(number, _)| value.expression(*number)).collect();
     let texts: Vec<_> = batch.iter().map(|(_, text)| *text).collect();
-    let expected = Md5::digest(texts.join(":")).iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
+    let expected = hexadecimal(&Md5::digest(texts.join(":")));
     let command = digest_command(&expressions.join(":"));
     let answer = control.ask(&command).await?;
     match parse_result(&answer) {
         Some(digest) if digest.len() == expected.len() => Ok(digest == expected),
         _ => Err(ControlError::unexpected(&command, &answer)),
     }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
 }
 
 fn digest_command(expressions: &str) -> String {
@@ -301,6 +298,11 @@ fn parse_names(text: &str, label: &str) -> Option<BTreeSet<ExtensionNumber>> {
     Some(columns.into_iter().filter_map(own_number).collect())
 }
 
+fn parse_transports(text: &str) -> Option<bool> {
+    let rows = text.lines().filter(|line| line.starts_with("Transport:  ") && !line.contains("  <")).count();
+    whole(text, rows).map(|()| rows > 0)
+}
+
 fn parse_dialplan(text: &str) -> Option<BTreeMap<ExtensionNumber, FirstPriority>> {
     static HEAD: LazyLock<Regex> =
         LazyLock::new(|| Regex::new(r"^  '(.*?)'( \(CID match '.*'\))? => +(.*)$").expect("a regex"));
@@ -335,98 +337,92 @@ fn parse_dialplan(text: &str) -> Option<BTreeMap<ExtensionNumber, FirstPriority>
 mod tests {
     use super::*;
 
-    fn numbers(numbers: &[i64]) -> BTreeSet<ExtensionNumber> {
-        numbers.iter().map(|number| ExtensionNumber::try_from(*number).expect("a number")).collect()
+    fn number(number: i64) -> ExtensionNumber {
+        ExtensionNumber::try_from(number).expect("a number")
     }
 
-    /// In the form of `pjsip show endpoints` of Asterisk 22.10.1, put together: one of ours, one without its auth, one of another name.
-    const ENDPOINTS: &str = "
- Endpoint:  <Endpoint/CID.....................................>  <State.....>  <Channels.>
-    I/OAuth:  <AuthId/UserName...........................................................>
-        Aor:  <Aor............................................>  <MaxContact>
-      Contact:  <Aor/ContactUri..........................> <Hash....> <Status> <RTT(ms)..>
-==========================================================================================
+    fn numbers(numbers: &[i64]) -> BTreeSet<ExtensionNumber> {
+        numbers.iter().copied().map(number).collect()
+    }
 
- Endpoint:  1000/1000                                            Not in use    0 of inf
-     InAuth:  1000/1000
-        Aor:  1000                                               1
-      Contact:  1000/sip:1000@127.0.0.1:10023              bd2b3b1a47 NonQual         nan
+    /// What a command printed, as `tests/suite/recordings.rs` recorded it.
+    macro_rules! recorded {
+        ($name:literal) => {
+            include_str!(concat!("../../tests/recordings/", $name, ".txt")).split_once('\n').expect("a command first").1
+        };
+    }
 
- Endpoint:  1001/1001                                            Unavailable   0 of inf
-        Aor:  alice                                              1
-
- Endpoint:  1500/extra                                           Unavailable   0 of inf
-
-
-Objects found: 3
-
-";
+    const AUTH: &str = "     Auth:  ";
+    const AOR: &str = "      Aor:  ";
 
     #[test]
     fn endpoints_with_their_own_auth_and_aor() {
-        let endpoints = parse_endpoints(ENDPOINTS).expect("a whole listing");
+        let endpoints = parse_endpoints(recorded!("endpoints")).expect("a whole listing");
         assert!(endpoints.keys().copied().eq(numbers(&[1000, 1001])), "{endpoints:?}");
-        let links: Vec<_> = endpoints.values().map(|links| (links.auth, links.aor)).collect();
-        assert_eq!(links, [(true, true), (false, false)]);
+        assert!(endpoints.values().all(|links| links.auth && links.aor), "{endpoints:?}");
+        let foreign = recorded!("endpoints").replace("InAuth:  1000/1000", "InAuth:  alice/bob");
+        let links = parse_endpoints(&foreign).expect("a whole listing")[&number(1000)];
+        assert_eq!((links.auth, links.aor), (false, true));
+        let lost = recorded!("endpoints").replace("     InAuth:  1000/1000\n", "");
+        assert!(!parse_endpoints(&lost).expect("endpoints")[&number(1000)].auth, "a lost line proves nothing");
+        assert_eq!(parse_endpoints(recorded!("no-endpoints")), Some(BTreeMap::new()));
     }
 
     #[test]
-    fn a_listing_that_lost_lines_is_none() {
-        for lost in [" Endpoint:  1001", "Objects found"] {
-            let text: Vec<_> = ENDPOINTS.lines().filter(|line| !line.starts_with(lost)).collect();
-            assert_eq!(parse_endpoints(&text.join("\n")), None, "{lost}");
-        }
-        assert_eq!(parse_endpoints("No objects found.\n\n"), Some(BTreeMap::new()));
-        assert_eq!(parse_endpoints(""), None);
+    fn auths_aors_and_transports() {
+        assert_eq!(parse_names(recorded!("auths"), AUTH), Some(numbers(&[1000, 1001])));
+        assert_eq!(parse_names(recorded!("aors"), AOR), Some(numbers(&[1000, 1001])));
+        assert_eq!(parse_transports(recorded!("transports")), Some(true));
+        assert_eq!(parse_transports(recorded!("no-endpoints")), Some(false));
     }
-
-    #[test]
-    fn auths_and_aors() {
-        // In the form of `pjsip show auths` and `pjsip show aors` of Asterisk 22.10.1, put together.
-        let auths = "\n  I/OAuth:  <AuthId/UserName.............................................................>\n===\n\n     Auth:  1000/1000\n     Auth:  alice/bob\n\nObjects found: 2\n\n";
-        assert_eq!(parse_names(auths, "     Auth:  "), Some(numbers(&[1000])));
-        let aors = "\n      Aor:  <Aor..............................................>  <MaxContact>\n    Contact:  <Aor/ContactUri............................> <Hash....> <Status> <RTT(ms)..>\n===\n\n      Aor:  1000                                                 1\n\n      Aor:  1001                                                 1\n    Contact:  1001/sip:1001@127.0.0.1:5070                bd2b3b1a47 Avail         0.322\n\n\nObjects found: 2\n\n";
-        assert_eq!(parse_names(aors, "      Aor:  "), Some(numbers(&[1000, 1001])));
-        assert_eq!(parse_names(&aors.replace("      Aor:  1000", ""), "      Aor:  "), None);
-    }
-
-    /// `dialplan show synergy-internal` of Asterisk 22.10.1 with an administrator's own additions, one row and its count taken out.
-    const DIALPLAN: &str = "[ Context 'synergy-internal' created by 'pbx_config' ]
-  '1000' =>         hint: PJSIP/1000                              [extensions.conf:6]
-                    1. Dial(PJSIP/1000,25)                        [generated_routing.conf:2]
-                    2. Hangup(${IF($[\"${DIALSTATUS}\" = \"BUSY\"]?17:19)}) [generated_routing.conf:3]
-  '1001' =>         1. Dial(PJSIP/1001,25)                        [generated_routing.conf:4]
-                    2. Hangup(${IF($[\"${DIALSTATUS}\" = \"BUSY\"]?17:19)}) [generated_routing.conf:5]
-  '1002' (CID match '1000') =>  1. NoOp(y)                                    [extensions.conf:8]
-  '1500' =>         1. NoOp(x)                                    [pbx_config]
-  '_1XXX' =>        1. NoOp(x)                                    [extensions.conf:7]
-  Include =>        'default'                                     [pbx_config]
-
--= 5 extensions (8 priorities) in 1 context. =-
-";
 
     #[test]
     fn first_priorities_are_ours_or_named() {
-        let dialplan = parse_dialplan(DIALPLAN).expect("a whole listing");
-        assert!(dialplan.keys().copied().eq(numbers(&[1000, 1001, 1500])), "{dialplan:?}");
-        let first = &dialplan[&ExtensionNumber::try_from(1000).expect("a number")];
+        let dialplan = parse_dialplan(recorded!("dialplan")).expect("a whole listing");
+        assert!(dialplan.keys().copied().eq(numbers(&[1000, 1001, 1600])), "{dialplan:?}");
+        let first = &dialplan[&number(1000)];
         assert_eq!(
             (first.application.as_str(), first.source.as_str()),
-            ("Dial(PJSIP/1000,25)", "generated_routing.conf:2")
+            ("Dial(PJSIP/1000,25)", "generated_routing.conf:5")
         );
-        let lost: Vec<_> = DIALPLAN.lines().filter(|line| !line.contains("Dial(PJSIP/1001")).collect();
-        assert_eq!(parse_dialplan(&lost.join("\n")), None);
-        let empty = "[ Context 'synergy-internal' created by 'pbx_config' ]\n\n-= 0 extensions (0 priorities) in 1 context. =-\n";
-        assert_eq!(parse_dialplan(empty), Some(BTreeMap::new()));
+        assert_eq!(dialplan[&number(1600)].source, "pbx_config", "typed by an administrator");
+        assert_eq!(parse_dialplan(recorded!("empty-context")), Some(BTreeMap::new()));
+        assert_eq!(parse_dialplan(recorded!("no-context")), None);
     }
 
     #[test]
     fn results_and_modules() {
-        assert_eq!(parse_result("Return Value: Success (0)\nResult: 47024a8b\n"), Some("47024a8b"));
-        assert_eq!(parse_result("Return Value: Failure (-1)\nResult: \n"), None);
-        let modules = "Module                         Description                              Use Count  Status      Support Level\nfunc_md5.so                    MD5 digest dialplan functions            0          Running              core\nres_pjsip_notify.so            CLI/AMI PJSIP NOTIFY Support             0          Not Running          core\n2 modules loaded\n";
-        assert_eq!(parse_modules(modules), Some(["func_md5.so".to_owned()].into()));
-        assert_eq!(parse_modules(&modules.replace("2 modules", "3 modules")), None);
+        let digest = parse_result(recorded!("digest")).expect("a result");
+        assert_eq!(digest, hexadecimal(&Md5::digest("\"Alice\" <1000>")));
+        assert_eq!(parse_result(recorded!("no-value")), None);
+        let running = parse_modules(recorded!("modules")).expect("a whole listing");
+        assert!(running.contains("func_md5.so"), "{running:?}");
+        assert_eq!(parse_modules(recorded!("a-module-that-does-not-run")), Some(BTreeSet::new()));
+    }
+
+    proptest::proptest! {
+        /// A listing that lost lines is not taken for another: it is none, or says the same.
+        #[test]
+        fn no_lost_line_goes_unnoticed(lost in proptest::collection::btree_set(0_usize..40, 1..6)) {
+            let without = |text: &str| {
+                let kept = text.lines().enumerate().filter(|(index, _)| !lost.contains(index));
+                kept.flat_map(|(_, line)| [line, "\n"]).collect::<String>()
+            };
+            macro_rules! same_or_none {
+                ($parse:expr, $name:literal) => {
+                    let parsed = $parse(&without(recorded!($name)));
+                    proptest::prop_assert!(parsed.is_none() || parsed == $parse(recorded!($name)), "{}: {:?}", $name, parsed);
+                };
+            }
+            // The lines below an endpoint are not counted: without one, the proof fails and is never given for nothing.
+            let heads = |text: &str| parse_endpoints(text).map(|endpoints| endpoints.into_keys().collect::<Vec<_>>());
+            same_or_none!(heads, "endpoints");
+            same_or_none!(|text: &str| parse_names(text, AUTH), "auths");
+            same_or_none!(|text: &str| parse_names(text, AOR), "aors");
+            same_or_none!(parse_transports, "transports");
+            same_or_none!(parse_dialplan, "dialplan");
+            same_or_none!(parse_modules, "modules");
+        }
     }
 
     #[test]

@@ -108,26 +108,27 @@ fn parse(text: &str) -> Option<Vec<Registration>> {
 mod tests {
     use super::*;
 
-    /// In the form of `database show registrar/contact` of Asterisk 22.10.1, put together: the phone of 1001 claims to be a row of
-    /// its own.
-    const ROWS: &str = r#"/registrar/contact/1000;@bd2b3b1a474fbc8ca2b1f4b6ea6e0d3f: {"via_addr":"127.0.0.1","qualify_timeout":"3.000000","reg_server":"","uri":"sip:1000@127.0.0.1:10023","expiration_time":"1795248012"}
-/registrar/contact/1001;@0123456789abcdef0123456789abcdef: {"uri":"sip:1001@127.0.0.1:5070","user_agent":"/registrar/contact/1002;@0123456789abcdef0123456789abcdef: {}"}
-/registrar/contact/alice;@0123456789abcdef0123456789abcdef: {"uri":"sip:alice@127.0.0.1:5070"}
-3 results found.
-"#;
+    /// The contact of alice claims, in its User-Agent, to be a row of 1002.
+    const ROWS: &str = include_str!("../../tests/recordings/registrations.txt");
 
     #[test]
     fn only_our_own_keys_are_believed() {
         let registrations = parse(ROWS).expect("a whole listing");
-        let told: Vec<_> = registrations.iter().map(|r| (r.number.get(), r.contact.as_str())).collect();
-        assert_eq!(told, [(1000, "sip:1000@127.0.0.1:10023"), (1001, "sip:1001@127.0.0.1:5070")]);
-        assert_eq!(registrations[0].key, "1000;@bd2b3b1a474fbc8ca2b1f4b6ea6e0d3f");
+        assert!(registrations.iter().map(|r| r.number.get()).eq([1000, 1001]), "{registrations:?}");
+        for registration in registrations {
+            let (number, key) = (registration.number.to_string(), registration.key);
+            assert!(registration.contact.starts_with(&format!("sip:{number}@127.0.0.1:")), "{}", registration.contact);
+            assert!(key.starts_with(&format!("{number};@")) && key.len() == 38, "{key}");
+        }
+        assert_eq!(parse(include_str!("../../tests/recordings/no-registrations.txt")), Some(Vec::new()));
     }
 
     #[test]
     fn a_listing_that_lost_lines_is_none() {
-        assert_eq!(parse(ROWS.split_once('\n').expect("lines").1), None);
-        assert_eq!(parse("0 results found.\n"), Some(Vec::new()));
-        assert_eq!(parse(""), None);
+        for lost in ["1000", "1001", "alice", "3 results"] {
+            let kept: Vec<_> =
+                ROWS.lines().filter(|l| !l.trim_start_matches("/registrar/contact/").starts_with(lost)).collect();
+            assert_eq!(parse(&kept.join("\n")), None, "{lost}");
+        }
     }
 }

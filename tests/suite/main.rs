@@ -14,6 +14,7 @@ mod killed;
 mod look_before_touching;
 mod main_job;
 mod principles;
+mod recordings;
 mod settings;
 mod stale_registrations;
 mod thousand;

@@ -15,6 +15,7 @@ const ROUTING: &str = "extensions.d/synergycall/generated_routing.conf";
 
 /// How an instance differs from the usual one.
 #[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is one way to differ")]
 pub struct Options {
     /// Text after the include line of `pjsip.conf`, of `extensions.conf`, and at the end of `modules.conf`.
     pub pjsip: String,

@@ -1,0 +1,117 @@
+//! What Asterisk prints, kept in `tests/recordings` for the tests of the parsers: each file begins with the command that made
+//! it. They are made, on a real Asterisk, by `PBX_RECORD=1 cargo test --test suite recordings::`; otherwise they are compared
+//! with what it prints now.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use regex::Regex;
+
+use crate::fixtures::{account, host};
+use crate::support::Asterisk;
+use crate::support::sipp::{Called, Phones};
+
+/// An administrator's own, beside ours.
+const PJSIP: &str = "
+[alice]
+type=endpoint
+auth=alice
+aors=alice
+[alice]
+type=auth
+auth_type=userpass
+username=bob
+password=x
+[alice]
+type=aor
+max_contacts=2
+[1500/extra]
+type=endpoint
+[2000]
+type=endpoint
+aors=alice
+";
+const EXTENSIONS: &str = "
+[more]
+exten => 1777,1,NoOp()
+[synergy-internal](+)
+exten => 1000,hint,PJSIP/1000
+exten => _1XXX,1,NoOp(x)
+exten => 1002/1000,1,NoOp(y)
+exten => 1000,3,NoOp(z)
+include => more
+";
+
+#[test]
+fn are_what_asterisk_prints() {
+    let (asterisk, portal) = host();
+    let none = [
+        ("no-endpoints", "pjsip show endpoints"),
+        ("no-registrations", "database show registrar/contact"),
+        ("no-context", "dialplan show synergy-internal"),
+        ("no-value", "dialplan eval function AST_SORCERY(res_pjsip,auth,1000,password)"),
+    ];
+    record(&asterisk, &none);
+    portal.apply("suite");
+    record(&asterisk, &[("empty-context", "dialplan show synergy-internal")]);
+
+    let accounts = ["Alice", "Bob"].map(|name| account(&portal.create_user(name, &format!("{name}@example.com"))));
+    asterisk.edit_config("pjsip.conf", |text| format!("{text}{PJSIP}"));
+    asterisk.edit_config("extensions.conf", |text| format!("{text}{EXTENSIONS}"));
+    portal.apply("suite");
+    let accounts = accounts.each_ref().map(|(number, secret)| (number.as_str(), secret.as_str()));
+    let _phones = Phones::register(&asterisk, &accounts, Called::Answer);
+    asterisk.rx("dialplan add extension 1600,1,NoOp,x into synergy-internal");
+    let other = format!("alice;@{}", "0123456789abcdef".repeat(2));
+    asterisk.rx(&format!(
+        r#"database put registrar/contact {other} "{{\"uri\":\"sip:alice@127.0.0.1:9\",\"expiration_time\":\"4102444800\",\"user_agent\":\"/registrar/contact/1002;@0123456789abcdef0123456789abcdef: {{}}\"}}""#
+    ));
+    record(
+        &asterisk,
+        &[
+            ("endpoints", "pjsip show endpoints"),
+            ("auths", "pjsip show auths"),
+            ("aors", "pjsip show aors"),
+            ("transports", "pjsip show transports"),
+            ("registrations", "database show registrar/contact"),
+            ("dialplan", "dialplan show synergy-internal"),
+            ("digest", "dialplan eval function MD5(${AST_SORCERY(res_pjsip,endpoint,1000,callerid)})"),
+            ("booted", "core waitfullybooted"),
+            ("modules", "module show like func_m"),
+            ("a-module-that-does-not-run", "module show like func_odbc"),
+        ],
+    );
+}
+
+fn record(asterisk: &Asterisk, commands: &[(&str, &str)]) {
+    let anew = std::env::var_os("PBX_RECORD").is_some();
+    for (name, command) in commands {
+        let text = format!("$ asterisk -rx '{command}'\n{}", asterisk.rx(command));
+        if anew {
+            fs::create_dir_all(folder()).expect("make the folder of recordings");
+            fs::write(folder().join(format!("{name}.txt")), &text).expect("write a recording");
+        }
+        let kept = fs::read_to_string(folder().join(format!("{name}.txt"))).expect("a recording");
+        assert_eq!(form(&text), form(&kept), "{name}: record it again, and look at the parsers' tests");
+    }
+}
+
+/// A text without what differs from run to run: identifiers, ports, times, whether a phone has answered yet.
+fn form(text: &str) -> Vec<String> {
+    let hexadecimal = Regex::new("[0-9a-f]{10,32}").expect("a regex");
+    let number = Regex::new(r"-?nan|[0-9]+(\.[0-9]+)?").expect("a regex");
+    let state = Regex::new("Avail|NonQual|Unknown").expect("a regex");
+    let mut lines: Vec<_> = text
+        .lines()
+        .map(|line| hexadecimal.replace_all(line, "#").into_owned())
+        .map(|line| state.replace_all(&number.replace_all(&line, "#"), "?").into_owned())
+        .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+        .collect();
+    // Registrations stand in the order of their keys, which are digests.
+    lines.sort();
+    lines
+}
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recordings")
+}
