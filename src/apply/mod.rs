@@ -42,7 +42,7 @@ use tokio::time::timeout;
 use tokio::{join, try_join};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument as _, Span, error, info, warn};
+use tracing::{Instrument as _, Span, error, info, info_span, warn};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -230,7 +230,8 @@ impl Applier {
         let (_lock, outcome) = match lock {
             Ok(lock) => {
                 let bound = self.command.bound * PATIENCE;
-                let outcome = timeout(bound, self.steps(&lock, &mut progress)).await;
+                let steps = self.steps(&lock, &mut progress).instrument(info_span!("apply", audit_log_id = %row.id));
+                let outcome = timeout(bound, steps).await;
                 (Some(lock), outcome.unwrap_or(Err(StepError::TooSlow(bound))))
             }
             Err(error) => (None, Err(error.into())),
