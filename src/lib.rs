@@ -13,6 +13,7 @@
 //! - [`api`]: the four operations over HTTP, and their documentation.
 //! - [`storage`]: users and the audit log.
 //! - [`apply`]: the protocol of an apply, step by step.
+//! - [`probes`]: what must be set up beside the portal, looked at one by one.
 //! - [`asterisk`]: the files that Asterisk reads, and the socket on which it tells what it made of them.
 
 pub mod api;
@@ -20,4 +21,5 @@ pub mod apply;
 pub mod asterisk;
 pub mod config;
 pub mod domain;
+pub mod probes;
 pub mod storage;

@@ -23,7 +23,6 @@
 //! An apply has a thread of its own, with an event loop of its own, for everything but the database: its file steps hold
 //! nobody up, and it asks Asterisk hundreds of questions without a switch of threads. A client that hangs up does not end it.
 
-mod diagnosis;
 mod lock;
 mod ownership;
 mod proof;
@@ -37,9 +36,9 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::json;
+use tokio::join;
 use tokio::runtime::{Builder, Handle};
 use tokio::time::timeout;
-use tokio::{join, try_join};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, Span, error, info, info_span, warn};
@@ -47,7 +46,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::asterisk::config::Unreadable;
-use crate::asterisk::control::{Control, ControlError};
+use crate::asterisk::control::ControlError;
 use crate::asterisk::files::{self, FileError, GeneratedFiles, Prepared, Stage};
 use crate::asterisk::foreign::{self, Foreign};
 use crate::asterisk::registrations::{self, Registration};
@@ -55,17 +54,13 @@ use crate::asterisk::reload::{AsteriskCommand, CommandResult, Reload, ReloadErro
 use crate::asterisk::{CONTEXT, in_force, render};
 use crate::config::Settings;
 use crate::domain::{ExtensionNumber, Name, User};
+use crate::probes::{Host, Trouble};
 use crate::storage::{self, AuditEntry, Storage, StorageError};
 use ownership::OnDisk;
 
 /// An apply ends within so many times the bound of one command, flushing to the disk and three calls of the database aside:
 /// an Asterisk that answers each of hundreds of questions slowly is as good as hung.
 const PATIENCE: u32 = 5;
-
-/// The oldest release line whose behaviour was measured.
-const OLDEST_RELEASE: u32 = 22;
-
-const NO_TRANSPORT: &str = "Asterisk has no transport, so no phone can reach it: add a section of type=transport to pjsip.conf, then restart Asterisk";
 
 /// Between two attempts to write an audit row that could not be written.
 const AUDIT_RETRY: Duration = Duration::from_secs(2);
@@ -74,11 +69,9 @@ const AUDIT_RETRY: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone)]
 pub struct Applier {
     storage: Storage,
-    control: Control,
+    host: Host,
     command: AsteriskCommand,
-    config_dir: PathBuf,
-    files: GeneratedFiles,
-    host: String,
+    name: String,
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
@@ -94,7 +87,7 @@ pub struct Progress {
     /// The registrations that were evicted.
     pub evicted: Vec<Registration>,
     /// What an administrator should mend, although it is no failure.
-    pub warning: Option<&'static str>,
+    pub warning: Option<String>,
 }
 
 /// How the reloads went; a step not reached is null.
@@ -151,12 +144,6 @@ enum StepError {
     Storage(#[from] StorageError),
     #[error(transparent)]
     Control(#[from] ControlError),
-    #[error(
-        "Asterisk {0} is older than {OLDEST_RELEASE}, the oldest that the portal works with: upgrade it, then apply again"
-    )]
-    TooOld(String),
-    #[error("Asterisk lacks these modules: {0}; load them (module load, and in modules.conf), then apply again")]
-    Modules(String),
     #[error(transparent)]
     Foreign(#[from] Foreign),
     #[error(transparent)]
@@ -166,9 +153,16 @@ enum StepError {
     #[error(transparent)]
     Reload(#[from] ReloadError),
     #[error("{0}")]
-    NotProven(String),
+    Trouble(String),
     #[error("Asterisk is too slow: the apply was given up after {} s ({PATIENCE} times ASTERISK_TIMEOUT_SECS); look at the machine's load and at 'core show locks', then apply again", .0.as_secs())]
     TooSlow(Duration),
+}
+
+impl From<Trouble> for StepError {
+    fn from(trouble: Trouble) -> Self {
+        let (Trouble::Warning(text) | Trouble::Failure(text)) = trouble;
+        Self::Trouble(text)
+    }
 }
 
 impl Applier {
@@ -177,15 +171,11 @@ impl Applier {
     #[must_use]
     pub fn new(settings: &Settings, storage: Storage, tasks: TaskTracker, stopping: CancellationToken) -> Self {
         let bound = settings.asterisk_timeout();
-        let config_dir =
-            std::path::absolute(&settings.asterisk_config_dir).unwrap_or_else(|_| settings.asterisk_config_dir.clone());
         Self {
             storage,
-            control: Control::new(&settings.asterisk_run_dir, bound),
+            host: Host::new(settings),
             command: AsteriskCommand { program: settings.asterisk_bin.clone(), bound },
-            files: GeneratedFiles::under(&config_dir),
-            config_dir,
-            host: settings.host.clone(),
+            name: settings.host.clone(),
             tasks,
             stopping,
         }
@@ -210,7 +200,7 @@ impl Applier {
     }
 
     async fn run(&self, triggered_by: Name, service: &Handle) -> Result<Applied, ApplyError> {
-        let lock = match HostLock::try_acquire(&self.files) {
+        let lock = match HostLock::try_acquire(&self.host.files) {
             Err(LockError::Held) => return Err(ApplyError::InProgress),
             lock => lock,
         };
@@ -218,7 +208,7 @@ impl Applier {
             id: Uuid::new_v4(),
             triggered_at: storage::now(),
             triggered_by,
-            host: self.host.clone(),
+            host: self.name.clone(),
             error_details: Some("interrupted: the files may be of two versions; apply again".to_owned()),
             files_written: json!([]),
             reload_results: json!(ReloadResults::default()),
@@ -290,55 +280,56 @@ impl Applier {
 
         let changing = self.look(&users, progress).await?;
 
-        self.files.remove_left_overs(lock)?;
-        let endpoints = files::prepare(lock, &self.files.endpoints, Stage::Final, &endpoints)?;
-        let mut routing = files::prepare(lock, &self.files.routing, Stage::Final, &routing)?;
+        self.host.files.remove_left_overs(lock)?;
+        let endpoints = files::prepare(lock, &self.host.files.endpoints, Stage::Final, &endpoints)?;
+        let mut routing = files::prepare(lock, &self.host.files.routing, Stage::Final, &routing)?;
         progress.done("prepare");
         if !changing.is_empty() {
             self.quarantine(lock, &numbers, &changing, progress).await?;
             progress.done("quarantine");
         }
 
-        self.publish(lock, endpoints, &self.files.endpoints, progress)?;
+        self.publish(lock, endpoints, &self.host.files.endpoints, progress)?;
         self.command.reload(Reload::Pjsip, &mut progress.reload_results.pjsip_reload).await?;
         // Read before the eviction: once the new secret is seen in force, no old phone can register any more.
         let served = users.iter().filter(|user| changing.contains(&user.extension.number));
-        let still_old = proof::still_old(&self.control, served).await?;
+        let still_old = proof::still_old(&self.host.control, served).await?;
         let unwanted = |number| changing.contains(&number) || !numbers.contains(&number);
-        progress.evicted(registrations::evict(&self.control, unwanted).await?);
+        progress.evicted(registrations::evict(&self.host.control, unwanted).await?);
         progress.done("endpoints");
 
         if !still_old.is_empty() {
             drop(routing);
             routing = files::prepare(
                 lock,
-                &self.files.routing,
+                &self.host.files.routing,
                 Stage::Final,
                 &render::routing(numbers.difference(&still_old).copied()),
             )?;
         }
-        self.publish(lock, routing, &self.files.routing, progress)?;
+        self.publish(lock, routing, &self.host.files.routing, progress)?;
         // What Asterisk made of the endpoints is asked while it reads the routing.
         let reload = self.command.reload(Reload::Dialplan, &mut progress.reload_results.dialplan_reload);
-        let (reloaded, objects) = join!(reload, proof::objects(&self.control, &users));
+        let (reloaded, objects) = join!(reload, proof::objects(&self.host.control, &users));
         reloaded?;
         let objects = objects?;
         progress.done("routing, and proof of the endpoints");
 
-        let (dialplan, has_transport) =
-            try_join!(proof::dialplan(&self.control, &users), in_force::has_transport(&self.control))?;
+        let (dialplan, transport) = join!(proof::dialplan(&self.host.control, &users), self.host.transport());
+        let dialplan = dialplan?;
         if let Err(found) = objects.verdict(dialplan) {
             return Err(self.not_proven(found).await);
         }
         // Without a user there is nothing that Asterisk could show: then the include lines are the proof.
-        if let Some(cause) =
-            users.is_empty().then(|| diagnosis::missing_include(&self.config_dir, &self.files)).transpose()?.flatten()
-        {
-            return Err(StepError::NotProven(cause));
+        if users.is_empty() {
+            self.host.includes()?;
         }
-        if !has_transport {
-            warn!("{NO_TRANSPORT}");
-            progress.warning = Some(NO_TRANSPORT);
+        match transport {
+            Err(Trouble::Warning(warning)) => {
+                warn!("{warning}");
+                progress.warning = Some(warning);
+            }
+            transport => drop(transport?),
         }
         progress.done("proof of the routing");
         Ok(users.len())
@@ -346,27 +337,20 @@ impl Applier {
 
     /// Step 4: gives the numbers that change hands.
     async fn look(&self, users: &[User], progress: &mut Progress) -> Result<BTreeSet<ExtensionNumber>, StepError> {
-        let server = self.control.server().await?;
-        if server.release().is_some_and(|release| release < OLDEST_RELEASE) {
-            return Err(StepError::TooOld(server.version));
-        }
-        in_force::wait_fully_booted(&self.control).await?;
-        let (missing, unwritten) =
-            try_join!(in_force::missing_modules(&self.control), proof::unwritten_first_priority(&self.control))?;
-        if !missing.is_empty() {
-            return Err(StepError::Modules(missing.join(" ")));
-        }
-        if let Some((number, source)) = unwritten {
-            return Err(StepError::NotProven(format!(
+        self.host.asterisk().await?;
+        let (modules, unwritten) = join!(self.host.modules(), proof::unwritten_first_priority(&self.host.control));
+        modules?;
+        if let Some((number, source)) = unwritten? {
+            return Err(StepError::Trouble(format!(
                 "priority 1 of extension {number} in {CONTEXT} comes from {source}, not from a file: remove it there, then apply again"
             )));
         }
         progress.done("look at Asterisk");
-        self.files.check_targets()?;
-        foreign::check(&self.config_dir, &self.files)?;
-        let on_disk = OnDisk::read(&self.config_dir, &self.files)?;
+        self.host.files.check_targets()?;
+        foreign::check(&self.host.config_dir, &self.host.files)?;
+        let on_disk = OnDisk::read(&self.host.config_dir, &self.host.files)?;
         progress.done("look at the files");
-        let changing = ownership::changing_hands(&self.control, users, &on_disk).await?;
+        let changing = ownership::changing_hands(&self.host.control, users, &on_disk).await?;
         progress.done("look who changes hands");
         Ok(changing)
     }
@@ -380,18 +364,18 @@ impl Applier {
         progress: &mut Progress,
     ) -> Result<(), StepError> {
         let without = render::routing(numbers.difference(changing).copied());
-        let without = files::prepare(lock, &self.files.routing, Stage::Quarantine, &without)?;
-        self.publish(lock, without, &self.files.routing, progress)?;
+        let without = files::prepare(lock, &self.host.files.routing, Stage::Quarantine, &without)?;
+        self.publish(lock, without, &self.host.files.routing, progress)?;
         self.command.reload(Reload::Dialplan, &mut progress.reload_results.dialplan_reload).await?;
         let still_routed: BTreeSet<_> =
-            in_force::dialplan(&self.control).await?.unwrap_or_default().into_keys().collect();
+            in_force::dialplan(&self.host.control).await?.unwrap_or_default().into_keys().collect();
         if let Some(number) = changing.intersection(&still_routed).next() {
             let found = format!(
                 "extension {number} changes hands, but Asterisk did not take its routing away, so its old phone could ring"
             );
             return Err(self.not_proven(found).await);
         }
-        progress.evicted(registrations::evict(&self.control, |number| changing.contains(&number)).await?);
+        progress.evicted(registrations::evict(&self.host.control, |number| changing.contains(&number)).await?);
         Ok(())
     }
 
@@ -403,13 +387,13 @@ impl Applier {
         progress: &mut Progress,
     ) -> Result<(), FileError> {
         prepared.publish(lock)?;
-        progress.wrote(&self.files, target);
+        progress.wrote(&self.host.files, target);
         files::flush_folder(target)
     }
 
     async fn not_proven(&self, found: String) -> StepError {
-        let cause = diagnosis::likely_cause(&self.control, &self.config_dir, &self.files).await;
-        StepError::NotProven(format!("{found}; likely cause: {cause}"))
+        let cause = self.host.likely_cause().await;
+        StepError::Trouble(format!("{found}; likely cause: {cause}"))
     }
 }
 

@@ -15,10 +15,14 @@ use std::sync::Arc;
 /// `MAX_INCLUDE_LEVEL` of `main/config.c`.
 const MAX_INCLUDE_DEPTH: usize = 10;
 
+/// How a name with `*` in it is taken.
+const AS_THE_SHELL: glob::MatchOptions =
+    glob::MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
+
 /// A file could not be read, so what Asterisk would make of it is unknown.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{} can't be read: {error}; it is part of Asterisk's configuration and must be readable by the portal's user (a member of the group asterisk, say)",
+    "{} can't be read: {error}; it is part of Asterisk's configuration: make it readable for the portal's user (by its group, say: chgrp asterisk and chmod g+r)",
     path.display()
 )]
 pub struct Unreadable {
@@ -35,6 +39,29 @@ pub struct Config {
     pub sections: Vec<Section>,
     /// Every file that was read, the first one first.
     pub files: Vec<Arc<Path>>,
+    /// Every line that includes others.
+    pub includes: Vec<Include>,
+}
+
+/// An `#include` or `#tryinclude`.
+#[derive(Debug)]
+pub struct Include {
+    /// Where it stands.
+    pub place: Place,
+    /// `#tryinclude`: Asterisk goes on if it finds no file.
+    pub tries: bool,
+    pattern: glob::Pattern,
+    found: Vec<PathBuf>,
+}
+
+impl Include {
+    /// Whether it includes `path`, or will as soon as there is such a file.
+    #[must_use]
+    pub fn includes(&self, path: &Path) -> bool {
+        let is =
+            |found: &PathBuf| matches!((fs::canonicalize(found), fs::canonicalize(path)), (Ok(a), Ok(b)) if a == b);
+        self.pattern.matches_path_with(path, AS_THE_SHELL) || self.found.iter().any(is)
+    }
 }
 
 /// `[name](…)` and the lines below it.
@@ -142,7 +169,7 @@ impl Config {
                         self.sections.push(parsed);
                     }
                 }
-                [b'#', ..] => self.include(config_dir, line.trim(), section, depth)?,
+                [b'#', ..] => self.include(config_dir, line.trim(), place, section, depth)?,
                 _ => {
                     if let Some(section) = section {
                         self.sections[section].entries.extend(Entry::parse(&line, &place));
@@ -157,12 +184,13 @@ impl Config {
         &mut self,
         config_dir: &Path,
         directive: &str,
+        place: Place,
         section: Option<usize>,
         depth: usize,
     ) -> Result<(), Unreadable> {
         let (keyword, argument) = directive.split_once(char::is_whitespace).unwrap_or((directive, ""));
-        let include = ["#include", "#tryinclude"].iter().any(|word| keyword.eq_ignore_ascii_case(word));
-        if !include || depth >= MAX_INCLUDE_DEPTH {
+        let tries = keyword.eq_ignore_ascii_case("#tryinclude");
+        if !(tries || keyword.eq_ignore_ascii_case("#include")) || depth >= MAX_INCLUDE_DEPTH {
             return Ok(());
         }
         let pattern = argument.trim().trim_matches(['"', '<', '>']);
@@ -171,14 +199,13 @@ impl Config {
         } else {
             format!("{}/{pattern}", glob::Pattern::escape(&config_dir.to_string_lossy()))
         };
-        let as_the_shell = glob::MatchOptions {
-            require_literal_leading_dot: true,
-            require_literal_separator: true,
-            ..Default::default()
+        let (Ok(found), Ok(parsed)) = (glob::glob_with(&pattern, AS_THE_SHELL), glob::Pattern::new(&pattern)) else {
+            return Ok(());
         };
-        let Ok(found) = glob::glob_with(&pattern, as_the_shell) else { return Ok(()) };
+        let found = found.collect::<Result<Vec<_>, _>>();
+        let found = found.map_err(|error| Unreadable { path: error.path().to_owned(), error: error.into() })?;
+        self.includes.push(Include { place, tries, pattern: parsed, found: found.clone() });
         for path in found {
-            let path = path.map_err(|error| Unreadable { path: error.path().to_owned(), error: error.into() })?;
             self.read_file(config_dir, &path, section, depth + 1)?;
         }
         Ok(())

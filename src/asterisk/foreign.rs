@@ -16,7 +16,7 @@ use crate::domain::ExtensionNumber;
 pub enum Foreign {
     /// Something of a number of ours stands elsewhere.
     #[error(
-        "{place}: {what} {number} belongs to the numbers 1000 to 1999, which the portal alone defines: rename or remove it, then apply again"
+        "{place}: {what} {number} belongs to the numbers 1000 to 1999, which the portal alone defines; rename or remove it, then apply again"
     )]
     Stands {
         /// `file:line`.
