@@ -47,6 +47,15 @@ pub enum Command {
     Serve(Box<Settings>),
     /// Make or upgrade the database's tables, then end
     Migrate(Box<Settings>),
+    /// Look at everything that an apply needs, and at what the next one would change; changes nothing
+    Check {
+        /// As JSON, for scripts
+        #[arg(long)]
+        json: bool,
+        /// The same as of serve
+        #[command(flatten)]
+        settings: Box<Settings>,
+    },
     /// Print the API's OpenAPI document
     Openapi,
 }
@@ -229,6 +238,20 @@ const POSTGRES_PARAMETERS: [&str; 15] = [
     "user",
     "password",
 ];
+
+/// Which database, without what lets one in.
+impl fmt::Display for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Postgres(options) => {
+                let host = options.get_socket().map_or_else(|| options.get_host().into(), |s| s.display().to_string());
+                let database = options.get_database().unwrap_or_else(|| options.get_username());
+                write!(f, "postgres://{}@{host}:{}/{database}", options.get_username(), options.get_port())
+            }
+            Self::Sqlite(options) => write!(f, "sqlite://{}", options.get_filename().display()),
+        }
+    }
+}
 
 impl DatabaseUrl {
     /// Takes `postgres://…` or `sqlite://…`.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use pbx_control_portal::api::guard::Guard;
 use pbx_control_portal::api::{self, Portal};
 use pbx_control_portal::apply::Applier;
+use pbx_control_portal::check::{Report, check};
 use pbx_control_portal::config::{Cli, Command, LogFormat, Secrets, Settings};
 use pbx_control_portal::storage::{MigrationError, Storage};
 use rustix::fs::Mode;
@@ -34,20 +35,29 @@ fn main() -> ExitCode {
     let cli = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) if !error.use_stderr() => error.exit(),
+        Err(error) if std::env::args_os().nth(1).is_some_and(|command| command == "check") => {
+            return report(&Report::of_settings(&one_line(&error)), false);
+        }
         Err(error) => return refuse(&one_line(&error)),
     };
-    let (settings, serve) = match cli.command {
+    let (settings, task) = match cli.command {
         Command::Openapi => {
             print!("{}", api::openapi_document());
             return ExitCode::SUCCESS;
         }
-        Command::Migrate(settings) => (*settings, false),
-        Command::Serve(settings) => (*settings, true),
+        Command::Migrate(settings) => (*settings, Task::Migrate),
+        Command::Check { settings, json } => (*settings, Task::Check { json }),
+        Command::Serve(settings) => (*settings, Task::Serve),
     };
     let secrets =
         match Secrets::from_environment(&settings).and_then(|secrets| settings.check(&secrets).map(|()| secrets)) {
             Ok(secrets) => secrets,
-            Err(error) => return refuse(&error.to_string()),
+            Err(error) => {
+                return match task {
+                    Task::Check { json } => report(&Report::of_settings(&error.to_string()), json),
+                    _ => refuse(&error.to_string()),
+                };
+            }
         };
     start_log(&settings);
     let runtime = match tokio::runtime::Runtime::new() {
@@ -59,10 +69,13 @@ fn main() -> ExitCode {
         Storage::new(&secrets.database)
     };
     runtime.block_on(async {
+        if let Task::Check { json } = task {
+            return report(&check(&settings, &secrets, &storage).await, json);
+        }
         if let Err(error) = migrate(&storage).await {
             return fail(&error.to_string());
         }
-        if !serve {
+        if task == Task::Migrate {
             println!("The database's tables are up to date.");
             return ExitCode::SUCCESS;
         }
@@ -71,6 +84,24 @@ fn main() -> ExitCode {
             Err(error) => fail(&error),
         }
     })
+}
+
+/// What is to be done with settings that make sense.
+#[derive(PartialEq, Eq)]
+enum Task {
+    Serve,
+    Migrate,
+    Check { json: bool },
+}
+
+/// Prints what `check` found; exit status 1 if something failed.
+fn report(report: &Report, json: bool) -> ExitCode {
+    if json {
+        println!("{}", serde_json::to_string_pretty(report).expect("a report of plain values"));
+    } else {
+        print!("{report}");
+    }
+    if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// A setting that makes no sense: one line, exit status 2.

@@ -2,7 +2,6 @@
 //! that makes an apply a success; "reloaded successfully" never does.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 
 use tokio::try_join;
 
@@ -11,9 +10,6 @@ use crate::asterisk::files::ROUTING_FILE_NAME;
 use crate::asterisk::in_force::{self, Value};
 use crate::asterisk::{CONTEXT, render};
 use crate::domain::{ExtensionNumber, User};
-
-/// How many numbers an error names before it only counts them.
-const NAMED: usize = 5;
 
 /// What is missing, left over or stale.
 #[derive(Default)]
@@ -102,15 +98,10 @@ pub(super) async fn unwritten_first_priority(
 
 impl Findings {
     fn add(&mut self, what: &str, numbers: impl IntoIterator<Item = ExtensionNumber>) {
-        let numbers: Vec<_> = numbers.into_iter().map(|number| number.to_string()).collect();
-        if numbers.is_empty() {
-            return;
+        let numbers: BTreeSet<_> = numbers.into_iter().collect();
+        if !numbers.is_empty() {
+            self.0.push(format!("{what}: {}", ExtensionNumber::some_of(&numbers)));
         }
-        let mut finding = format!("{what}: {}", numbers[..numbers.len().min(NAMED)].join(", "));
-        if numbers.len() > NAMED {
-            write!(finding, " and {} more", numbers.len() - NAMED).expect("writing to a string");
-        }
-        self.0.push(finding);
     }
 
     /// Nothing found is the proof; otherwise, everything in one line.

@@ -29,7 +29,7 @@ pub const DEFAULT_TENANT: Uuid = uuid!("a0000000-0000-0000-0000-000000000000");
 pub const DEADLINE: Duration = Duration::from_millis(4500);
 
 /// The schema's major version: migrations 1001 to 1999.
-const SCHEMA_MAJOR_VERSION: i64 = 1;
+pub const SCHEMA_MAJOR_VERSION: i64 = 1;
 
 /// The database behind the service.
 #[derive(Debug, Clone)]
@@ -165,6 +165,14 @@ impl Storage {
     /// [`StorageError::Unavailable`].
     pub async fn users(&self) -> Result<Vec<User>, StorageError> {
         on_either!(self, backend => backend.users().await)
+    }
+
+    /// What kind of database it is, and of which version the schema in it: `None` for no schema yet.
+    ///
+    /// # Errors
+    /// [`StorageError::Unavailable`].
+    pub async fn versions(&self) -> Result<(String, Option<i64>), StorageError> {
+        on_either!(self, backend => backend.versions().await)
     }
 
     /// Deletes a user and frees its extension, which is given; `None` if there is no such user.

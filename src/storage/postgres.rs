@@ -28,6 +28,8 @@ type Id = Uuid;
 /// Enough to keep a database busy; ten hosts stay well below a server's default of 100.
 const CONNECTIONS: u32 = 8;
 
+const SERVER_VERSION: &str = "SELECT 'PostgreSQL ' || current_setting('server_version')";
+
 /// A host that hangs inside a transaction must not keep the others from creating users.
 const SESSION: &str = "SET idle_in_transaction_session_timeout = '5s'; SET statement_timeout = '5s'";
 

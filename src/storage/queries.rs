@@ -105,6 +105,21 @@ macro_rules! queries {
                 .await
             }
 
+            pub(super) async fn versions(&self) -> Result<(String, Option<i64>), StorageError> {
+                call(&self.runtime, self.read_pool(), |connection| {
+                    Box::pin(async move {
+                        let server: String = sqlx::query_scalar(SERVER_VERSION).fetch_one(&mut *connection).await?;
+                        let schema = match sqlx::query_scalar(queries::SCHEMA_VERSION).fetch_one(connection).await {
+                            // There is no such table before the first migration.
+                            Err(sqlx::Error::Database(_)) => None,
+                            version => version?,
+                        };
+                        Ok((server, schema))
+                    })
+                })
+                .await
+            }
+
             pub(super) async fn delete_user(&self, id: Uuid) -> Result<Option<ExtensionNumber>, StorageError> {
                 call(&self.runtime, self.write_pool(), move |connection| {
                     Box::pin(async move {

@@ -39,6 +39,8 @@ const USERS: &str = "\
             FROM extensions JOIN users ON users.id = extensions.user_id WHERE extensions.number BETWEEN first AND first + 49) \
     FROM fifties";
 
+const SERVER_VERSION: &str = "SELECT 'SQLite ' || sqlite_version()";
+
 /// The result code of a lock that somebody else holds, in its low byte.
 const SQLITE_BUSY: i32 = 5;
 

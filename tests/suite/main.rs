@@ -5,6 +5,7 @@ mod support;
 
 mod applies;
 mod calls;
+mod check;
 mod contract;
 mod databases;
 mod diagnosis;

@@ -1,0 +1,175 @@
+//! `pbx-portal check`: the preflight. Looks at everything that an apply needs, in the order in which it needs it, and at what
+//! the next one would change. It changes nothing: no table is made, no file is written, nobody is evicted.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::asterisk::in_force::{self, Value};
+use crate::asterisk::{registrations, render};
+use crate::config::{DatabaseUrl, Secrets, Settings};
+use crate::domain::{ExtensionNumber, User};
+use crate::probes::{Finding, Host, Probed, State, Trouble};
+use crate::storage::{SCHEMA_MAJOR_VERSION, Storage};
+
+/// The whole table.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Whether nothing failed.
+    pub ok: bool,
+    /// As whom it was looked: the service's user, or rights tell nothing.
+    pub user: String,
+    /// Which database; no password.
+    pub database: String,
+    /// Line by line.
+    pub findings: Vec<Finding>,
+}
+
+/// Looks at everything.
+pub async fn check(settings: &Settings, secrets: &Secrets, storage: &Storage) -> Report {
+    let mut findings = vec![Finding::of("the settings", token_rule(settings, secrets))];
+    let database = Finding::of("the database", database(&secrets.database, storage).await);
+    let users = if database.state == State::Ok { storage.users().await.ok() } else { None };
+    findings.push(database);
+    let host = Host::new(settings);
+    let probed = host.probe().await;
+    let asks = probed.first().is_some_and(|asterisk| asterisk.state == State::Ok);
+    findings.extend(probed);
+    let users_known = asks && users.is_some();
+    let users = users.unwrap_or_default();
+    findings.push(Finding::if_possible("the next apply", users_known, next_apply(&host, &users)).await);
+    findings.push(Finding::if_possible("old registrations", users_known, old_registrations(&host, &users)).await);
+    Report::new(secrets.database.to_string(), findings)
+}
+
+impl Report {
+    /// A report of nothing but a setting that makes no sense.
+    #[must_use]
+    pub fn of_settings(problem: &str) -> Self {
+        let failure = Trouble::Failure(format!("{problem}; see .env.example"));
+        Self::new("unknown".to_owned(), vec![Finding::of("the settings", Err(failure))])
+    }
+
+    fn new(database: String, findings: Vec<Finding>) -> Self {
+        let ok = findings.iter().all(|finding| finding.state != State::Failure);
+        Self { ok, user: user_name(), database, findings }
+    }
+}
+
+/// A table: state, what, what there is; below a line that is not as it should be, how to mend it.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "pbx-portal {}, as user {}, database {}\n", env!("CARGO_PKG_VERSION"), self.user, self.database)?;
+        let width = self.findings.iter().map(|finding| finding.what.chars().count()).max().unwrap_or(0);
+        for Finding { what, state, found, mend } in &self.findings {
+            let state = match state {
+                State::Ok => "ok",
+                State::Warning => "WARN",
+                State::Failure => "FAIL",
+                State::Unknown => "?",
+            };
+            writeln!(f, "{state:<5} {what:<width$}  {found}")?;
+            if let Some(mend) = mend {
+                writeln!(f, "{:<5} {:<width$}  -> {mend}", "", "")?;
+            }
+        }
+        let failures = self.findings.iter().filter(|finding| finding.state == State::Failure).count();
+        match failures {
+            0 => writeln!(f, "\nAn apply has what it needs."),
+            1 => writeln!(f, "\n1 failure: mend it, then check again."),
+            _ => writeln!(f, "\n{failures} failures: mend the first, then check again."),
+        }
+    }
+}
+
+/// Whatever makes no sense has stopped the program before.
+fn token_rule(settings: &Settings, secrets: &Secrets) -> Probed {
+    let listen = settings.listen;
+    match (&secrets.api_token, listen.ip().is_loopback()) {
+        (Some(_), _) => Ok(format!("listening on {listen}, for whoever has the token")),
+        (None, true) => Ok(format!("listening on {listen}, for every user of this machine (no token)")),
+        (None, false) => Err(Trouble::Warning(format!(
+            "listening on {listen} without a token: anybody who reaches it can read every SIP secret; set PORTAL_API_TOKEN"
+        ))),
+    }
+}
+
+async fn database(url: &DatabaseUrl, storage: &Storage) -> Probed {
+    let to_make = "start the service, or run pbx-portal migrate";
+    if let DatabaseUrl::Sqlite(options) = url
+        && !options.get_filename().exists()
+    {
+        return Err(Trouble::Warning(format!("there is no {} yet; {to_make}", options.get_filename().display())));
+    }
+    let (server, schema) = storage.versions().await.map_err(|error| {
+        Trouble::Failure(format!("it can't be used: {error}; look at DATABASE_URL, and whether it runs"))
+    })?;
+    match schema {
+        None => Err(Trouble::Warning(format!("{server} has no tables yet; {to_make}"))),
+        Some(version) if version / 1000 > SCHEMA_MAJOR_VERSION => Err(Trouble::Failure(format!(
+            "its schema is of major version {}, this program's is {SCHEMA_MAJOR_VERSION}; install the release that made it",
+            version / 1000
+        ))),
+        Some(version) => Ok(format!("{server}, schema {version}")),
+    }
+}
+
+/// What Asterisk serves beside what the database holds.
+async fn next_apply(host: &Host, users: &[User]) -> Probed {
+    let control = &host.control;
+    let objects = in_force::objects(control).await?;
+    let routed = in_force::dialplan(control).await?.unwrap_or_default();
+    let wanted: BTreeSet<_> = users.iter().map(|user| user.extension.number).collect();
+    let whole = |number: &ExtensionNumber| {
+        objects.endpoints.get(number).is_some_and(|links| links.auth && links.aor)
+            && objects.auths.contains(number)
+            && objects.aors.contains(number)
+            && routed.get(number).is_some_and(|first| first.application == render::dial(*number))
+    };
+    let served = objects.endpoints.keys().chain(&objects.auths).chain(&objects.aors).chain(routed.keys());
+    let removed: BTreeSet<_> = served.copied().filter(|number| !wanted.contains(number)).collect();
+    let (there, added): (BTreeSet<_>, BTreeSet<_>) = wanted.iter().copied().partition(whole);
+
+    let values = |value: fn(&User) -> String| -> BTreeMap<_, _> {
+        let there = users.iter().filter(|user| there.contains(&user.extension.number));
+        there.map(|user| (user.extension.number, value(user))).collect()
+    };
+    let secrets = values(|user| user.extension.secret.reveal().to_owned());
+    let caller_ids = values(|user| render::caller_id(&user.name, user.extension.number));
+    let mut changed = in_force::differing(control, Value::Secret, &secrets).await?;
+    changed.extend(in_force::differing(control, Value::CallerId, &caller_ids).await?);
+
+    let parts: Vec<_> = [("add", added), ("remove", removed), ("change", changed)]
+        .into_iter()
+        .filter(|(_, numbers)| !numbers.is_empty())
+        .map(|(verb, numbers)| format!("{verb} {}", ExtensionNumber::some_of(&numbers)))
+        .collect();
+    if parts.is_empty() {
+        return Ok(format!("changes nothing: Asterisk serves all {} users", users.len()));
+    }
+    Err(Trouble::Warning(format!("would {}; POST /apply", parts.join(", "))))
+}
+
+/// Phones that are registered as a number that nobody has.
+async fn old_registrations(host: &Host, users: &[User]) -> Probed {
+    let wanted: BTreeSet<_> = users.iter().map(|user| user.extension.number).collect();
+    let registered = registrations::list(&host.control).await?;
+    let old: BTreeSet<_> = registered.iter().map(|r| r.number).filter(|number| !wanted.contains(number)).collect();
+    if old.is_empty() {
+        return Ok("none of a number without a user".to_owned());
+    }
+    Err(Trouble::Warning(format!(
+        "phones are registered as {}, which nobody has; POST /apply evicts them",
+        ExtensionNumber::some_of(&old)
+    )))
+}
+
+/// The name of the user this runs as, or its number where it has none.
+fn user_name() -> String {
+    let id = rustix::process::geteuid().as_raw().to_string();
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let mut users = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let name = users.find(|fields| fields.get(2) == Some(&id.as_str())).and_then(|fields| fields.first().copied());
+    name.map_or_else(|| id.clone(), ToOwned::to_owned)
+}

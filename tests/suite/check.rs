@@ -1,0 +1,284 @@
+//! `pbx-portal check`: each line that fails was brought about on a real system, and its advice, followed, mends it.
+
+use std::fs;
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::fixtures::{TWO_OF_ONE_NAME, account, host, id};
+use crate::support::lab::{self, Folder, User};
+use crate::support::portal::{Settings, run};
+use crate::support::sipp::{Called, Phones};
+use crate::support::{Asterisk, Portal, Postgres, asterisk, postgres};
+
+/// The table: exit status, and state, what there is and advice of each line.
+struct Table {
+    status: Option<i32>,
+    json: Value,
+}
+
+impl Table {
+    fn of(settings: &Settings) -> Self {
+        let output = run(&["check", "--json"], settings);
+        let text = String::from_utf8(output.stdout).expect("UTF-8");
+        Self { status: output.status.code(), json: serde_json::from_str(&text).expect("JSON") }
+    }
+
+    fn line(&self, what: &str) -> (&str, &str, &str) {
+        let findings = self.json["findings"].as_array().expect("findings");
+        let line = findings.iter().find(|line| line["what"] == what);
+        let line = line.unwrap_or_else(|| panic!("no line about {what}: {}", self.json));
+        let text = |field: &str| line[field].as_str().unwrap_or_default();
+        (text("state"), text("found"), text("mend"))
+    }
+
+    /// This line is so, with these words; gives the advice.
+    #[track_caller]
+    fn says(&self, what: &str, state: &str, words: &[&str]) -> String {
+        let (is, found, mend) = self.line(what);
+        assert_eq!(is, state, "{what}: {found}; {mend}");
+        for word in words {
+            assert!(found.contains(word) || mend.contains(word), "{word:?} in {found:?}, {mend:?}");
+        }
+        assert_eq!(
+            state == "ok" || state == "unknown",
+            mend.is_empty(),
+            "{what} has advice if it needs some: {mend:?}"
+        );
+        if state == "failure" {
+            assert_eq!((self.status, self.json["ok"].as_bool()), (Some(1), Some(false)));
+        }
+        mend.to_owned()
+    }
+
+    #[track_caller]
+    fn nothing_fails(&self) {
+        assert_eq!((self.status, self.json["ok"].as_bool()), (Some(0), Some(true)), "{}", self.json);
+    }
+}
+
+fn settings(asterisk: &Asterisk, portal: &Portal) -> Settings {
+    Settings::of(asterisk).with("PORTAL_DATA_DIR", portal.data_dir().display())
+}
+
+/// Runs a line of advice as root, with the lab's users for those of an installed server.
+fn follow(advice: &str) {
+    let User(portal) = lab::PORTAL;
+    let User(asterisk) = lab::ASTERISK;
+    let line = advice
+        .replace("-o pbx-portal", &format!("-o {portal}"))
+        .replace("-g asterisk", &format!("-g {asterisk}"))
+        .replace("chgrp asterisk", &format!("chgrp {asterisk}"));
+    let status = Command::new("sh").args(["-ec", &line]).status().expect("run sh");
+    assert!(status.success(), "{line}: {status}");
+}
+
+/// What stands between two words.
+fn between<'t>(text: &'t str, before: &str, after: &str) -> &'t str {
+    let (_, rest) = text.split_once(before).unwrap_or_else(|| panic!("{before:?} in {text:?}"));
+    rest.split_once(after).unwrap_or_else(|| panic!("{after:?} in {rest:?}")).0
+}
+
+#[test]
+fn of_a_host_that_has_everything_and_as_a_table() {
+    let (asterisk, portal) = host();
+    portal.create_user("Alice", "alice@example.com");
+    portal.apply("suite");
+    let settings = settings(&asterisk, &portal);
+    Table::of(&settings).nothing_fails();
+    let files = [asterisk.endpoints_file(), asterisk.routing_file()];
+    let bytes = files.each_ref().map(|file| fs::read(file).expect("a generated file"));
+    let output = run(&["check"], &settings);
+    let table = String::from_utf8(output.stdout).expect("UTF-8");
+    assert_eq!(output.status.code(), Some(0), "{table}");
+    assert!(table.starts_with("pbx-portal ") && table.contains("as user ") && table.contains("database sqlite://"));
+    let lines = table.lines().filter(|line| line.starts_with("ok    ")).count();
+    assert!(lines >= 12 && table.ends_with("An apply has what it needs.\n"), "{table}");
+    assert_eq!(files.each_ref().map(|file| fs::read(file).expect("a generated file")), bytes, "nothing is changed");
+}
+
+#[test]
+fn of_include_lines() {
+    let asterisk = Asterisk::start_with(&asterisk::Options { without_includes: true, ..asterisk::Options::default() });
+    let portal = Portal::start(&Settings::of(&asterisk));
+    let settings = settings(&asterisk, &portal);
+    for main in ["pjsip.conf", "extensions.conf"] {
+        let advice = Table::of(&settings).says("the include lines", "failure", &[main, "does not include"]);
+        let line = between(&advice, "add the line '", "'");
+        asterisk.edit_config(main, |text| format!("{text}\n{line}\n"));
+    }
+    // The files are not there yet, the lines are.
+    Table::of(&settings).says("the include lines", "ok", &[]);
+    portal.apply("suite");
+
+    // Through a file that is included, and in the form that has a trap.
+    let line = "#tryinclude pjsip.d/synergycall/generated_endpoints.conf";
+    asterisk.edit_config("pjsip.conf", |text| text.replace(line, "#include nested.conf"));
+    asterisk.write_config("nested.conf", "; by hand\n#include pjsip.d/*/generated_*.conf\n");
+    Table::of(&settings).says("the include lines", "warning", &["nested.conf:2", "write #tryinclude"]);
+    asterisk.write_config("nested.conf", "; by hand\n#tryinclude pjsip.d/*/generated_*.conf\n");
+    Table::of(&settings).nothing_fails();
+    Table::of(&settings).says("the include lines", "ok", &["nested.conf:2"]);
+}
+
+#[test]
+fn of_folders_and_rights() {
+    let (asterisk, portal) = host();
+    let settings = settings(&asterisk, &portal);
+    let folder = asterisk.endpoints_file().with_file_name("");
+    let shown = folder.to_string_lossy().trim_end_matches('/').to_owned();
+
+    fs::remove_dir(&folder).expect("remove a folder");
+    let advice = Table::of(&settings).says("the two folders", "failure", &[&shown]);
+    follow(between(&format!("{advice}\n"), "make it with: ", "\n"));
+    Table::of(&settings).nothing_fails();
+
+    lab::make_dir(&folder, 0, 0, 0o755);
+    let advice = Table::of(&settings).says("the two folders", "failure", &[&shown, "can't be written"]);
+    follow(between(&format!("{advice}\n"), "make it with: ", "\n"));
+    Table::of(&settings).nothing_fails();
+
+    let User(others) = lab::PORTAL;
+    lab::make_dir(&folder, others, others, 0o2750);
+    let advice = Table::of(&settings).says("Asterisk may read the files", "failure", &["may not read", &shown]);
+    follow(between(&advice, "(", ")"));
+    Table::of(&settings).nothing_fails();
+
+    asterisk.edit_config("pjsip.conf", |text| format!("{text}#include private.conf\n"));
+    asterisk.write_config("private.conf", "");
+    let private = asterisk.etc().join("private.conf");
+    follow(&format!("chmod 600 {}", private.display()));
+    let advice = Table::of(&settings).says("the include lines", "failure", &["private.conf can't be read"]);
+    assert!(advice.contains("chgrp asterisk and chmod g+r"), "{advice}");
+    follow(&format!("chgrp asterisk {private}; chmod g+r {private}", private = private.display()));
+    Table::of(&settings).nothing_fails();
+    portal.apply("suite");
+}
+
+#[test]
+fn of_sections_and_the_context() {
+    let (asterisk, portal) = host();
+    let settings = settings(&asterisk, &portal);
+    asterisk.edit_config("pjsip.conf", |text| format!("{text}#include hand.conf\n"));
+    asterisk.write_config("hand.conf", TWO_OF_ONE_NAME);
+    let advice = Table::of(&settings).says("sections of one name and type", "failure", &["hand.conf:7", "hand.conf:2"]);
+    assert!(advice.contains("rename or remove it"), "{advice}");
+    asterisk.write_config("hand.conf", "\n[1000](+type=endpoint)\ncontext=other\n");
+    let advice = Table::of(&settings).says("the numbers 1000 to 1999", "failure", &["hand.conf:2", "1000"]);
+    assert!(advice.contains("rename or remove it"), "{advice}");
+    asterisk.write_config("hand.conf", "");
+    Table::of(&settings).nothing_fails();
+
+    asterisk.edit_config("extensions.conf", |text| format!("{text}[synergy-internal](+)\nexten => _1XXX,1,NoOp()\n"));
+    let line = fs::read_to_string(asterisk.etc().join("extensions.conf")).expect("the dialplan").lines().count() - 1;
+    Table::of(&settings).says("the dialplan context", "ok", &[&format!("extensions.conf:{line}")]);
+    Table::of(&settings).nothing_fails();
+}
+
+#[test]
+fn of_asterisk_itself() {
+    let (asterisk, portal) = host();
+    let settings = settings(&asterisk, &portal);
+
+    asterisk.stop();
+    let down = Table::of(&settings);
+    let advice = down.says("Asterisk", "failure", &["Asterisk is not running"]);
+    assert!(advice.contains("systemctl start asterisk"), "{advice}");
+    down.says("Asterisk's modules", "unknown", &[]);
+    down.says("the next apply", "unknown", &[]);
+
+    asterisk.edit_config("asterisk.conf", |text| text.replace("astctlpermissions = 0660", "astctlpermissions = 0600"));
+    asterisk.boot();
+    let advice = Table::of(&settings).says("Asterisk", "failure", &["refuses the portal's user"]);
+    let (permissions, group) = (between(&advice, "set ", " and "), between(&advice, "and ", " to a group"));
+    assert_eq!((permissions, group), ("astctlpermissions = 0660", "astctlgroup"));
+    asterisk.edit_config("asterisk.conf", |text| text.replace("astctlpermissions = 0600", permissions));
+    asterisk.restart();
+    Table::of(&settings).nothing_fails();
+
+    asterisk.rx("module unload func_md5.so");
+    let advice = Table::of(&settings).says("Asterisk's modules", "failure", &["func_md5.so"]);
+    assert!(advice.contains("module load"), "{advice}");
+    asterisk.rx("module load func_md5.so");
+    Table::of(&settings).nothing_fails();
+
+    let elsewhere = Folder::new("elsewhere");
+    let copied = Command::new("cp").arg("-a").arg(asterisk.etc()).arg(elsewhere.path()).status().expect("run cp");
+    assert!(copied.success());
+    let wrong = settings.clone().with("ASTERISK_CONFIG_DIR", elsewhere.path().join("etc").display());
+    let wrong = Table::of(&wrong);
+    let advice = wrong.says("Asterisk's configuration folder", "failure", &["set ASTERISK_CONFIG_DIR"]);
+    assert_eq!(advice, "set ASTERISK_CONFIG_DIR to it");
+    let (_, found, _) = wrong.line("Asterisk's configuration folder");
+    let right = settings.with("ASTERISK_CONFIG_DIR", between(found, "its configuration from ", ", not"));
+    Table::of(&right).nothing_fails();
+}
+
+#[test]
+fn of_an_old_asterisk_and_one_without_a_transport() {
+    let old = Asterisk::start_with(&asterisk::Options { old: true, ..asterisk::Options::default() });
+    Table::of(&Settings::of(&old)).says("Asterisk", "failure", &["Asterisk 16.", "older than 22", "upgrade"]);
+    let deaf = Asterisk::start_with(&asterisk::Options { without_transport: true, ..asterisk::Options::default() });
+    Table::of(&Settings::of(&deaf)).says("a transport", "warning", &["no phone can reach it", "type=transport"]);
+}
+
+#[test]
+fn of_settings_and_the_database() {
+    let asterisk = Asterisk::start();
+    let data = Folder::new("data");
+    let settings = Settings::of(&asterisk).with("PORTAL_DATA_DIR", data.path().display());
+    Table::of(&settings).says("the database", "warning", &["there is no ", "pbx-portal migrate"]);
+    assert!(!data.path().join("portal.db").exists(), "nothing is made");
+
+    let open = settings.clone().with("PORTAL_LISTEN", "0.0.0.0:8000");
+    let advice =
+        Table::of(&open).says("the settings", "failure", &["PORTAL_LISTEN", "PORTAL_ALLOW_UNAUTHENTICATED=true"]);
+    assert!(advice.contains("set PORTAL_API_TOKEN"), "{advice}");
+    let allowed = open.clone().with("PORTAL_ALLOW_UNAUTHENTICATED", "true");
+    Table::of(&allowed).says("the settings", "warning", &["without a token", "set PORTAL_API_TOKEN"]);
+    Table::of(&open.with("PORTAL_API_TOKEN", "0123456789abcdef0123456789abcdef")).says("the settings", "ok", &[]);
+    let output = run(&["check"], &settings.with("PORTAL_LISTEN", "127.0.0.1:99999"));
+    let table = String::from_utf8(output.stdout).expect("UTF-8");
+    assert!(output.status.code() == Some(1) && table.contains("PORTAL_LISTEN"), "{table}");
+
+    let cluster = Postgres::start(&postgres::Options::default());
+    let url = cluster.new_database();
+    let settings = Settings::of(&asterisk).with("DATABASE_URL", &url);
+    Table::of(&settings).says("the database", "warning", &["PostgreSQL", "no tables yet", "pbx-portal migrate"]);
+    assert!(run(&["migrate"], &settings).status.success());
+    let table = Table::of(&settings);
+    table.nothing_fails();
+    table.says("the database", "ok", &["PostgreSQL", "schema 1001"]);
+    assert!(!table.json.to_string().contains("portal:portal"), "no password: {}", table.json);
+    postgres::psql(&url, "UPDATE _sqlx_migrations SET version = 2001");
+    Table::of(&settings).says("the database", "failure", &["major version 2", "install the release"]);
+    postgres::psql(&url, "UPDATE _sqlx_migrations SET version = 1001");
+    cluster.stop();
+    Table::of(&settings).says("the database", "failure", &["can't be used", "DATABASE_URL"]);
+    cluster.boot();
+    Table::of(&settings).nothing_fails();
+}
+
+#[test]
+fn of_what_is_not_applied_yet() {
+    let (asterisk, portal) = host();
+    let settings = settings(&asterisk, &portal);
+    let users = ["a", "b", "c"].map(|name| portal.create_user(name, &format!("{name}@example.com")));
+    Table::of(&settings).says("the next apply", "warning", &["would add 1000, 1001, 1002", "POST /apply"]);
+    portal.apply("suite");
+    Table::of(&settings).says("the next apply", "ok", &["changes nothing"]);
+
+    let (number, secret) = account(&users[1]);
+    let _phone = Phones::register(&asterisk, &[(&number, &secret)], Called::Answer);
+    for user in &users[..2] {
+        portal.delete_user(id(user));
+    }
+    portal.create_user("d", "d@example.com");
+    let table = Table::of(&settings);
+    table.says("the next apply", "warning", &["remove 1001", "change 1000"]);
+    table.says("old registrations", "warning", &["1001", "POST /apply"]);
+    portal.apply("suite");
+    let table = Table::of(&settings);
+    table.says("the next apply", "ok", &["changes nothing"]);
+    table.says("old registrations", "ok", &[]);
+}
