@@ -11,6 +11,7 @@ mod databases;
 mod diagnosis;
 mod document;
 mod fixtures;
+mod hosts;
 mod killed;
 mod look_before_touching;
 mod main_job;
