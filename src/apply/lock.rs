@@ -7,6 +7,7 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as
 use std::path::PathBuf;
 
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 use crate::asterisk::files::{self, GeneratedFiles};
 
@@ -23,7 +24,7 @@ pub enum LockError {
     #[error("another apply is in progress on this host")]
     Held,
     /// The lock file can't be opened or locked.
-    #[error("the lock file {} can't be used: {error}; if it is somebody else's, remove it; make the folders, owned by the portal's user, with: {install}", path.display())]
+    #[error("the lock file {} can't be used: {error}; {}", path.display(), advice(error, install))]
     Unusable {
         /// Which file.
         path: PathBuf,
@@ -34,8 +35,23 @@ pub enum LockError {
     },
 }
 
+fn advice(error: &io::Error, install: &str) -> String {
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS) => {
+            format!(
+                "if it is somebody else's, remove it; make the folders, owned by the portal's user, with: {install}; then apply again"
+            )
+        }
+        // A symbolic link, a folder, a pipe.
+        Some(Errno::LOOP | Errno::ISDIR | Errno::NXIO) => {
+            "it is no regular file: remove it, then apply again".to_owned()
+        }
+        _ => files::advice(error).to_owned(),
+    }
+}
+
 impl HostLock {
-    /// Takes the lock, or says at once that it can't. The lock file is never a symbolic link's target.
+    /// Takes the lock, or says at once that it can't. The lock file is never a symbolic link's target, nor a pipe.
     ///
     /// # Errors
     /// [`LockError`].
@@ -44,9 +60,9 @@ impl HostLock {
     /// Never: an open flag fits.
     pub fn try_acquire(files: &GeneratedFiles) -> Result<Self, LockError> {
         let path = files.lock();
-        let no_follow = i32::try_from(OFlags::NOFOLLOW.bits()).expect("an open flag fits");
+        let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).expect("an open flag fits");
         let mut options = OpenOptions::new();
-        let opened = options.write(true).create(true).truncate(false).mode(0o660).custom_flags(no_follow).open(&path);
+        let opened = options.write(true).create(true).truncate(false).mode(0o660).custom_flags(flags).open(&path);
         let unusable = |error| LockError::Unusable { path: path.clone(), error, install: files.install_command() };
         let file = opened.map_err(&unusable)?;
         // Made by root once, it must not keep the service's user out: it follows the folder, as the files do.

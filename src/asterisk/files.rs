@@ -10,6 +10,9 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
+use rustix::io::Errno;
+
 use crate::apply::HostLock;
 
 /// Where the two files lie under Asterisk's configuration folder.
@@ -50,14 +53,14 @@ impl GeneratedFiles {
         )
     }
 
-    /// Looks at both targets: each is a regular file or absent, in a folder that is there.
+    /// Looks at both targets: each is a regular file that can be replaced, or absent, in a folder that is there.
     ///
     /// # Errors
     /// What is in the way, and how to mend it.
     pub fn check_targets(&self) -> Result<(), FileError> {
         for path in [&self.endpoints, &self.routing] {
             match fs::symlink_metadata(path) {
-                Ok(found) if found.is_file() => {}
+                Ok(found) if found.is_file() => replaceable(path)?,
                 Ok(found) => {
                     let kind = if found.is_dir() {
                         "a folder"
@@ -109,6 +112,19 @@ impl GeneratedFiles {
     }
 }
 
+/// Whether a rename over a regular file can succeed, as far as its attributes tell; where there are none, it may.
+fn replaceable(path: &Path) -> Result<(), FileError> {
+    let Ok(found) = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty()) else { return Ok(()) };
+    let fixed = |how| Err(FileError::Fixed { path: path.to_owned(), how });
+    if found.stx_attributes.intersects(StatxAttributes::IMMUTABLE | StatxAttributes::APPEND) {
+        fixed("is immutable or append-only (lsattr shows an i or an a): take that away (chattr -i -a)")
+    } else if found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
+        fixed("is mounted there by itself: mount its folder instead")
+    } else {
+        Ok(())
+    }
+}
+
 /// Why a file could not be written. The old file is untouched.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
@@ -119,6 +135,14 @@ pub enum FileError {
         path: PathBuf,
         /// What stands there.
         kind: &'static str,
+    },
+    /// A file that no rename can replace.
+    #[error("{} {how}, then apply again", path.display())]
+    Fixed {
+        /// Which.
+        path: PathBuf,
+        /// What keeps it, and what to do.
+        how: &'static str,
     },
     /// The folder cannot be used.
     #[error("the folder {} can't be used: {error}; make it with: {install}", path.display())]
@@ -142,13 +166,18 @@ pub enum FileError {
     },
 }
 
-fn advice(error: &io::Error) -> &'static str {
+/// What to do about an error of the kernel's at a file.
+pub(crate) fn advice(error: &io::Error) -> &'static str {
+    if error.raw_os_error() == Some(Errno::PERM.raw_os_error()) {
+        return "it or its folder is immutable or append-only (lsattr -d shows an i or an a; chattr -i -a takes that away), or the folder is sticky and the file somebody else's; then apply again";
+    }
     match error.kind() {
         io::ErrorKind::PermissionDenied => {
             "its folder must belong to the portal's user, with mode 2750 and the group asterisk; then apply again"
         }
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free space on its disk, then apply again",
         io::ErrorKind::ReadOnlyFilesystem => "its file system is read-only: mount it writable, then apply again",
+        io::ErrorKind::IsADirectory => "it is a folder: move it away, then apply again",
         _ => "look at its disk (dmesg), then apply again",
     }
 }
