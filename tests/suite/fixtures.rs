@@ -1,5 +1,6 @@
 //! What several tests begin with.
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
@@ -105,4 +106,13 @@ pub fn registrations(asterisk: &Asterisk, number: &str) -> usize {
 
 pub fn serves(asterisk: &Asterisk, number: &str) -> bool {
     !asterisk.rx(&format!("pjsip show endpoint {number}")).contains("Unable to find object")
+}
+
+/// The temporary files beside the generated ones.
+pub fn left_overs(asterisk: &Asterisk) -> Vec<String> {
+    let folders =
+        [asterisk.endpoints_file(), asterisk.routing_file()].map(|file| fs::read_dir(file.with_file_name("")));
+    let entries = folders.into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.expect("list a folder").file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.ends_with(".tmp")).collect()
 }

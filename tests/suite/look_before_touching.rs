@@ -6,12 +6,12 @@ use std::os::unix::fs::symlink;
 
 use serde_json::json;
 
-use crate::fixtures::{account, failed_apply, host, registrations};
+use crate::fixtures::{account, failed_apply, host, left_overs, registrations};
 use crate::support::sipp::{Called, Phones};
 use crate::support::{Asterisk, Portal};
 
 /// Applies, which must fail with these words and leave everything as it is.
-fn refused(asterisk: &Asterisk, portal: &Portal, words: &[&str]) {
+pub fn refused(asterisk: &Asterisk, portal: &Portal, words: &[&str]) {
     let files = [asterisk.endpoints_file(), asterisk.routing_file()];
     let before = files.each_ref().map(|file| fs::read(file).ok());
     let reloaded = |text: String| text.lines().find(|line| line.contains("Last reload time")).map(str::to_owned);
@@ -21,6 +21,7 @@ fn refused(asterisk: &Asterisk, portal: &Portal, words: &[&str]) {
     assert_eq!(answer["reload_results"], json!({"pjsip_reload": null, "dialplan_reload": null}));
     assert_eq!(files.each_ref().map(|file| fs::read(file).ok()), before, "the files are untouched");
     assert_eq!(reloaded(asterisk.rx("core show settings")), reload_before, "Asterisk is not reloaded");
+    assert_eq!(left_overs(asterisk), [""; 0], "no temporary file is left");
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod diagnosis;
 mod document;
 mod fixtures;
 mod hosts;
+mod foreign_hands;
 mod killed;
 mod look_before_touching;
 mod main_job;

@@ -166,7 +166,8 @@ fn tell_watchdog(what: &str, pid: u32) {
 }
 
 /// Reads ids from a pipe that closes when the test process ends, even by SIGKILL. What a test had stopped goes on
-/// first; SIGQUIT then, because PostgreSQL frees its shared memory only where it ends itself.
+/// first; SIGQUIT then, because PostgreSQL frees its shared memory only where it ends itself. What a test had mounted or
+/// made immutable would keep the folder.
 const WATCHDOG: &str = r#"
 guarded=
 while read -r what pid; do
@@ -179,6 +180,10 @@ if [ -n "$guarded" ]; then
     for p in $guarded; do kill -CONT $p $(cat /proc/$p/task/$p/children); done
     kill -QUIT $guarded; sleep 1; kill -KILL $guarded
 fi 2>/dev/null
+{
+    awk -v folder="$1/" 'index($2, folder) == 1 { print $2 }' /proc/self/mounts | xargs -r umount --lazy
+    chattr -R -f -i "$1"
+} 2>/dev/null
 rm -rf "$1"
 "#;
 
