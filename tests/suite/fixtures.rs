@@ -114,5 +114,5 @@ pub fn left_overs(asterisk: &Asterisk) -> Vec<String> {
         [asterisk.endpoints_file(), asterisk.routing_file()].map(|file| fs::read_dir(file.with_file_name("")));
     let entries = folders.into_iter().flatten().flatten();
     let names = entries.map(|entry| entry.expect("list a folder").file_name().to_string_lossy().into_owned());
-    names.filter(|name| name.ends_with(".tmp")).collect()
+    names.filter(|name| name.contains(".tmp")).collect()
 }

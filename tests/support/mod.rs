@@ -10,6 +10,7 @@ pub mod portal;
 pub mod postgres;
 pub mod process;
 pub mod sipp;
+pub mod strace;
 
 pub use asterisk::Asterisk;
 pub use baresip::Baresip;
