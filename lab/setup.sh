@@ -12,7 +12,7 @@ packages=(
     baresip-core sip-tester  # the phones
     postgresql sqlite3       # the databases
     debootstrap              # the Asterisk root
-    build-essential ca-certificates curl openssl shellcheck strace util-linux
+    build-essential ca-certificates curl e2fsprogs faketime openssl shellcheck strace util-linux
 )
 
 say() { printf 'setup: %s\n' "$*"; }

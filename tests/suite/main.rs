@@ -7,6 +7,7 @@ mod applies;
 mod calls;
 mod check;
 mod contract;
+mod database_during_apply;
 mod databases;
 mod diagnosis;
 mod document;

@@ -235,7 +235,15 @@ pub fn portal_command(settings: &Settings, work_dir: &Path) -> Command {
         install_program(Path::new(env!("CARGO_BIN_EXE_pbx-portal")), &binary);
         binary
     });
-    let mut command = command_as(lab::PORTAL, &[lab::ASTERISK], &*BINARY);
-    command.envs(&settings.0).current_dir(work_dir);
+    let mut command = match settings.0.get("LD_PRELOAD") {
+        None => command_as(lab::PORTAL, &[lab::ASTERISK], &*BINARY),
+        // Not for the program that becomes the portal's user: it is root still.
+        Some(library) => {
+            let mut command = command_as(lab::PORTAL, &[lab::ASTERISK], "env");
+            command.arg(format!("LD_PRELOAD={library}")).arg(&*BINARY);
+            command
+        }
+    };
+    command.envs(&settings.0).env_remove("LD_PRELOAD").current_dir(work_dir);
     command
 }

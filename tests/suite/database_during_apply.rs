@@ -1,0 +1,264 @@
+//! The database fails, or the clock goes back, while an apply runs: what the client is told and what the audit log says
+//! is true, and the next apply succeeds by itself.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::thread::scope;
+
+use serde_json::{Value, json};
+
+use crate::fixtures::{Database, account, failed_apply, id, left_overs, psql, registrations, sqlite, try_apply};
+use crate::killed::{Selection, Succession};
+use crate::support::lab::{Folder, PORTAL, write_file};
+use crate::support::portal::Settings;
+use crate::support::process::{Process, Signal};
+use crate::support::sipp::{Called, Phones, call, register};
+use crate::support::{Answer, Asterisk, Portal, Postgres, postgres, secs, wait_until};
+
+/// The threads and files of a portal's writes to SQLite.
+fn to_sqlite(portal: &Portal) -> Selection {
+    let files = ["portal.db", "portal.db-wal", "portal.db-shm"].map(|name| portal.data_dir().join(name));
+    let paths = files.iter().flat_map(|file| ["-P".to_owned(), file.display().to_string()]);
+    Selection(portal.pid(), ["-f".to_owned()].into_iter().chain(paths).collect())
+}
+
+/// The thread that sends to PostgreSQL: the first worker of the runtime, the only one of these portals.
+fn to_postgres(portal: &Portal) -> Selection {
+    let tasks = fs::read_dir(format!("/proc/{}/task", portal.pid())).expect("list the threads");
+    let tasks = tasks.map(|task| task.expect("list the threads").path());
+    let is_worker = |task: &PathBuf| fs::read_to_string(task.join("comm")).is_ok_and(|name| name.contains("rt-worker"));
+    let number = |task: PathBuf| task.file_name()?.to_str()?.parse().ok();
+    Selection(tasks.filter(is_worker).filter_map(number).min().expect("a worker"), Vec::new())
+}
+
+type Check = fn(&Succession, Option<&Answer>, &str);
+
+/// The fault at each write to the file, its log and its index, of whatever kind.
+fn at_each_write_to_sqlite(fault: &str, check: Check) {
+    let mut scene = Succession::on(Database::Sqlite);
+    let calls = ["write", "writev", "pwrite64", "pwritev", "fsync", "fdatasync", "ftruncate", "fallocate"];
+    let points: usize = calls.into_iter().map(|name| scene.at_each(name, fault, to_sqlite, check)).sum();
+    assert!(points >= 6, "two commits of a page and a flush at least: {points}");
+}
+
+fn at_each_write_to_postgres(fault: &str, check: Check) {
+    let points = Succession::on(Database::Postgres).at_each("sendto", fault, to_postgres, check);
+    assert!(points >= 7, "two transactions and a query between them: {points}");
+}
+
+/// A write fails: whatever is answered is what the row says, if not at once.
+fn told_and_made_up_for(scene: &Succession, answer: Option<&Answer>, point: &str) {
+    let answer = answer.unwrap_or_else(|| panic!("{point}: no answer"));
+    let point = format!("{point}: {}", answer.text);
+    let becomes = |row: &str| {
+        wait_until(secs(20), &format!("{point}: the row becomes {row:?}, not {:?}", scene.row()), || {
+            scene.row() == row
+        });
+    };
+    match answer.status {
+        200 => assert_eq!((scene.row().as_str(), scene.served()), ("success", true), "{point}"),
+        503 => {
+            let row = scene.row();
+            assert!(row.is_empty() || row.starts_with("failure interrupted"), "{point}: {row}");
+            assert!(!scene.served(), "{point}: nothing was touched");
+        }
+        500 if scene.served() => {
+            assert!(
+                answer.json["message"].as_str().is_some_and(|text| text.contains("serves the new state")),
+                "{point}"
+            );
+            becomes("success");
+        }
+        500 => {
+            let details = answer.json["error_details"].as_str().expect("details");
+            becomes(&format!("failure {}", details.split("; the audit row says").next().expect("a beginning")));
+        }
+        _ => panic!("{point}"),
+    }
+}
+
+/// The service is killed: the row is what is true of an apply that was interrupted, or ended.
+fn true_after_a_kill(scene: &Succession, answer: Option<&Answer>, point: &str) {
+    assert!(answer.is_none() && scene.portal.ended().is_some(), "{point}: it is killed");
+    scene.portal.boot();
+    let row = scene.row();
+    let is_true = match row.split(' ').next() {
+        Some("success") => scene.served(),
+        Some("failure") => row.starts_with("failure interrupted"),
+        _ => row.is_empty() && !scene.served(),
+    };
+    assert!(is_true, "{point}: {row}");
+}
+
+#[test]
+fn errors_of_the_disk_at_each_write_to_sqlite() {
+    at_each_write_to_sqlite("error=EIO", told_and_made_up_for);
+    at_each_write_to_sqlite("error=ENOSPC", told_and_made_up_for);
+}
+
+#[test]
+fn sigkill_and_sigterm_at_each_write_to_sqlite() {
+    at_each_write_to_sqlite("signal=KILL", true_after_a_kill);
+    at_each_write_to_sqlite("signal=TERM", Succession::stopped_after_success);
+}
+
+#[test]
+fn errors_of_the_socket_at_each_write_to_postgres() {
+    at_each_write_to_postgres("error=EIO", told_and_made_up_for);
+}
+
+#[test]
+fn sigkill_and_sigterm_at_each_write_to_postgres() {
+    at_each_write_to_postgres("signal=KILL", true_after_a_kill);
+    at_each_write_to_postgres("signal=TERM", Succession::stopped_after_success);
+}
+
+/// A portal on a PostgreSQL of its own, which serves Alice; Bob waits for the next apply.
+struct Stoppable {
+    asterisk: Asterisk,
+    cluster: Postgres,
+    url: String,
+    portal: Portal,
+}
+
+impl Stoppable {
+    fn start() -> Self {
+        let (asterisk, cluster) = (Asterisk::start(), Postgres::start(&postgres::Options::default()));
+        let url = cluster.new_database();
+        let portal = Portal::start(&Settings::of(&asterisk).with("DATABASE_URL", &url));
+        portal.create_user("Alice", "alice@example.com");
+        portal.apply("suite");
+        portal.create_user("Bob", "bob@example.com");
+        psql(&url, "DELETE FROM apply_audit_logs");
+        Self { asterisk, cluster, url, portal }
+    }
+
+    /// What the two files say.
+    fn files(&self) -> [String; 2] {
+        [self.asterisk.endpoints_file(), self.asterisk.routing_file()]
+            .map(|file| fs::read_to_string(file).expect("a generated file"))
+    }
+
+    fn row(&self) -> String {
+        psql(&self.url, "SELECT id || ' ' || outcome || ' ' || coalesce(error_details, '') FROM apply_audit_logs")
+    }
+}
+
+#[test]
+fn stopped_before_the_first_write_nothing_is_touched() {
+    let scene = Stoppable::start();
+    let before = scene.files();
+    scene.cluster.stop();
+    let answer = try_apply(&scene.portal);
+    assert_eq!((answer.status, answer.json["error"].as_str()), (503, Some("Database unavailable")));
+    scene.cluster.boot();
+    assert_eq!((scene.row().as_str(), scene.files()), ("", before));
+    assert_eq!(left_overs(&scene.asterisk), [""; 0]);
+    assert_eq!(scene.portal.apply("suite")["users_applied"].as_u64(), Some(2));
+}
+
+#[test]
+fn stopped_before_the_snapshot_nothing_is_touched_and_the_row_says_so_when_it_can() {
+    let scene = Stoppable::start();
+    let before = scene.files();
+    let folder = Folder::new("psql");
+    let mut lock = Command::new(postgres::program("psql"));
+    lock.args(["-c", "BEGIN; LOCK TABLE users IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(600)", &scene.url]);
+    let _locked = Process::start(&mut lock, &folder.path().join("log"));
+    let waits = "SELECT count(*) FROM pg_locks WHERE relation = 'users'::regclass AND granted = ";
+    let count = |sql: &str| psql(&scene.url, sql);
+    wait_until(secs(10), "the table is locked", || {
+        count(&format!("{waits} true AND mode = 'AccessExclusiveLock'")) == "1"
+    });
+    let answer = scope(|threads| {
+        let applying = threads
+            .spawn(|| failed_apply(&scene.portal, &["the users can't be read", "the audit row says \"interrupted\""]));
+        wait_until(secs(10), "the apply waits for the table", || count(&format!("{waits} false")) == "1");
+        scene.cluster.stop();
+        applying.join().expect("an answer")
+    });
+    assert_eq!((&answer["files_written"], scene.files()), (&json!([]), before));
+    scene.cluster.boot();
+    let row = format!("{} failure the users can't be read", answer["audit_log_id"].as_str().expect("an id"));
+    wait_until(secs(20), "the row is completed", || scene.row().starts_with(&row));
+    assert_eq!(scene.portal.apply("suite")["users_applied"].as_u64(), Some(2));
+}
+
+#[test]
+fn a_service_that_stops_before_the_row_can_be_completed_leaves_it_interrupted() {
+    let scene = Stoppable::start();
+    scene.asterisk.signal(Signal::STOP);
+    let logged = scene.portal.log().len();
+    let answer = scope(|threads| {
+        let applying = threads.spawn(|| try_apply(&scene.portal));
+        wait_until(secs(10), "the users are read", || scene.portal.log()[logged..].contains("snapshot and render"));
+        scene.cluster.stop();
+        scene.asterisk.signal(Signal::CONT);
+        applying.join().expect("an answer")
+    });
+    assert!(answer.status == 500 && answer.text.contains("Asterisk serves the new state"), "{}", answer.text);
+    assert!(scene.portal.stop().success());
+    scene.cluster.boot();
+    let row = format!("{} failure interrupted", answer.json["audit_log_id"].as_str().expect("an id"));
+    assert!(scene.row().starts_with(&row), "{}", scene.row());
+    scene.portal.boot();
+    assert_eq!(scene.portal.apply("suite")["users_applied"].as_u64(), Some(2));
+}
+
+#[test]
+fn a_clock_that_goes_back_a_year_between_and_during_applies() {
+    let asterisk = Asterisk::start();
+    let folder = Folder::new("clock");
+    let clock = folder.path().join("clock");
+    let set = |offset: &str| write_file(&clock, PORTAL, 0o644, offset);
+    set("+0");
+    let library = fs::read_dir("/usr/lib")
+        .expect("list the libraries")
+        .flatten()
+        .map(|entry| entry.path().join("faketime/libfaketimeMT.so.1"));
+    let library = library.into_iter().find(|path| path.exists()).expect("libfaketime is installed: run `make setup`");
+    let portal = Portal::start(
+        &Settings::of(&asterisk)
+            .with("LD_PRELOAD", library.display())
+            .with("FAKETIME_TIMESTAMP_FILE", clock.display())
+            .with("FAKETIME_NO_CACHE", 1)
+            // A clock that is set does not move the monotonic one.
+            .with("FAKETIME_DONT_FAKE_MONOTONIC", 1),
+    );
+    let year =
+        |user: &Value| user["created_at"].as_str().and_then(|time| time[..4].parse::<i32>().ok()).expect("a year");
+    let caller = account(&portal.create_user("Caller", "caller@example.com"));
+    let mut owner = portal.create_user("Owner", "owner@example.com");
+    let this_year = year(&owner);
+    portal.apply("suite");
+
+    // Between two applies, and while one waits for Asterisk: back, and forward again.
+    for (between, during) in [("-365d", "-365d"), ("-365d", "-730d"), ("-730d", "+0"), ("+0", "-365d")] {
+        let (number, old_secret) = account(&owner);
+        let old_phone = Phones::register(&asterisk, &[(&number, &old_secret)], Called::Answer);
+        assert_eq!(call(&asterisk, (&caller.0, &caller.1), &number), 200);
+        let rung = old_phone.requests("INVITE", &number);
+        set(between);
+        portal.delete_user(id(&owner));
+        owner = portal.create_user("Owner", "owner@example.com");
+        assert_eq!(year(&owner) < this_year, between != "+0", "the clock of the portal is set: {owner}");
+        sqlite(&portal, "DELETE FROM apply_audit_logs");
+
+        asterisk.signal(Signal::STOP);
+        let logged = portal.log().len();
+        scope(|threads| {
+            let applying = threads.spawn(|| portal.apply("suite"));
+            wait_until(secs(10), "the users are read", || portal.log()[logged..].contains("snapshot and render"));
+            set(during);
+            asterisk.signal(Signal::CONT);
+            let applied = applying.join().expect("an answer");
+            assert_eq!(applied["registrations_evicted"].as_array().map(Vec::len), Some(1), "{applied}");
+        });
+        assert_eq!(sqlite(&portal, "SELECT outcome FROM apply_audit_logs"), "success");
+        assert_eq!((registrations(&asterisk, &number), call(&asterisk, (&caller.0, &caller.1), &number)), (0, 480));
+        assert_eq!(register(&asterisk, (&number, &old_secret)), 401);
+        assert_eq!(old_phone.requests("INVITE", &number), rung, "the old owner's phone is silent");
+    }
+    assert!(portal.stop().success());
+}
