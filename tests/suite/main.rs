@@ -22,3 +22,4 @@ mod recordings;
 mod settings;
 mod stale_registrations;
 mod thousand;
+mod two_processes;

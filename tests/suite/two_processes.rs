@@ -1,0 +1,200 @@
+//! Two portals on one host that apply at once, and users who come and go meanwhile: one apply at a time, each of one snapshot.
+
+use std::fs;
+use std::path::Path;
+use std::thread::scope;
+
+use serde_json::{Value, json};
+
+use crate::fixtures::{Database, account, id, left_overs, psql, serves, sqlite_file, try_apply};
+use crate::support::lab::{Folder, PORTAL, User, install_program, make_dir, write_file};
+use crate::support::portal::Settings;
+use crate::support::process::Signal;
+use crate::support::{Asterisk, Portal, Postgres, secs, wait_until};
+
+/// Two portals on one Asterisk and one database.
+struct Host {
+    portals: [Portal; 2],
+    asterisk: Asterisk,
+    url: String,
+    _folder: Folder,
+}
+
+impl Host {
+    fn start(database: Database) -> Self {
+        Self::of(Asterisk::start(), database, &[])
+    }
+
+    fn of(asterisk: Asterisk, database: Database, more: &[(&str, &str)]) -> Self {
+        let (folder, User(owner)) = (Folder::new("shared"), PORTAL);
+        let data = folder.path().join("data");
+        make_dir(&data, owner, owner, 0o700);
+        let url = match database {
+            Database::Sqlite => format!("sqlite://{}", data.join("portal.db").display()),
+            Database::Postgres => Postgres::database(),
+        };
+        let settings = Settings::of(&asterisk).with("DATABASE_URL", &url);
+        let settings = more.iter().fold(settings, |settings, (name, value)| settings.with(name, value));
+        let portals = ["one", "two"].map(|name| Portal::start(&settings.clone().with("PORTAL_HOST", name)));
+        Self { portals, asterisk, url, _folder: folder }
+    }
+
+    fn sql(&self, sql: &str) -> String {
+        match self.url.strip_prefix("sqlite://") {
+            Some(file) => sqlite_file(Path::new(file), sql),
+            None => psql(&self.url, sql),
+        }
+    }
+
+    /// By host: the outcome, and how an error begins.
+    fn audit_log_is(&self, rows: [&str; 2]) {
+        let row = "host || ' ' || outcome || coalesce(' ' || substr(error_details, 1, 11), '')";
+        assert_eq!(self.sql(&format!("SELECT {row} FROM apply_audit_logs ORDER BY host")), rows.join("\n"));
+    }
+}
+
+/// The lines of both logs about the beginning and the end of applies, in their order in time.
+fn begins_and_ends(portals: &[Portal]) -> Vec<String> {
+    let logs: Vec<_> = portals.iter().map(Portal::log).collect();
+    let lines = logs.iter().flat_map(|log| log.lines());
+    let mut lines: Vec<_> = lines
+        .filter(|line| ["apply begins", "apply proven", "apply failed"].iter().any(|what| line.contains(what)))
+        .map(str::to_owned)
+        .collect();
+    lines.sort(); // each begins with its time
+    lines
+}
+
+#[test]
+fn many_applies_at_once_run_one_after_another_or_are_refused() {
+    for database in [Database::Sqlite, Database::Postgres] {
+        let host = Host::start(database);
+        for number in 0..20 {
+            host.portals[0].create_user("User", &format!("user{number}@example.com"));
+        }
+        let statuses: Vec<Vec<u16>> = scope(|threads| {
+            let clients: Vec<_> = (0..12)
+                .map(|client| {
+                    let portal = &host.portals[client % 2];
+                    threads.spawn(move || {
+                        (0..4)
+                            .map(|_| try_apply(portal))
+                            .map(|answer| {
+                                let told = answer.status == 200 || answer.json["error"] == "Apply in progress";
+                                assert!(told, "{database:?}: {}", answer.text);
+                                answer.status
+                            })
+                            .collect()
+                    })
+                })
+                .collect();
+            clients.into_iter().map(|client| client.join().expect("a client")).collect()
+        });
+        let statuses: Vec<_> = statuses.concat();
+        let count = |status| statuses.iter().filter(|found| **found == status).count();
+        assert!(count(200) >= 2 && count(409) >= 2 && count(200) + count(409) == 48, "{database:?}: {statuses:?}");
+        assert_eq!(
+            host.sql("SELECT count(*) FROM apply_audit_logs"),
+            count(200).to_string(),
+            "no row of a refused one"
+        );
+        assert_eq!(host.sql("SELECT count(*) FROM apply_audit_logs WHERE outcome <> 'success'"), "0");
+
+        let lines = begins_and_ends(&host.portals);
+        assert_eq!(lines.len(), 2 * count(200));
+        for pair in lines.chunks(2) {
+            assert!(pair[0].contains("apply begins") && pair[1].contains("apply proven"), "two at once: {lines:#?}");
+            let row = |line: &str| line.split_once("audit_log_id=").map(|(_, id)| id[..36].to_owned());
+            assert_eq!(row(&pair[0]), row(&pair[1]), "two at once: {lines:#?}");
+        }
+    }
+}
+
+#[test]
+fn a_killed_holder_leaves_the_lock_to_the_other_at_once() {
+    let host = Host::start(Database::Postgres);
+    let [holder, other] = &host.portals;
+    let user = other.create_user("Alice", "alice@example.com");
+    host.asterisk.signal(Signal::STOP);
+    scope(|threads| {
+        threads.spawn(|| holder.try_request("POST", "/apply", Some(&json!({"triggered_by": "killed"}))));
+        wait_until(secs(10), "the holder applies", || holder.log().contains("snapshot and render"));
+        assert_eq!(try_apply(other).status, 409);
+        holder.kill();
+        let applying = threads.spawn(|| try_apply(other));
+        wait_until(secs(10), "the other applies", || other.log().contains("snapshot and render"));
+        host.asterisk.signal(Signal::CONT);
+        let answer = applying.join().expect("an answer");
+        assert_eq!(answer.status, 200, "{}", answer.text);
+    });
+    assert!(serves(&host.asterisk, &account(&user).0));
+    host.audit_log_is(["one failure interrupted", "two success"]);
+}
+
+#[test]
+fn nor_does_a_reload_that_outlives_its_holder_keep_the_lock() {
+    let (folder, User(owner)) = (Folder::new("slow"), PORTAL);
+    make_dir(folder.path(), owner, owner, 0o700);
+    let [begun, hold, script, slow] = ["begun", "hold", "asterisk.sh", "asterisk"].map(|name| folder.path().join(name));
+    let asterisk = Asterisk::start();
+    let wait = format!("touch {}; while [ -e {} ]; do sleep 0.02; done", begun.display(), hold.display());
+    write_file(&script, PORTAL, 0o644, &format!("#!/bin/sh\n{wait}\nexec {} \"$@\"\n", asterisk.bin().display()));
+    install_program(&script, &slow);
+    write_file(&hold, PORTAL, 0o644, "");
+    let host = Host::of(asterisk, Database::Sqlite, &[("ASTERISK_BIN", &slow.display().to_string())]);
+    let [holder, other] = &host.portals;
+    let user = other.create_user("Alice", "alice@example.com");
+    scope(|threads| {
+        threads.spawn(|| holder.try_request("POST", "/apply", Some(&json!({"triggered_by": "killed"}))));
+        wait_until(secs(10), "the holder reloads", || begun.exists());
+        assert_eq!(try_apply(other).status, 409);
+        holder.kill();
+        let applying = threads.spawn(|| try_apply(other));
+        wait_until(secs(10), "the other applies", || other.log().contains("step=\"prepare\""));
+        // Now the killed one's reload comes to Asterisk too.
+        fs::remove_file(&hold).expect("let them go on");
+        let answer = applying.join().expect("an answer");
+        assert_eq!(answer.status, 200, "{}", answer.text);
+    });
+    assert!(serves(&host.asterisk, &account(&user).0));
+    assert_eq!(left_overs(&host.asterisk), [""; 0]);
+    host.audit_log_is(["one failure interrupted", "two success"]);
+}
+
+#[test]
+fn users_who_come_and_go_meanwhile_are_the_next_ones_matter() {
+    for database in [Database::Sqlite, Database::Postgres] {
+        let host = Host::start(database);
+        let [portal, other] = &host.portals;
+        let [stays, goes] = ["stays", "goes"].map(|name| portal.create_user(name, &format!("{name}@example.com")));
+        host.asterisk.signal(Signal::STOP);
+        let (answer, comes) = scope(|threads| {
+            let applying = threads.spawn(|| portal.apply("suite"));
+            wait_until(secs(10), "the users are read", || portal.log().contains("snapshot and render"));
+            // Through either portal, while the apply waits for Asterisk.
+            let comes = portal.create_user("Comes", "comes@example.com");
+            other.delete_user(id(&goes));
+            let takes_over = other.create_user("Takes over", "over@example.com");
+            assert_eq!(account(&takes_over).0, account(&goes).0, "the number is free at once");
+            assert_eq!(portal.users().len(), 3);
+            assert!(!applying.is_finished(), "{database:?}");
+            host.asterisk.signal(Signal::CONT);
+            (applying.join().expect("an answer"), [comes, takes_over])
+        });
+        let [comes, takes_over] = comes;
+        assert_eq!((answer["users_applied"].as_u64(), answer["extensions_generated"].as_u64()), (Some(2), Some(2)));
+        let secret_in_force = |user: &Value| {
+            let (number, secret) = account(user);
+            host.asterisk.rx(&format!("pjsip show auth {number}")).contains(&secret)
+        };
+        assert_eq!(
+            [&stays, &goes, &comes, &takes_over].map(secret_in_force),
+            [true, true, false, false],
+            "the snapshot"
+        );
+        assert!(!serves(&host.asterisk, &account(&comes).0));
+
+        assert_eq!(other.apply("suite")["users_applied"].as_u64(), Some(3));
+        assert_eq!([&stays, &goes, &comes, &takes_over].map(secret_in_force), [true, false, true, true], "the rest");
+    }
+}
