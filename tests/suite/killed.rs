@@ -7,11 +7,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Write as _;
+use std::net::TcpStream;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::fixtures::{Database, account, id, left_overs, psql, registrations, sqlite, try_apply};
 use crate::support::portal::Settings;
+use crate::support::process::Signal;
 use crate::support::sipp::{Called, Phones, call, register};
 use crate::support::strace::{self, Call};
 use crate::support::{Answer, Asterisk, Portal, Postgres, secs, wait_until};
@@ -365,20 +369,21 @@ fn by_sigterm_at_each_step_after_which_it_goes_on_to_its_end() {
     }
 }
 
+/// Sends a request for an apply whose answer nobody will wait for.
+fn request_by_a_client_that_goes(portal: &Portal) -> TcpStream {
+    let mut client = TcpStream::connect(portal.address()).expect("connect");
+    let body = r#"{"triggered_by":"gone"}"#;
+    let head = "POST /apply HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json";
+    write!(client, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).expect("send");
+    client
+}
+
 #[test]
 fn by_no_client_that_hangs_up_at_whatever_moment() {
-    use std::io::Write as _;
     let scene = Succession::on(Database::Sqlite);
-    let body = r#"{"triggered_by":"gone"}"#;
     for milliseconds in (0..100).step_by(7) {
-        let mut client = std::net::TcpStream::connect(scene.portal.address()).expect("connect");
-        write!(
-            client,
-            "POST /apply HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        )
-        .expect("send");
-        std::thread::sleep(std::time::Duration::from_millis(milliseconds));
+        let client = request_by_a_client_that_goes(&scene.portal);
+        std::thread::sleep(Duration::from_millis(milliseconds));
         drop(client);
         wait_until(secs(20), "the apply is done", || try_apply(&scene.portal).status == 200);
     }
@@ -386,4 +391,22 @@ fn by_no_client_that_hangs_up_at_whatever_moment() {
     let gone = scene.sql("SELECT count(*) FROM apply_audit_logs WHERE triggered_by = 'gone'");
     assert!(gone.parse::<u32>().is_ok_and(|count| count > 10), "{gone}");
     scene.repaired("hung up");
+}
+
+#[test]
+fn nor_by_a_stop_after_its_client_has_gone() {
+    let mut scene = Succession::on(Database::Sqlite);
+    scene.next();
+    scene.asterisk.signal(Signal::STOP);
+    let logged = scene.portal.log().len();
+    let client = request_by_a_client_that_goes(&scene.portal);
+    let log = |what: &str| scene.portal.log()[logged..].contains(what);
+    wait_until(secs(10), "the users are read", || log("snapshot and render"));
+    drop(client);
+    scene.portal.signal(Signal::TERM);
+    wait_until(secs(10), "the service stops", || log("stopping"));
+    scene.asterisk.signal(Signal::CONT);
+    wait_until(secs(20), "the service ends", || scene.portal.ended().is_some());
+    assert!(scene.portal.ended().is_some_and(|status| status.success()));
+    assert_eq!((scene.row().as_str(), scene.served()), ("success", true));
 }
