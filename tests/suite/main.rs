@@ -12,6 +12,7 @@ mod databases;
 mod diagnosis;
 mod document;
 mod fixtures;
+mod hammering;
 mod hosts;
 mod foreign_hands;
 mod killed;

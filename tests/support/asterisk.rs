@@ -1,7 +1,7 @@
 //! A real Asterisk 22 with a configuration, a control socket and ports of its own, run as the user [`lab::ASTERISK`].
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard};
@@ -33,6 +33,8 @@ pub struct Options {
     pub old: bool,
     /// No transport at all.
     pub without_transport: bool,
+    /// It speaks SIP over UDP on `[::1]` too.
+    pub ipv6: bool,
 }
 
 /// A running Asterisk; its end is Drop's.
@@ -88,6 +90,11 @@ impl Asterisk {
         self.sip
     }
 
+    /// Where it speaks SIP over IPv6, if its options say so.
+    pub fn sip6(&self) -> SocketAddr {
+        (Ipv6Addr::LOCALHOST, self.sip.port()).into()
+    }
+
     pub fn endpoints_file(&self) -> PathBuf {
         self.etc().join(ENDPOINTS)
     }
@@ -139,11 +146,16 @@ impl Asterisk {
 
     /// Starts it again after [`Asterisk::stop`] or [`Asterisk::kill`], and waits until it is up.
     pub fn boot(&self) {
+        self.begin_to_boot();
+        self.wait_booted();
+    }
+
+    /// The same without waiting.
+    pub fn begin_to_boot(&self) {
         let mut command = command_as(lab::ASTERISK, &[], self.bin());
         command.arg("-f").current_dir(&self.dir);
         let process = Process::start(&mut command, &self.dir.join("log/console"));
         *self.process() = Some(process);
-        self.wait_booted();
     }
 
     pub fn restart(&self) {
@@ -195,11 +207,16 @@ impl Asterisk {
             self.write_config("cli_aliases.conf", &aliases);
         }
         let include = |file| if options.without_includes { String::new() } else { format!("#tryinclude {file}\n") };
-        let transport = |protocol| {
-            let sip = self.sip;
-            format!("[transport-{protocol}]\ntype=transport\nprotocol={protocol}\nbind={sip}\n\n")
-        };
-        let transports = if options.without_transport { String::new() } else { transport("udp") + &transport("tcp") };
+        let transport =
+            |name, protocol, bind| format!("[transport-{name}]\ntype=transport\nprotocol={protocol}\nbind={bind}\n\n");
+        let mut transports = String::new();
+        if !options.without_transport {
+            transports += &transport("udp", "udp", self.sip);
+            transports += &transport("tcp", "tcp", self.sip);
+        }
+        if options.ipv6 {
+            transports += &transport("ipv6", "udp", self.sip6());
+        }
         self.write_config("pjsip.conf", &format!("{transports}{}{}", include(ENDPOINTS), options.pjsip));
         self.write_config("extensions.conf", &format!("[general]\n\n{}{}", include(ROUTING), options.extensions));
     }

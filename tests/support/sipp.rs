@@ -1,6 +1,7 @@
-//! Phones by SIPp: one, or a thousand on one socket, with digest authentication.
+//! Phones by SIPp: one, or a thousand on one socket, with digest authentication, over UDP, TCP and IPv6.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -18,42 +19,135 @@ pub enum Called {
     Busy,
 }
 
+/// How phones reach Asterisk.
+#[derive(Clone, Copy, Debug)]
+pub enum Link {
+    Udp,
+    Tcp,
+    /// UDP, on an Asterisk that was started with [`super::asterisk::Options::ipv6`].
+    Ipv6,
+}
+
+impl Link {
+    fn asterisk(self, asterisk: &Asterisk) -> SocketAddr {
+        match self {
+            Self::Udp | Self::Tcp => asterisk.sip(),
+            Self::Ipv6 => asterisk.sip6(),
+        }
+    }
+
+    /// SIPp's name of it: all calls on one socket.
+    fn transport(self) -> &'static str {
+        match self {
+            Self::Udp | Self::Ipv6 => "u1",
+            Self::Tcp => "t1",
+        }
+    }
+}
+
 /// Registered phones that answer Asterisk's OPTIONS. Dropping them unplugs them: they stay registered, and silent.
 pub struct Phones {
     folder: Folder,
     _sipp: Process,
-    _ports: [Ports; 2],
+    ports: [Ports; 2],
 }
 
 impl Phones {
     /// Registers the phones, (number, secret) each, and waits until Asterisk has accepted all.
     pub fn register(asterisk: &Asterisk, accounts: &[(&str, &str)], called: Called) -> Self {
+        Self::register_over(Link::Udp, asterisk, accounts, called)
+    }
+
+    /// The same over any link.
+    pub fn register_over(link: Link, asterisk: &Asterisk, accounts: &[(&str, &str)], called: Called) -> Self {
         let (folder, ports) = (Folder::new("phones"), [Ports::one(), Ports::one()]);
         let lines: Vec<_> = accounts.iter().map(|account| line(*account, "")).collect();
-        let mut sipp = sipp(asterisk, &folder, &ports, "register", &lines, secs(24 * 3600));
+        let mut sipp = sipp((link, asterisk), &folder, &ports, "register", &lines, secs(24 * 3600));
         let called = match called {
             Called::Answer => "answer",
             Called::Ring => "ring",
             Called::Busy => "busy",
         };
         sipp.arg("-oocsf").arg(scenario(called));
+        Self::start(folder, ports, sipp, accounts.len())
+    }
+
+    /// A phone that answers, and that sends REGISTER some fifty times a second, whatever Asterisk says; waits until it is
+    /// registered.
+    pub fn hammer(asterisk: &Asterisk, account: (&str, &str)) -> Self {
+        let (folder, ports) = (Folder::new("hammer"), [Ports::one(), Ports::one()]);
+        let mut sipp = sipp((Link::Udp, asterisk), &folder, &ports, "hammer", &[line(account, "")], Duration::ZERO);
+        without_end(&mut sipp, HAMMERING_AT_ONCE, 50).arg("-oocsf").arg(scenario("answer"));
+        Self::start(folder, ports, sipp, 1)
+    }
+
+    fn start(folder: Folder, ports: [Ports; 2], mut sipp: Command, count: usize) -> Self {
         let mut process = Process::start(&mut sipp, &folder.path().join("output"));
-        let registered = || read(&folder, "log");
-        let output = || read(&folder, "output");
-        let bound = secs(20) + Duration::from_millis(20) * u32::try_from(accounts.len()).expect("a number of phones");
+        let bound = secs(20) + Duration::from_millis(20) * u32::try_from(count).expect("a number of phones");
         wait_until(bound, "all phones are registered", || {
             if let Some(status) = process.ended() {
-                panic!("SIPp ended while it registered phones, {status}:\n{}", output());
+                panic!("SIPp ended while it registered phones, {status}:\n{}", read(&folder, "output"));
             }
-            registered().lines().count() >= accounts.len()
+            read(&folder, "log").lines().filter(|line| line.starts_with("registered")).count() >= count
         });
-        Self { folder, _sipp: process, _ports: ports }
+        Self { folder, _sipp: process, ports }
     }
 
     /// How many requests of this method the phone of this number got, repeated ones too.
     pub fn requests(&self, method: &str, number: &str) -> usize {
+        self.arrivals(method, number).len()
+    }
+
+    /// When those came, in the form of [`Caller::calls`].
+    pub fn arrivals(&self, method: &str, number: &str) -> Vec<String> {
         let start = format!("{method} sip:{number}@");
-        read(&self.folder, "messages").lines().filter(|line| line.starts_with(&start)).count()
+        let came = messages(&self.folder).into_iter().filter(|message| message.start.starts_with(&start));
+        came.map(|message| message.at).collect()
+    }
+
+    /// How each REGISTER of [`Phones::hammer`] ended, oldest first: whether it was accepted.
+    pub fn registrations(&self) -> Vec<bool> {
+        read(&self.folder, "log").lines().map(|line| line.starts_with("registered")).collect()
+    }
+
+    /// The port on 127.0.0.1 where they are called.
+    pub fn port(&self) -> u16 {
+        self.ports[0].number()
+    }
+}
+
+/// How many REGISTERs of [`Phones::hammer`] may be under way.
+pub const HAMMERING_AT_ONCE: usize = 5;
+
+/// Somebody who calls a number without pause, one short call after the other. Dropping it ends that.
+pub struct Caller {
+    folder: Folder,
+    _sipp: Process,
+    _ports: [Ports; 2],
+}
+
+impl Caller {
+    /// Begins, and waits until the first call has ended.
+    pub fn start(asterisk: &Asterisk, from: (&str, &str), to: &str) -> Self {
+        let (folder, ports) = (Folder::new("caller"), [Ports::one(), Ports::one()]);
+        let hold = Duration::from_millis(10);
+        let mut sipp = sipp((Link::Udp, asterisk), &folder, &ports, "invite", &[line(from, to)], hold);
+        let sipp = Process::start(without_end(&mut sipp, 1, 200), &folder.path().join("output"));
+        let caller = Self { folder, _sipp: sipp, _ports: ports };
+        caller.wait_for_calls(1);
+        caller
+    }
+
+    /// When each call was decided, as text that sorts by time, and its final status; oldest first.
+    pub fn calls(&self) -> Vec<(String, u16)> {
+        let decided = |message: Message| Some((message.at, final_status(&message.start)?));
+        messages(&self.folder).into_iter().filter(|message| message.cseq == "2 INVITE").filter_map(decided).collect()
+    }
+
+    /// Waits until this many more calls were decided.
+    pub fn wait_for_calls(&self, more: usize) {
+        let enough = self.calls().len() + more;
+        wait_until(secs(60), "more calls are decided", || self.calls().len() >= enough);
     }
 }
 
@@ -76,18 +170,22 @@ pub fn message(asterisk: &Asterisk, from: (&str, &str), to: &str) -> u16 {
 /// whether the scenario had expected it.
 fn request(asterisk: &Asterisk, name: &str, line: String, hold: Duration) -> u16 {
     let (folder, ports) = (Folder::new(name), [Ports::one(), Ports::one()]);
-    let mut command = sipp(asterisk, &folder, &ports, name, &[line], hold);
+    let mut command = sipp((Link::Udp, asterisk), &folder, &ports, name, &[line], hold);
     let output = run_within(secs(60), &mut command);
-    let messages = read(&folder, "messages");
-    let mut statuses = messages.lines().filter_map(|line| line.strip_prefix("SIP/2.0 ")?.get(..3)?.parse().ok());
-    let last = statuses.rfind(|status| *status >= 200);
+    let last = messages(&folder).iter().rev().find_map(|message| final_status(&message.start));
     last.unwrap_or_else(|| {
         panic!(
-            "no final answer to {name}, SIPp {}:\n{messages}{}",
+            "no final answer to {name}, SIPp {}:\n{}{}",
             output.status,
+            read(&folder, "messages"),
             String::from_utf8_lossy(&output.stderr)
         )
     })
+}
+
+/// The status of an answer, unless it is provisional.
+fn final_status(start: &str) -> Option<u16> {
+    start.strip_prefix("SIP/2.0 ")?.get(..3)?.parse().ok().filter(|status| *status >= 200)
 }
 
 /// A line of SIPp's injection file: the number, its credentials, and whom it calls.
@@ -96,7 +194,7 @@ fn line((number, secret): (&str, &str), to: &str) -> String {
 }
 
 fn sipp(
-    asterisk: &Asterisk,
+    (link, asterisk): (Link, &Asterisk),
     folder: &Folder,
     [sip, control]: &[Ports; 2],
     name: &str,
@@ -107,9 +205,10 @@ fn sipp(
     fs::write(file("phones.csv"), format!("SEQUENTIAL\n{}\n", lines.join("\n"))).expect("write phones.csv");
     let count = lines.len().to_string();
     let mut command = Command::new("sipp");
+    let server = link.asterisk(asterisk);
     command
-        .arg(asterisk.sip().to_string())
-        .args(["-i", "127.0.0.1", "-p", &sip.number().to_string(), "-t", "u1"])
+        .arg(server.to_string())
+        .args(["-i", &server.ip().to_string(), "-p", &sip.number().to_string(), "-t", link.transport()])
         .args(["-ci", "127.0.0.1", "-cp", &control.number().to_string()])
         .arg("-sf")
         .arg(scenario(name))
@@ -127,6 +226,36 @@ fn sipp(
         .env("TERM", "dumb")
         .current_dir(folder.path());
     command
+}
+
+/// Lets a scenario run again and again, so many at once and so many a second.
+fn without_end(sipp: &mut Command, at_once: usize, a_second: usize) -> &mut Command {
+    // Of an option given twice, SIPp takes the last.
+    sipp.args(["-m", "1000000", "-l", &at_once.to_string(), "-r", &a_second.to_string()])
+}
+
+/// A message that SIPp sent or got.
+struct Message {
+    /// Date and time to the microsecond: text that sorts by time, the same for all of this machine's SIPps.
+    at: String,
+    /// Its first line.
+    start: String,
+    /// Which request it is or answers, such as `2 INVITE`.
+    cseq: String,
+}
+
+/// SIPp's trace, oldest first. Each message comes behind a line of dashes with the time, one that says how long it is, and
+/// an empty one.
+fn messages(folder: &Folder) -> Vec<Message> {
+    let parse = |block: &str| {
+        let mut lines = block.lines();
+        let at = lines.next()?.to_owned();
+        let start = lines.nth(2)?.to_owned();
+        let cseq = lines.find_map(|line| line.strip_prefix("CSeq: "))?.to_owned();
+        Some(Message { at, start, cseq })
+    };
+    let dashes = format!("{} ", "-".repeat(47));
+    read(folder, "messages").split(&dashes).skip(1).filter_map(parse).collect()
 }
 
 /// One of the files that SIPp writes.
