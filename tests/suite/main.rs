@@ -18,6 +18,7 @@ mod foreign_hands;
 mod killed;
 mod look_before_touching;
 mod main_job;
+mod no_mass_eviction;
 mod principles;
 mod recordings;
 mod settings;

@@ -9,7 +9,7 @@ use crate::support::sipp::{Called, Link, Phones, call, register};
 use crate::support::{Asterisk, Portal, secs, wait_until};
 
 /// A number whose owner has a phone, and somebody who calls it.
-struct Number {
+struct Scene {
     asterisk: Asterisk,
     portal: Portal,
     caller: (String, String),
@@ -17,7 +17,7 @@ struct Number {
     owner: Value,
 }
 
-impl Number {
+impl Scene {
     /// 1001 of this Asterisk, applied.
     fn of(asterisk: Asterisk) -> Self {
         let portal = Portal::start(&Settings::of(&asterisk));
@@ -71,6 +71,9 @@ impl Number {
     }
 }
 
+/// Something that happens.
+type Happens = fn(&Scene);
+
 /// The extensions that an apply's answer names as evicted.
 fn evicted(applied: &Value) -> Vec<String> {
     let registrations = applied["registrations_evicted"].as_array().expect("a list");
@@ -86,7 +89,7 @@ fn a_deleted_users_phone_is_out_and_gets_no_more_options_reused_or_not() {
             .expect("write the endpoints");
         asterisk.rx("pjsip reload");
     };
-    let mut scene = Number::of(Asterisk::start());
+    let mut scene = Scene::of(Asterisk::start());
     let colleague = account(&scene.portal.create_user("Colleague", "colleague@example.com"));
     scene.portal.apply("suite");
     let colleagues_phone = Phones::register(&scene.asterisk, &[(&colleague.0, &colleague.1)], Called::Answer);
@@ -118,7 +121,7 @@ fn a_deleted_users_phone_is_out_and_gets_no_more_options_reused_or_not() {
 
 #[test]
 fn over_tcp_and_ipv6_as_over_udp() {
-    let mut scene = Number::of(Asterisk::start_with(&Options { ipv6: true, ..Options::default() }));
+    let mut scene = Scene::of(Asterisk::start_with(&Options { ipv6: true, ..Options::default() }));
     for (link, uri) in
         [(Link::Udp, "sip:1001@127.0.0.1:"), (Link::Tcp, ";transport=TCP"), (Link::Ipv6, "sip:1001@[::1]:")]
     {
@@ -135,7 +138,7 @@ fn over_tcp_and_ipv6_as_over_udp() {
 
 #[test]
 fn each_of_several_contacts_of_a_number_is_evicted() {
-    let mut scene = Number::of(Asterisk::start());
+    let mut scene = Scene::of(Asterisk::start());
     let other = account(&scene.portal.create_user("Other", "other@example.com"));
     scene.portal.apply("suite");
     let (phone, secret) = (scene.phone(Link::Udp), scene.secret());
@@ -157,8 +160,8 @@ fn each_of_several_contacts_of_a_number_is_evicted() {
 
 #[test]
 fn whatever_happens_between_the_delete_and_the_next_apply() {
-    let mut scene = Number::of(Asterisk::start());
-    let between: [(&str, fn(&Number)); 6] = [
+    let mut scene = Scene::of(Asterisk::start());
+    let between: [(&str, Happens); 6] = [
         ("an apply that Asterisk refuses", |scene| {
             scene.asterisk.edit_config("pjsip.conf", |text| format!("{text}{TWO_OF_ONE_NAME}"));
             failed_apply(&scene.portal, &["1001", "[alice] of type=auth"]);
@@ -203,7 +206,7 @@ fn whatever_happens_between_the_delete_and_the_next_apply() {
 
 #[test]
 fn a_database_that_came_back_from_a_backup() {
-    let mut scene = Number::of(Asterisk::start());
+    let mut scene = Scene::of(Asterisk::start());
     let database = scene.portal.data_dir().join("portal.db");
     let backup = database.with_file_name("backup.db");
     let first_owner = scene.owner.clone();

@@ -236,7 +236,7 @@ fn without_end(sipp: &mut Command, at_once: usize, a_second: usize) -> &mut Comm
 
 /// A message that SIPp sent or got.
 struct Message {
-    /// Date and time to the microsecond: text that sorts by time, the same for all of this machine's SIPps.
+    /// Date and time to the microsecond: text that sorts by time, the same clock for all on this machine.
     at: String,
     /// Its first line.
     start: String,

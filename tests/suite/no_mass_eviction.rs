@@ -1,0 +1,184 @@
+//! Nobody is evicted by mistake: not by an Asterisk that is booting, that refuses its `pjsip.conf` or lacks a module, and not by
+//! applies that fail again and again.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::fixtures::{account, failed_apply, host, id, registrations, try_apply};
+use crate::support::sipp::{Called, Phones, call, register};
+use crate::support::{Asterisk, Portal, secs, wait_until};
+
+/// A few users with registered phones.
+struct Scene {
+    asterisk: Asterisk,
+    portal: Portal,
+    users: Vec<Value>,
+    phones: Phones,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let (asterisk, portal) = host();
+        let users: Vec<_> =
+            (0..4).map(|index| portal.create_user("User", &format!("user{index}@example.com"))).collect();
+        portal.apply("suite");
+        let accounts: Vec<_> = users.iter().map(account).collect();
+        let accounts: Vec<_> = accounts.iter().map(|(number, secret)| (number.as_str(), secret.as_str())).collect();
+        let phones = Phones::register(&asterisk, &accounts, Called::Answer);
+        Self { asterisk, portal, users, phones }
+    }
+
+    /// The last user's number gets another owner; the next apply has to evict this one phone.
+    fn last_changes_hands(&mut self) {
+        let last = self.users.last_mut().expect("a user");
+        self.portal.delete_user(id(last));
+        let next = self.portal.create_user("Next", "next@example.com");
+        assert_eq!(account(&next).0, account(last).0);
+        *last = next;
+    }
+
+    fn registered(&self) -> Vec<String> {
+        registered(&self.asterisk)
+    }
+
+    /// The phone of this user rings when the first one calls.
+    #[track_caller]
+    fn rings(&self, index: usize) {
+        let (from, to) = (account(&self.users[0]), account(&self.users[index]).0);
+        let rung = self.phones.requests("INVITE", &to);
+        assert_eq!(call(&self.asterisk, (&from.0, &from.1), &to), 200);
+        assert_eq!(self.phones.requests("INVITE", &to), rung + 1);
+    }
+}
+
+/// The keys of all registrations, with the contacts.
+fn registered(asterisk: &Asterisk) -> Vec<String> {
+    let rows = asterisk.rx("database show registrar/contact");
+    let row = |row: &str| {
+        let (key, value) = row.split_once(": ")?;
+        let value: Value = serde_json::from_str(value).ok()?;
+        Some(format!("{key} {}", value["uri"]))
+    };
+    rows.lines().filter_map(row).collect()
+}
+
+#[test]
+fn by_an_asterisk_that_is_still_booting() {
+    let mut scene = Scene::new();
+    let registered = scene.registered();
+    assert_eq!(registered.len(), 4);
+    scene.last_changes_hands();
+    scene.asterisk.stop();
+    scene.asterisk.begin_to_boot();
+    // It answers, but has no PJSIP yet.
+    wait_until(secs(20), "the control socket answers", || scene.asterisk.rx("core show uptime").contains("uptime"));
+    let early = scene.asterisk.rx("pjsip show auths");
+    assert!(early.contains("No such command"), "{early}");
+    let answer = try_apply(&scene.portal);
+    assert_eq!(answer.status, 200, "it waits for the boot: {}", answer.text);
+    let evicted = &answer.json["registrations_evicted"];
+    assert_eq!((evicted.as_array().map(Vec::len), evicted[0]["extension"].as_u64()), (Some(1), Some(1003)));
+    assert_eq!(scene.registered(), registered[..3]);
+
+    // Applies without pause, from before there is a socket until it is up.
+    scene.asterisk.stop();
+    scene.asterisk.begin_to_boot();
+    let mut refused = 0;
+    wait_until(secs(60), "an apply succeeds", || {
+        let answer = try_apply(&scene.portal);
+        refused += usize::from(answer.status == 500);
+        answer.status == 200
+    });
+    assert!(refused > 0, "some came too early");
+    assert_eq!(scene.registered(), registered[..3]);
+    scene.rings(2);
+}
+
+#[test]
+fn by_an_asterisk_that_was_restarted_on_a_broken_pjsip_conf() {
+    let mut scene = Scene::new();
+    let registered = scene.registered();
+    let mut left = registered.len();
+    let sound = fs::read_to_string(scene.asterisk.etc().join("pjsip.conf")).expect("pjsip.conf");
+    for broken in ["#include nothing/*.conf\n", "[nobody](+type=endpoint)\n"] {
+        scene.asterisk.write_config("pjsip.conf", &format!("{sound}{broken}"));
+        scene.asterisk.restart();
+        let auths = scene.asterisk.rx("pjsip show auths");
+        assert!(auths.contains("No objects found"), "{broken} refuses everything: {auths}");
+        for _ in 0..2 {
+            failed_apply(&scene.portal, &["endpoints missing"]);
+            assert_eq!(scene.registered(), registered[..left], "{broken}");
+        }
+        // One number changes hands meanwhile: its phone alone is evicted, once.
+        if left == registered.len() {
+            scene.last_changes_hands();
+            left -= 1;
+            failed_apply(&scene.portal, &["endpoints missing"]);
+            assert_eq!(scene.registered(), registered[..left]);
+        }
+        scene.asterisk.write_config("pjsip.conf", &sound);
+        scene.asterisk.restart();
+        assert_eq!(scene.portal.apply("suite")["registrations_evicted"].as_array().map(Vec::len), Some(0));
+        assert_eq!(scene.registered(), registered[..left]);
+        scene.rings(1);
+        scene.rings(2);
+    }
+}
+
+#[test]
+fn by_an_asterisk_without_func_sorcery() {
+    let mut scene = Scene::new();
+    let registered = scene.registered();
+    scene.last_changes_hands();
+    let modules = fs::read_to_string(scene.asterisk.etc().join("modules.conf")).expect("modules.conf");
+    scene.asterisk.write_config("modules.conf", &format!("{modules}noload=func_sorcery.so\n"));
+    scene.asterisk.restart();
+    let before = fs::read(scene.asterisk.endpoints_file()).expect("the endpoints");
+    failed_apply(&scene.portal, &["func_sorcery.so"]);
+    assert_eq!(fs::read(scene.asterisk.endpoints_file()).expect("the endpoints"), before);
+    assert_eq!(scene.registered(), registered, "nobody is evicted");
+    scene.rings(2);
+    scene.asterisk.write_config("modules.conf", &modules);
+    scene.asterisk.restart();
+    assert_eq!(scene.portal.apply("suite")["registrations_evicted"].as_array().map(Vec::len), Some(1));
+    assert_eq!(scene.registered(), registered[..3]);
+    scene.rings(2);
+}
+
+#[test]
+fn by_applies_that_keep_failing_while_new_secrets_are_in_force() {
+    let (asterisk, portal) = host();
+    let caller = account(&portal.create_user("Caller", "caller@example.com"));
+    let mut owner = portal.create_user("Owner 0", "owner@example.com");
+    let number = account(&owner).0;
+    portal.apply("suite");
+    // Of the type that has two sections of one name, Asterisk keeps all as they were; the auths it takes.
+    for (round, kind) in ["endpoint", "aor"].into_iter().enumerate() {
+        let old_secret = account(&owner).1;
+        let old_phone = Phones::register(&asterisk, &[(&number, &old_secret)], Called::Answer);
+        portal.delete_user(id(&owner));
+        owner = portal.create_user(&format!("Owner {}", round + 1), &format!("owner{round}@example.com"));
+        portal.create_user("Late", &format!("late{round}@example.com"));
+        let twice = format!("[alice]\ntype={kind}\n[alice]\ntype={kind}\n");
+        asterisk.edit_config("pjsip.conf", |text| format!("{text}{twice}"));
+        let missing = if kind == "aor" { "AORs missing" } else { "endpoints missing" };
+        failed_apply(&portal, &[missing]);
+        assert_eq!(registrations(&asterisk, &number), 0, "the old phone is evicted");
+
+        let new_phone = Phones::register(&asterisk, &[(&number, &account(&owner).1)], Called::Answer);
+        let contacts = registered(&asterisk);
+        assert_eq!(contacts.len(), 1);
+        for failure in 1..=3 {
+            failed_apply(&portal, &[missing]);
+            assert_eq!(registered(&asterisk), contacts, "the new owner's phone stays, whatever fails");
+            assert_eq!(call(&asterisk, (&caller.0, &caller.1), &number), 200);
+            assert_eq!(new_phone.requests("INVITE", &number), failure);
+        }
+        assert_eq!(register(&asterisk, (&number, &old_secret)), 401);
+        assert_eq!(old_phone.requests("INVITE", &number), 0, "the old phone never rings");
+        asterisk.edit_config("pjsip.conf", |text| text.replace(&twice, ""));
+        assert_eq!(portal.apply("suite")["registrations_evicted"].as_array().map(Vec::len), Some(0));
+        assert_eq!(registered(&asterisk), contacts);
+    }
+}
