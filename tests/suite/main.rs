@@ -23,5 +23,6 @@ mod principles;
 mod recordings;
 mod settings;
 mod stale_registrations;
+mod surviving_calls;
 mod thousand;
 mod two_processes;

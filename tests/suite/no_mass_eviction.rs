@@ -69,13 +69,27 @@ fn by_an_asterisk_that_is_still_booting() {
     let registered = scene.registered();
     assert_eq!(registered.len(), 4);
     scene.last_changes_hands();
+
+    // A configuration file whose text a program gives: Asterisk does not go on before the test lets it.
+    let go = scene.asterisk.etc().join("go");
+    let wait = format!("for i in $(seq 600); do test -e {} && break; sleep 0.1; done\n", go.display());
+    scene.asterisk.write_config("wait.sh", &wait);
+    scene.asterisk.edit_config("asterisk.conf", |text| format!("{text}\n[options]\nexecincludes = yes\n"));
+    let program = scene.asterisk.etc().join("wait.sh");
+    scene.asterisk.edit_config("rtp.conf", |text| format!("{text}#exec \"sh {}\"\n", program.display()));
     scene.asterisk.stop();
     scene.asterisk.begin_to_boot();
-    // It answers, but has no PJSIP yet.
     wait_until(secs(20), "the control socket answers", || scene.asterisk.rx("core show uptime").contains("uptime"));
-    let early = scene.asterisk.rx("pjsip show auths");
-    assert!(early.contains("No such command"), "{early}");
-    let answer = try_apply(&scene.portal);
+    let answer = std::thread::scope(|scope| {
+        let applying = scope.spawn(|| try_apply(&scene.portal));
+        wait_until(secs(20), "the auths are loaded", || {
+            scene.asterisk.rx("pjsip show auths").contains("Objects found")
+        });
+        assert_eq!(scene.registered(), registered, "nobody is evicted before Asterisk is fully booted");
+        assert!(!applying.is_finished());
+        scene.asterisk.write_config("go", "");
+        applying.join().expect("an answer")
+    });
     assert_eq!(answer.status, 200, "it waits for the boot: {}", answer.text);
     let evicted = &answer.json["registrations_evicted"];
     assert_eq!((evicted.as_array().map(Vec::len), evicted[0]["extension"].as_u64()), (Some(1), Some(1003)));
