@@ -21,6 +21,7 @@ mod main_job;
 mod no_mass_eviction;
 mod principles;
 mod recordings;
+mod reloads;
 mod settings;
 mod stale_registrations;
 mod surviving_calls;

@@ -1,0 +1,167 @@
+//! Reloads that Asterisk drops because it is busy with another, listings that lose lines because the reader is slow, and an
+//! Asterisk that hangs under a reload.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, sleep};
+
+use crate::fixtures::{account, failed_apply, host, id, try_apply};
+use crate::support::lab::{self, Folder, User, install_program, make_dir};
+use crate::support::portal::Settings;
+use crate::support::process::Signal;
+use crate::support::sipp::{Called, Phones};
+use crate::support::strace;
+use crate::support::{Asterisk, Portal, secs, wait_until};
+
+/// Each user makes reloads and listings longer.
+const USERS: usize = 300;
+
+/// Creates users and gives them.
+fn crowd(portal: &Portal) -> Vec<serde_json::Value> {
+    (0..USERS).map(|index| portal.create_user("User", &format!("user{index}@example.com"))).collect()
+}
+
+/// An `asterisk` that is a shell script: `body` runs with the real one in `$asterisk`, and with a folder in `$here` in which the
+/// portal may write.
+fn script(asterisk: &Asterisk, folder: &Folder, body: &str) -> PathBuf {
+    let User(owner) = lab::PORTAL;
+    make_dir(folder.path(), owner, owner, 0o755);
+    let (source, program) = (folder.path().join("asterisk.sh"), folder.path().join("asterisk"));
+    let (real, here) = (asterisk.bin(), folder.path());
+    let text = format!("#!/bin/sh\nasterisk={}\nhere={}\n{body}", real.display(), here.display());
+    fs::write(&source, text).expect("write a script");
+    install_program(&source, &program);
+    program
+}
+
+const DROPPED: &str = "already in progress";
+
+#[test]
+fn dropped_reloads_whole_or_of_one_module_are_sent_again() {
+    let (asterisk, folder) = (Asterisk::start(), Folder::new("script"));
+    let keeping = "out=$(mktemp \"$here/XXXXXX.out\")\n$asterisk \"$@\" >\"$out\"\ncat \"$out\"\n";
+    let program = script(&asterisk, &folder, keeping);
+    let portal = Portal::start(&Settings::of(&asterisk).with("ASTERISK_BIN", program.display()));
+    let mut users = crowd(&portal);
+    portal.apply("suite");
+    // What each command of the portal printed, if Asterisk dropped something: whether all of it.
+    let dropped = || {
+        let files = fs::read_dir(folder.path()).expect("list").map(|file| file.expect("a file").path());
+        let texts = files.filter(|file| file.extension().is_some_and(|end| end == "out")).map(fs::read_to_string);
+        let texts = texts.map(|text| text.expect("what was printed")).filter(|text| text.contains(DROPPED));
+        texts.map(|text| !text.contains("reloaded successfully")).collect::<Vec<_>>()
+    };
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        // `dialplan reload` is never dropped, and makes nobody else's be.
+        for command in ["pjsip reload", "module reload res_pjsip_notify.so"] {
+            let (asterisk, done) = (&asterisk, &done);
+            scope.spawn(move || {
+                while !done.load(Ordering::Relaxed) {
+                    asterisk.rx(command);
+                }
+            });
+        }
+        let _done = Done(&done);
+        // Most are dropped whole; one in some fifteen applies meets the end of the other reload.
+        wait_until(secs(120), "reloads are dropped, some whole and some in part", || {
+            portal.delete_user(id(&users.pop().expect("a user")));
+            assert_eq!(portal.apply("suite")["users_applied"].as_u64(), u64::try_from(users.len()).ok());
+            [true, false].iter().all(|whole| dropped().contains(whole))
+        });
+    });
+    assert_eq!(portal.log().matches("sent again").count(), dropped().len());
+}
+
+/// Ends the loops of other threads, even if the test panics.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn listings_that_lost_lines_are_read_again() {
+    let (asterisk, portal) = host();
+    let mut users = VecDeque::from(crowd(&portal));
+    portal.apply("suite");
+    let accounts: Vec<_> = users.iter().map(account).collect();
+    let accounts: Vec<_> = accounts.iter().map(|(number, secret)| (number.as_str(), secret.as_str())).collect();
+    let _phones = Phones::register(&asterisk, &accounts, Called::Answer);
+    // Gives the next number to somebody else and applies with strace at the portal.
+    let mut apply_under = |arguments: &[&str]| {
+        let left = users.pop_front().expect("a user");
+        portal.delete_user(id(&left));
+        portal.create_user("Next", &format!("next{}@example.com", account(&left).0));
+        let (answer, calls) = thread::scope(|scope| {
+            let applying = scope.spawn(|| strace::under(portal.pid(), arguments, || try_apply(&portal)));
+            // A reader that is stopped, for a second at most.
+            while !applying.is_finished() {
+                sleep(secs(1));
+                portal.signal(Signal::CONT);
+            }
+            applying.join().expect("an answer")
+        });
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        let evicted = &answer.json["registrations_evicted"];
+        assert_eq!(evicted.as_array().map(Vec::len), Some(1), "{evicted}");
+        assert_eq!(evicted[0]["extension"].to_string(), account(&left).0);
+        calls
+    };
+
+    let questions = ["-f", "-s", "80", "-e", "trace=sendto"];
+    let calls = apply_under(&questions);
+    let thread = &calls.iter().find(|call| call.text.contains("dialplan show")).expect("a listing").thread;
+    let asked: Vec<_> = calls.iter().filter(|call| call.thread == *thread).collect();
+    for listing in ["module show", "dialplan show synergy-internal", "database show registrar/contact"] {
+        let read_again = format!("read again command=\"{listing}\"");
+        for (index, _) in asked.iter().enumerate().filter(|(_, call)| call.text.contains(listing)) {
+            // It asks, and does not read the answer until it may go on.
+            let stop = format!("inject=sendto:signal=STOP:when={}", index + 1);
+            apply_under(&[&questions[..], &["-e", &stop]].concat());
+        }
+        assert!(portal.log().contains(&read_again), "{listing} lost lines");
+    }
+}
+
+/// The processes of a group, ended ones that nobody has waited for among them, with their command lines.
+fn group(id: &str) -> Vec<String> {
+    let processes = fs::read_dir("/proc").expect("list /proc").map(|entry| entry.expect("list /proc").path());
+    let of_group = processes.filter(|process| {
+        let stat = fs::read_to_string(process.join("stat")).unwrap_or_default();
+        // `pid (name) state parent group …`, where the name may hold anything.
+        stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(2)) == Some(id)
+    });
+    of_group.map(|process| fs::read_to_string(process.join("cmdline")).unwrap_or_default()).collect()
+}
+
+#[test]
+fn a_reload_that_hangs_is_killed_with_all_its_processes() {
+    let (asterisk, folder) = (Asterisk::start(), Folder::new("script"));
+    // The real client is the script's child; it waits until the test has stopped Asterisk.
+    let body = "echo $$ >\"$here/group\"\nuntil test -e \"$here/go\"; do sleep 0.02; done\n$asterisk \"$@\"\nexit $?\n";
+    let program = script(&asterisk, &folder, body);
+    let settings = Settings::of(&asterisk).with("ASTERISK_BIN", program.display()).with("ASTERISK_TIMEOUT_SECS", 2);
+    let portal = Portal::start(&settings);
+    portal.create_user("Alice", "alice@example.com");
+    let id = || fs::read_to_string(folder.path().join("group")).unwrap_or_default().trim().to_owned();
+    let answer = thread::scope(|scope| {
+        let applying = scope.spawn(|| failed_apply(&portal, &["-rx 'pjsip reload' did not end within 2 s"]));
+        wait_until(secs(20), "the reload begins", || !id().is_empty());
+        asterisk.signal(Signal::STOP);
+        fs::write(folder.path().join("go"), "").expect("let it go on");
+        wait_until(secs(20), "the client waits", || group(&id()).iter().any(|line| line.contains("asterisk.conf")));
+        applying.join().expect("an answer")
+    });
+    let reloads = &answer["reload_results"];
+    let command = reloads["pjsip_reload"]["command"].as_str().expect("a command");
+    assert_eq!(command, format!("{} -rx 'pjsip reload'", program.display()));
+    assert!(reloads["pjsip_reload"]["exit_code"].is_null() && reloads["dialplan_reload"].is_null(), "{reloads}");
+    wait_until(secs(10), "no process of it is left, and none that nobody waited for", || group(&id()).is_empty());
+    asterisk.signal(Signal::CONT);
+    portal.apply("suite");
+}
