@@ -1,49 +1,126 @@
 //! The old owner's phone registers some fifty times a second and its number is called without pause, before, during and after
-//! the apply that gives the number to somebody else.
+//! the apply that gives the number to somebody else, or that is killed while it does.
+
+use serde_json::{Value, json};
 
 use crate::fixtures::{account, host, id, registrations};
 use crate::support::sipp::{Caller, HAMMERING_AT_ONCE, Phones};
-use crate::support::{secs, wait_until};
+use crate::support::{Asterisk, Portal, secs, strace, wait_until};
 
 /// Each user makes the reloads, and so the time in which something could go wrong, longer.
 const OTHER_USERS: usize = 200;
 
-#[test]
-fn the_old_phone_never_rings_for_the_new_owner() {
-    let (asterisk, portal) = host();
-    let caller = account(&portal.create_user("Caller", "caller@example.com"));
-    let mut owner = portal.create_user("Owner", "owner@example.com");
-    for index in 0..OTHER_USERS {
-        portal.create_user("Other", &format!("other{index}@example.com"));
+/// A number that gets another owner again and again.
+struct Scene {
+    asterisk: Asterisk,
+    portal: Portal,
+    caller: (String, String),
+    owner: Value,
+    number: String,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let (asterisk, portal) = host();
+        let caller = account(&portal.create_user("Caller", "caller@example.com"));
+        let owner = portal.create_user("Owner", "owner@example.com");
+        for index in 0..OTHER_USERS {
+            portal.create_user("Other", &format!("other{index}@example.com"));
+        }
+        portal.apply("suite");
+        let number = account(&owner).0;
+        Self { asterisk, portal, caller, owner, number }
     }
-    portal.apply("suite");
-    for round in 0..5 {
-        let (number, secret) = account(&owner);
-        let phone = Phones::hammer(&asterisk, (&number, &secret));
-        let caller = Caller::start(&asterisk, (&caller.0, &caller.1), &number);
+
+    /// The owner's phone hammers, somebody calls it without pause, and the number gets another owner.
+    fn change_hands(&mut self) -> (Phones, Caller) {
+        let (number, secret) = account(&self.owner);
+        let phone = Phones::hammer(&self.asterisk, (&number, &secret));
+        let caller = Caller::start(&self.asterisk, (&self.caller.0, &self.caller.1), &number);
         wait_until(secs(20), "the owner's phone rings", || phone.requests("INVITE", &number) >= 3);
+        self.portal.delete_user(id(&self.owner));
+        self.owner = self.portal.create_user("Next", &format!("{secret}@example.com"));
+        assert_eq!(account(&self.owner).0, number);
+        (phone, caller)
+    }
 
-        portal.delete_user(id(&owner));
-        owner = portal.create_user("Next", &format!("next{round}@example.com"));
-        assert_eq!(account(&owner).0, number);
-        let evicted = &portal.apply("suite")["registrations_evicted"];
-        let (rung, tried) = (phone.requests("INVITE", &number), phone.registrations().len());
-        assert!(evicted.to_string().contains(&number), "{evicted}");
-
+    /// From the first call that is refused on, none is answered and none rings the phone; the last gets this status.
+    #[track_caller]
+    fn silent(&self, phone: &Phones, caller: &Caller, status: u16) {
         caller.wait_for_calls(10);
-        wait_until(secs(20), "the old phone goes on", || phone.registrations().len() >= tried + 50);
-        let later = phone.registrations().split_off(tried + HAMMERING_AT_ONCE);
-        assert!(later.iter().all(|accepted| !accepted), "it is refused each time: {later:?}");
-        assert_eq!(registrations(&asterisk, &number), 0);
-        assert_eq!(phone.requests("INVITE", &number), rung, "no call after the apply rings it");
         // One call at a time: what rang the phone has ended when the next call is refused.
         let calls = caller.calls();
         let refused = calls.iter().position(|(_, status)| [404, 480].contains(status)).expect("a refused call");
-        let arrivals = phone.arrivals("INVITE", &number);
+        let arrivals = phone.arrivals("INVITE", &self.number);
         assert!(arrivals.iter().all(|at| *at < calls[refused].0), "after {:?} it rings: {arrivals:?}", calls[refused]);
-        // A challenge from before the reload is stale after it (401); a phone that is not SIPp answers the new one.
+        // A challenge from before a reload is stale after it (401); a phone that is not SIPp answers the new one.
         let later: Vec<_> = calls[refused..].iter().map(|(_, status)| *status).collect();
         assert!(later.iter().all(|status| [401, 404, 480].contains(status)), "{later:?}");
-        assert_eq!(later.last(), Some(&480), "routed again");
+        assert_eq!(later.last(), Some(&status), "{later:?}");
+    }
+
+    /// Applies, and the old phone is out; gives the answer.
+    #[track_caller]
+    fn apply(&self, phone: &Phones, caller: &Caller) -> Value {
+        let applied = self.portal.apply("suite");
+        let rung = phone.requests("INVITE", &self.number);
+        refused(phone);
+        assert_eq!(registrations(&self.asterisk, &self.number), 0);
+        self.silent(phone, caller, 480);
+        assert_eq!(phone.requests("INVITE", &self.number), rung, "no call after the apply rings it");
+        applied
+    }
+}
+
+/// The phone goes on and is refused each time.
+#[track_caller]
+fn refused(phone: &Phones) {
+    let tried = phone.registrations().len();
+    wait_until(secs(20), "the old phone goes on", || phone.registrations().len() >= tried + 50);
+    let later = phone.registrations().split_off(tried + HAMMERING_AT_ONCE);
+    assert!(later.iter().all(|accepted| !accepted), "{later:?}");
+}
+
+#[test]
+fn the_old_phone_never_rings_for_the_new_owner() {
+    let mut scene = Scene::new();
+    for _ in 0..5 {
+        let (phone, caller) = scene.change_hands();
+        let evicted = &scene.apply(&phone, &caller)["registrations_evicted"];
+        assert!(evicted.to_string().contains(&scene.number), "{evicted}");
+    }
+}
+
+#[test]
+fn nor_after_a_crash_and_an_administrators_own_reload() {
+    let mut scene = Scene::new();
+    // Where the apply is killed, and whether the new secret is on disk and in force then.
+    for (point, on_disk, in_force) in [
+        ("rename:signal=KILL:when=2", false, false),
+        ("fsync:signal=KILL:when=5", true, false),
+        ("rename:signal=KILL:when=3", true, true),
+    ] {
+        let (phone, caller) = scene.change_hands();
+        let (call, inject) = (point.split(':').next().unwrap_or_default(), format!("inject={point}"));
+        let arguments = ["-f", "-e", &format!("trace={call}"), "-e", &inject];
+        let body = json!({"triggered_by": "killed"});
+        let apply = || scene.portal.try_request("POST", "/apply", Some(&body)).is_err();
+        assert!(strace::under(scene.portal.pid(), &arguments, apply).0, "{point}: no answer");
+        let secret = account(&scene.owner).1;
+        let endpoints = std::fs::read_to_string(scene.asterisk.endpoints_file()).expect("the endpoints");
+        let auth = scene.asterisk.rx(&format!("pjsip show auth {}", scene.number));
+        assert_eq!((endpoints.contains(&secret), auth.contains(&secret)), (on_disk, in_force), "{point}");
+        scene.silent(&phone, &caller, 404);
+
+        for reload in ["dialplan reload", "pjsip reload"] {
+            scene.asterisk.rx(reload);
+            scene.silent(&phone, &caller, 404);
+        }
+        if on_disk {
+            refused(&phone);
+        }
+        scene.portal.kill();
+        scene.portal.boot();
+        scene.apply(&phone, &caller);
     }
 }
