@@ -105,9 +105,9 @@ impl Phones {
         came.map(|message| message.at).collect()
     }
 
-    /// How each REGISTER of [`Phones::hammer`] ended, oldest first: whether it was accepted.
-    pub fn registrations(&self) -> Vec<bool> {
-        read(&self.folder, "log").lines().map(|line| line.starts_with("registered")).collect()
+    /// When each REGISTER with credentials was decided, and its final status, as [`Caller::calls`] tells it.
+    pub fn registrations(&self) -> Vec<(String, u16)> {
+        decided(&self.folder, "2 REGISTER")
     }
 
     /// The port on 127.0.0.1 where they are called.
@@ -140,8 +140,7 @@ impl Caller {
 
     /// When each call was decided, as text that sorts by time, and its final status; oldest first.
     pub fn calls(&self) -> Vec<(String, u16)> {
-        let decided = |message: Message| Some((message.at, final_status(&message.start)?));
-        messages(&self.folder).into_iter().filter(|message| message.cseq == "2 INVITE").filter_map(decided).collect()
+        decided(&self.folder, "2 INVITE")
     }
 
     /// Waits until this many more calls were decided.
@@ -181,6 +180,12 @@ fn request(asterisk: &Asterisk, name: &str, line: String, hold: Duration) -> u16
             String::from_utf8_lossy(&output.stderr)
         )
     })
+}
+
+/// When each request with this `CSeq` was answered for good, and how; oldest first.
+fn decided(folder: &Folder, cseq: &str) -> Vec<(String, u16)> {
+    let answers = messages(folder).into_iter().filter(|message| message.cseq == cseq);
+    answers.filter_map(|message| Some((message.at, final_status(&message.start)?))).collect()
 }
 
 /// The status of an answer, unless it is provisional.
