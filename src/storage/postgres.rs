@@ -1,6 +1,6 @@
 //! PostgreSQL: creates queue on the tenant's row.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::io::ErrorKind;
 use std::pin::Pin;
 
@@ -40,12 +40,18 @@ const USERS: &str = "\
 /// FOR NO KEY UPDATE: creates exclude one another, foreign keys to the tenant do not mind.
 const LOCK_TENANT: &str = "SELECT 1 FROM tenants WHERE id = $1 FOR NO KEY UPDATE";
 
-/// Connections to one PostgreSQL.
-#[derive(Debug, Clone)]
+/// Connections to one PostgreSQL. `Debug` does not show the password, as sqlx's options would.
+#[derive(Clone)]
 pub struct Backend {
     pool: Pool<Postgres>,
     options: PgConnectOptions,
     runtime: Handle,
+}
+
+impl fmt::Debug for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Backend(…)")
+    }
 }
 
 impl Backend {
@@ -128,3 +134,16 @@ fn migrations() -> Migrator {
 }
 
 queries!();
+
+#[cfg(test)]
+mod tests {
+    use crate::config::DatabaseUrl;
+    use crate::storage::Storage;
+
+    #[tokio::test]
+    async fn the_password_is_not_shown_by_debug() {
+        let url = DatabaseUrl::parse("postgres://portal:hunter2@localhost/portal").expect("a URL");
+        let shown = format!("{:?}", Storage::new(&url));
+        assert!(shown.contains("Postgres") && !shown.contains("hunter2"), "{shown}");
+    }
+}
