@@ -322,3 +322,16 @@ impl LogLevel {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_not_shown_by_debug() {
+        let token = ApiToken::parse("hunter2".to_owned()).expect("a token");
+        assert!(token.matches(b"hunter2") && !token.matches(b"hunter") && !token.matches(b""));
+        let guard = crate::api::guard::Guard::Token(token);
+        assert!(!format!("{guard:?}").contains("hunter2"), "{guard:?}");
+    }
+}

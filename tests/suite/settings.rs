@@ -17,7 +17,10 @@ fn that_makes_no_sense_stops_the_start() {
         ("DATABASE_URL", "sqlite://:memory:", "DATABASE_URL"),
         ("DATABASE_URL", "", "DATABASE_URL"),
         ("PORTAL_API_TOKEN", "", "PORTAL_API_TOKEN"),
+        ("PORTAL_API_TOKEN", " ", "PORTAL_API_TOKEN"),
         ("PORTAL_API_TOKEN", "hunter2 with spaces", "PORTAL_API_TOKEN"),
+        ("PORTAL_API_TOKEN", " hunter2", "PORTAL_API_TOKEN"),
+        ("PORTAL_API_TOKEN", "hunter2\n", "PORTAL_API_TOKEN"),
         ("ASTERISK_TIMEOUT_SECS", "0", "ASTERISK_TIMEOUT_SECS"),
         ("ASTERISK_TIMEOUT_SECS", "soon", "ASTERISK_TIMEOUT_SECS"),
         ("PORTAL_ALLOW_UNAUTHENTICATED", "perhaps", "PORTAL_ALLOW_UNAUTHENTICATED"),
@@ -30,6 +33,29 @@ fn that_makes_no_sense_stops_the_start() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!((output.status.code(), stderr.lines().count()), (Some(2), 1), "{name}={value}: {stderr}");
         assert!(stderr.contains(word) && !stderr.contains("hunter2"), "{name}={value}: {stderr}");
+    }
+}
+
+#[test]
+fn an_empty_token_never_means_that_none_is_needed() {
+    let everywhere = Settings::default().with("PORTAL_LISTEN", "0.0.0.0:0");
+    let portal = crate::support::Portal::prepare(&Settings::default());
+    let refused = |settings: &Settings| {
+        let mut command = crate::support::portal::portal_command(settings, portal.work_dir());
+        let output = crate::support::process::run_within(crate::support::secs(60), command.arg("serve"));
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!((output.status.code(), stderr.lines().count()), (Some(2), 1), "{stderr}");
+        assert!(stderr.contains("PORTAL_API_TOKEN is set but empty"), "{stderr}");
+    };
+    // Not even where it is allowed to have none: somebody meant to set one.
+    for settings in
+        [everywhere.clone(), everywhere.clone().with("PORTAL_ALLOW_UNAUTHENTICATED", "true"), Settings::default()]
+    {
+        refused(&settings.with("PORTAL_API_TOKEN", ""));
+    }
+    for line in ["PORTAL_API_TOKEN=\n", "PORTAL_API_TOKEN=''\n", "PORTAL_API_TOKEN=   \n"] {
+        std::fs::write(portal.work_dir().join(".env"), line).expect("write .env");
+        refused(&everywhere);
     }
 }
 
