@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use pbx_control_portal::api::guard::Guard;
-use pbx_control_portal::api::{self, Portal};
+use pbx_control_portal::api::{self, Portal, server};
 use pbx_control_portal::apply::Applier;
 use pbx_control_portal::check::{Report, check};
 use pbx_control_portal::config::{Cli, Command, LogFormat, Secrets, Settings};
@@ -23,8 +23,10 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 /// How long a start waits for a database that is not there yet.
 const DATABASE_PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long a stop waits for requests that are being answered; applies are waited for to their end.
-const STOP_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a stop waits for requests that are being answered; applies are waited for to their end. By then each request that
+/// was being sent has arrived or is given up, so that none begins an apply later.
+const STOP_PATIENCE: Duration =
+    server::HEAD_PATIENCE.saturating_add(server::BODY_PATIENCE).saturating_add(Duration::from_secs(1));
 
 fn main() -> ExitCode {
     // Nothing that is made here is for others, until it is given to them.
@@ -200,11 +202,7 @@ async fn serve(settings: &Settings, secrets: Secrets, storage: Storage) -> Resul
     let router = api::router(Portal { storage, applier }, guard);
     info!(address = %settings.listen, version = env!("CARGO_PKG_VERSION"), "serving; the documentation is at /docs");
 
-    let stopped = stopping.clone();
-    let mut server =
-        tokio::spawn(
-            async move { axum::serve(listener, router).with_graceful_shutdown(stopped.cancelled_owned()).await },
-        );
+    let mut server = tokio::spawn(server::serve(listener, router, stopping.clone()));
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

@@ -1,9 +1,15 @@
-//! A request's JSON object, field by field, so that an answer names every bad one at once.
+//! A request's JSON object, field by field, so that an answer names every bad one at once. It is UTF-8, as JSON is, whatever
+//! the content type says of a charset.
+
+use std::fmt;
 
 use axum::Json;
+use axum::body::HttpBody as _;
 use axum::extract::{FromRequest, Request};
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
+use super::MAX_BODY_BYTES;
 use super::error::{ApiError, FieldError};
 use crate::domain::Invalid;
 
@@ -17,8 +23,40 @@ impl<S: Send + Sync> FromRequest<S> for Fields {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        // A length that is too large is refused before the body is asked for.
+        if request.body().size_hint().lower() > MAX_BODY_BYTES as u64 {
+            return Err(ApiError::PayloadTooLarge);
+        }
         let Json(fields) = Json::from_request(request, state).await?;
-        Ok(Self { fields, errors: Vec::new() })
+        Ok(fields)
+    }
+}
+
+/// Of a name that stands twice, readers take the one or the other value: neither is taken here.
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+
+        impl<'de> Visitor<'de> for Object {
+            type Value = Fields;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Fields, A::Error> {
+                let (mut fields, mut errors) = (Map::new(), Vec::new());
+                while let Some((name, value)) = object.next_entry::<String, Value>()? {
+                    if fields.contains_key(&name) {
+                        errors.push(FieldError::new(&name, "must be given only once"));
+                    }
+                    fields.insert(name, value);
+                }
+                Ok(Fields { fields, errors })
+            }
+        }
+
+        deserializer.deserialize_map(Object)
     }
 }
 

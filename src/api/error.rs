@@ -9,6 +9,7 @@ use tracing::error;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::server::BODY_PATIENCE;
 use crate::apply::{ApplyError, Progress, ReloadResults};
 use crate::storage::StorageError;
 
@@ -233,9 +234,13 @@ impl From<ApplyError> for ApiError {
 
 impl From<JsonRejection> for ApiError {
     fn from(rejection: JsonRejection) -> Self {
-        match rejection.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => Self::PayloadTooLarge,
-            StatusCode::UNSUPPORTED_MEDIA_TYPE => Self::UnsupportedMediaType,
+        match (rejection.status(), &rejection) {
+            (StatusCode::PAYLOAD_TOO_LARGE, _) => Self::PayloadTooLarge,
+            (StatusCode::UNSUPPORTED_MEDIA_TYPE, _) => Self::UnsupportedMediaType,
+            (_, JsonRejection::BytesRejection(_)) => {
+                let seconds = BODY_PATIENCE.as_secs();
+                Self::Validation(vec![FieldError::new("body", format!("must arrive whole, within {seconds} seconds"))])
+            }
             _ => {
                 let why =
                     std::error::Error::source(&rejection).map_or_else(|| rejection.body_text(), ToString::to_string);

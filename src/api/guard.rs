@@ -34,8 +34,13 @@ pub async fn check(State(guard): State<Guard>, request: Request, next: Next) -> 
     }
     match &guard {
         Guard::Token(token) => {
-            let presented = request.headers().get(header::AUTHORIZATION).map_or(&b""[..], |value| value.as_bytes());
-            let bearer = presented.split_at_checked(7).filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer "));
+            // Of two, a proxy in front may have looked at the other one.
+            let mut presented = request.headers().get_all(header::AUTHORIZATION).iter();
+            let (Some(credentials), None) = (presented.next(), presented.next()) else {
+                return Err(ApiError::Unauthorized);
+            };
+            let bearer = credentials.as_bytes().split_at_checked(7);
+            let bearer = bearer.filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer "));
             if !bearer.is_some_and(|(_, presented)| token.matches(presented)) {
                 return Err(ApiError::Unauthorized);
             }
@@ -61,9 +66,10 @@ fn is_documentation(uri: &Uri) -> bool {
     matches!(uri.path(), "/docs" | "/openapi.json") || uri.path().starts_with("/docs/")
 }
 
-/// `host` or `host:port` that the request is addressed to.
+/// `host` or `host:port` that the request is addressed to; nobody, if it names two.
 fn host(request: &Request) -> Option<String> {
-    let header = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    let mut headers = request.headers().get_all(header::HOST).iter();
+    let header = headers.next().filter(|_| headers.next().is_none()).and_then(|host| host.to_str().ok());
     request.uri().authority().map(ToString::to_string).or_else(|| header.map(str::to_owned))
 }
 

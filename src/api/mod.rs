@@ -1,22 +1,27 @@
 //! The API: exactly four operations, and their documentation.
 //!
-//! A request passes, from the outside in: its log line and id ([`request_log`]), the catch of panics, the guard ([`guard`]),
-//! the limit of its body, its operation. Every answer that is not the documentation is JSON, errors included ([`error`]).
+//! A request passes, from the outside in: what bounds its connection ([`server`]), its log line and id ([`request_log`]), the
+//! catch of panics, the guard ([`guard`]), the limits of its body, its operation. Every answer that is not the documentation is
+//! JSON, errors included ([`error`]).
 
 mod apply;
 mod body;
 pub mod error;
 pub mod guard;
 mod request_log;
+pub mod server;
 mod users;
 
 use std::any::Any;
 
 use axum::extract::DefaultBodyLimit;
+use axum::http::{HeaderName, HeaderValue, header};
 use axum::middleware;
 use axum::response::{IntoResponse as _, Response};
 use axum::{Router, http};
 use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::set_header::SetResponseHeaderLayer;
+use tower_http::timeout::RequestBodyDeadlineLayer;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{self, ContentBuilder, RefOr, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
@@ -113,14 +118,19 @@ pub fn openapi_document() -> String {
 /// Everything that is served.
 pub fn router(portal: Portal, guard: Guard) -> Router {
     let (operations, document) = operations();
+    let always = |name: HeaderName, value| SetResponseHeaderLayer::overriding(name, HeaderValue::from_static(value));
     operations
         .with_state(portal)
         .merge(documentation(document))
         .fallback(async || ApiError::NotFound)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(RequestBodyDeadlineLayer::new(server::BODY_PATIENCE))
         .layer(middleware::from_fn_with_state(guard, guard::check))
         .layer(CatchPanicLayer::custom(panicked))
+        // Answers hold secrets, and are what they say they are.
+        .layer(always(header::CACHE_CONTROL, "no-store"))
+        .layer(always(header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
         .layer(middleware::from_fn(request_log::log))
 }
 

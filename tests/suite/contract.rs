@@ -20,7 +20,8 @@ struct Client<'a> {
 
 impl Client<'_> {
     /// Sends exactly these headers and this body; gives status and body.
-    fn ask(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> (u16, Value) {
+    fn ask(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: impl AsRef<[u8]>) -> (u16, Value) {
+        let body = body.as_ref();
         let mut stream = TcpStream::connect(self.address).expect("connect");
         let own_host = self.address.to_string();
         let host = headers.iter().all(|(name, _)| *name != "host").then_some(("host", own_host.as_str()));
@@ -31,20 +32,22 @@ impl Client<'_> {
             body.len(),
             headers.concat()
         );
-        stream.write_all(format!("{head}\r\n{body}").as_bytes()).expect("send");
+        stream.write_all(&[format!("{head}\r\n").as_bytes(), body].concat()).expect("send");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).expect("an answer");
         let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
         let status: u16 = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
         assert!(head.contains("x-request-id: "), "{head}");
         assert!(head.contains("content-type: application/json"), "{method} {path}: {head}");
+        assert!(head.contains("cache-control: no-store") && head.contains("x-content-type-options: nosniff"), "{head}");
+        assert_eq!(head.contains("www-authenticate: Bearer"), status == 401, "{head}");
         let body: Value = serde_json::from_str(body).expect("JSON");
         self.check(method, path, status, &body);
         (status, body)
     }
 
     fn json(&mut self, method: &str, path: &str, body: &Value) -> (u16, Value) {
-        self.ask(method, path, &[("content-type", "application/json")], &body.to_string())
+        self.ask(method, path, &[("content-type", "application/json")], body.to_string())
     }
 
     fn check(&mut self, method: &str, path: &str, status: u16, body: &Value) {
@@ -170,6 +173,9 @@ fn every_status_of_every_operation() {
         }
     }
     let token = ("authorization", "Bearer s3cret-token");
+    let twice = client.ask("GET", "/users", &[token, token], "");
+    assert_eq!(phrase(twice), is(401, "Unauthorized"), "which of two does a proxy look at?");
+    assert_eq!(client.ask("GET", "/users", &[("authorization", "bearer s3cret-token")], "").0, 200);
     assert_eq!(
         client.ask("GET", "/users", &[token, ("host", "portal.example"), ("origin", "https://evil.example")], "").0,
         200
@@ -215,4 +221,66 @@ fn every_status_of_every_operation() {
         Vec::<&(String, String)>::new(),
         "promised, but never seen"
     );
+}
+
+#[test]
+fn a_body_is_one_clean_json_object() {
+    let portal = Portal::start(&Settings::default());
+    let mut seen = BTreeSet::new();
+    let mut client = Client { address: portal.address(), seen: &mut seen };
+    let json = [("content-type", "application/json")];
+    let good = r#"{"name":"Alice","email":"alice@example.com"}"#;
+    let nested = format!(r#"{{"name":{}1{},"email":"alice@example.com"}}"#, "[".repeat(5000), "]".repeat(5000));
+    let latin1 = b"{\"name\":\"Ren\xe9\",\"email\":\"alice@example.com\"}";
+    let utf16: Vec<u8> = good.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    for (name, body, field, says) in [
+        (
+            "a name twice",
+            br#"{"name":"Alice","email":"a@example.com","name":"Mallory"}"#.as_slice(),
+            "name",
+            "only once",
+        ),
+        (
+            "a name twice, escaped",
+            br#"{"name":"Alice","email":"a@example.com","n\u0061me":"Alice"}"#,
+            "name",
+            "only once",
+        ),
+        ("an unknown name twice", br#"{"name":"Alice","email":"a@example.com","x":1,"x":1}"#, "x", "only once"),
+        (
+            "an object within",
+            br#"{"name":{"name":"a","name":"b"},"email":"a@example.com"}"#,
+            "name",
+            "must be a string",
+        ),
+        ("a number", br#"{"name":123456789012345678901234567890,"email":"a@example.com"}"#, "name", "must be a string"),
+        ("no number", br#"{"name":1e999,"email":"a@example.com"}"#, "body", "number out of range"),
+        ("not UTF-8", latin1, "body", "unicode"),
+        ("UTF-16", &utf16, "body", "must be a JSON object"),
+        ("deep nesting", nested.as_bytes(), "body", "recursion limit"),
+        ("a byte-order mark", &["\u{feff}", good].concat().into_bytes(), "body", "expected value"),
+        ("something after it", &[good, "{}"].concat().into_bytes(), "body", "trailing characters"),
+        ("a list", b"[]", "body", "must be a JSON object"),
+        ("half of it", b"{\"name\":\"Al", "body", "EOF while parsing"),
+        ("nothing", b"", "body", "EOF while parsing"),
+    ] {
+        let (status, answer) = client.ask("POST", "/users", &json, body);
+        let detail = &answer["details"][0];
+        assert_eq!((status, detail["field"].as_str()), (400, Some(field)), "{name}: {answer}");
+        assert!(detail["message"].as_str().is_some_and(|message| message.contains(says)), "{name}: {answer}");
+    }
+    // JSON is UTF-8, whatever is said of a charset.
+    for (index, kind) in
+        ["application/json; charset=utf-8", "Application/JSON;charset=\"UTF-8\"", "application/json; charset=latin1"]
+            .into_iter()
+            .enumerate()
+    {
+        let body = json!({"name": "Ren\u{e9}", "email": format!("rene{index}@example.com")});
+        let (status, user) = client.ask("POST", "/users", &[("content-type", kind)], body.to_string());
+        assert_eq!((status, user["name"].as_str()), (201, Some("Ren\u{e9}")), "{kind}");
+    }
+    for kind in ["text/json", "application/jsonp", "application/x-www-form-urlencoded", ""] {
+        assert_eq!(client.ask("POST", "/users", &[("content-type", kind)], good).0, 415, "{kind}");
+    }
+    assert_eq!(client.ask("POST", "/users", &[], good).0, 415);
 }

@@ -16,6 +16,7 @@ mod hammering;
 mod hosts;
 mod foreign_hands;
 mod killed;
+mod limits;
 mod look_before_touching;
 mod main_job;
 mod no_mass_eviction;

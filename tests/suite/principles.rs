@@ -10,19 +10,10 @@ use rustix::fd::OwnedFd;
 use rustix::fs::inotify::{CreateFlags, Reader, WatchFlags, add_watch, init};
 use serde_json::{Value, json};
 
-use crate::fixtures::{TWO_OF_ONE_NAME, account, host, id, psql, serves};
+use crate::fixtures::{SetWhenDropped, TWO_OF_ONE_NAME, account, host, id, psql, serves};
 use crate::support::portal::Settings;
 use crate::support::sipp::{Called, Phones};
 use crate::support::{Asterisk, Portal, Postgres};
-
-/// Ends a thread that looks on, even if the test fails meanwhile.
-struct SetWhenDropped<'a>(&'a AtomicBool);
-
-impl Drop for SetWhenDropped<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
 
 /// Sees every write in a tree of folders.
 struct Observer {

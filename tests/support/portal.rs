@@ -83,17 +83,22 @@ impl Portal {
 
     /// Starts it, again after [`Portal::stop`] or [`Portal::kill`], and waits until it answers.
     pub fn boot(&self) {
+        self.boot_through(&[]);
+    }
+
+    /// The same through another program, which runs it with a limit or a umask: `["prlimit", "--nofile=64"]`.
+    pub fn boot_through(&self, launcher: &[&str]) {
         let log = self.log_file();
-        self.boot_by(|serve| Process::start(serve, &log));
+        self.boot_by(launcher, |serve| Process::start(serve, &log));
     }
 
     /// The same with its output in the terminal.
     pub fn boot_attached(&self) {
-        self.boot_by(Process::start_attached);
+        self.boot_by(&[], Process::start_attached);
     }
 
-    fn boot_by(&self, start: impl FnOnce(&mut Command) -> Process) {
-        let mut command = portal_command(&self.settings, self.folder.path());
+    fn boot_by(&self, launcher: &[&str], start: impl FnOnce(&mut Command) -> Process) {
+        let mut command = command_through(launcher, &self.settings, self.folder.path());
         *self.process() = Some(start(command.arg("serve")));
         wait_until(secs(30), "the portal answers", || {
             if let Some(status) = self.ended() {
@@ -229,21 +234,21 @@ pub fn run(arguments: &[&str], settings: &Settings) -> Output {
 
 /// The command `pbx-portal` with exactly these settings.
 pub fn portal_command(settings: &Settings, work_dir: &Path) -> Command {
+    command_through(&[], settings, work_dir)
+}
+
+fn command_through(launcher: &[&str], settings: &Settings, work_dir: &Path) -> Command {
     // Where the portal's user can run it: the clone may lie in a home that is closed to others.
     static BINARY: LazyLock<PathBuf> = LazyLock::new(|| {
         let binary = lab::process_folder().join("pbx-portal");
         install_program(Path::new(env!("CARGO_BIN_EXE_pbx-portal")), &binary);
         binary
     });
-    let mut command = match settings.0.get("LD_PRELOAD") {
-        None => command_as(lab::PORTAL, &[lab::ASTERISK], &*BINARY),
-        // Not for the program that becomes the portal's user: it is root still.
-        Some(library) => {
-            let mut command = command_as(lab::PORTAL, &[lab::ASTERISK], "env");
-            command.arg(format!("LD_PRELOAD={library}")).arg(&*BINARY);
-            command
-        }
-    };
-    command.envs(&settings.0).env_remove("LD_PRELOAD").current_dir(work_dir);
+    // Not for the program that becomes the portal's user: it is root still.
+    let preload = settings.0.get("LD_PRELOAD").map(|library| format!("LD_PRELOAD={library}"));
+    let preload = preload.iter().flat_map(|variable| [Path::new("env"), Path::new(variable)]);
+    let line: Vec<_> = launcher.iter().map(Path::new).chain(preload).chain([BINARY.as_path()]).collect();
+    let mut command = command_as(lab::PORTAL, &[lab::ASTERISK], line[0]);
+    command.args(&line[1..]).envs(&settings.0).env_remove("LD_PRELOAD").current_dir(work_dir);
     command
 }

@@ -1,0 +1,131 @@
+//! HTTP/1 for clients that nobody vouches for: whatever they send, or fail to send, they cost little, and not for long.
+//!
+//! - **Reading.** The head of a first request is there within [`HEAD_PATIENCE`], a body within [`BODY_PATIENCE`] after its head,
+//!   however many bytes a second come in. A head has at most 16 KiB and 100 fields, a body 16 KiB.
+//! - **Answering** takes as long as it takes: an apply may need minutes. Who has sent a request may close the sending half of
+//!   the connection, and still gets the answer.
+//! - **Writing.** An answer is taken, and the next request's head sent, within [`ANSWER_PATIENCE`]. Until an answer is taken,
+//!   the next request is not worked on, so that who pipelines requests makes the service hold one answer at a time.
+//! - **Room.** At most [`MAX_CONNECTIONS`], fewer where the process may open fewer files; further ones wait in the kernel's
+//!   queue. When all places are taken, each connection ends with its present answer, so that all come free within the bounds
+//!   above. Failing to accept (no file handles, say) is logged and tried again after a second.
+//!
+//! A body that is late is a 400, `Validation failed`. Everything else that is late, is no HTTP, or has an oversized head ends the
+//! connection: without an answer, or with hyper's own 400, 414 or 431, which have no body; they are the only answers that are not JSON.
+//!
+//! Against request smuggling, where a proxy and this service see different ends of a request: hyper refuses two different
+//! lengths, takes the chunks where there is a length too, and here a connection ends after a request with chunks.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::{HeaderValue, header};
+use axum::serve::Listener;
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
+use hyper_util::rt::TokioIo;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use hyper_util::service::TowerToHyperService;
+use rustix::process::{Resource, getrlimit};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+/// From a connection to the end of its first request's head.
+pub const HEAD_PATIENCE: Duration = Duration::from_secs(5);
+
+/// From the end of a head to the end of its body.
+pub const BODY_PATIENCE: Duration = Duration::from_secs(5);
+
+/// From an answer to the end of the next request's head. By then a client at 100 kbit/s has taken the list of 1000 users.
+pub const ANSWER_PATIENCE: Duration = Duration::from_secs(20);
+
+/// The most connections at a time.
+pub const MAX_CONNECTIONS: u64 = 512;
+
+/// File handles that are kept for the databases, Asterisk and the generated files.
+const OWN_HANDLES: u64 = 64;
+
+/// The largest head, and the most that is read ahead.
+const MAX_HEAD_BYTES: usize = 16 * 1024;
+
+/// Serves until `stopping` is cancelled, then until each connection has its present answer.
+///
+/// # Panics
+/// Never: nobody closes the semaphore.
+pub async fn serve(mut listener: TcpListener, router: Router, stopping: CancellationToken) {
+    let room = Arc::new(Semaphore::new(usize::try_from(room()).unwrap_or(usize::MAX)));
+    let connections = GracefulShutdown::new();
+    let accept = async {
+        loop {
+            let place = room.clone().acquire_owned().await.expect("nobody closes it");
+            // axum's own accept, which gets over errors.
+            let (stream, _) = Listener::accept(&mut listener).await;
+            tokio::spawn(converse(stream, router.clone(), connections.watcher(), place, room.clone()));
+        }
+    };
+    stopping.run_until_cancelled(accept).await;
+    drop(listener);
+    connections.shutdown().await;
+}
+
+/// How many connections fit beside the service's own files.
+fn room() -> u64 {
+    let handles = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    handles.saturating_sub(OWN_HANDLES).clamp(8, MAX_CONNECTIONS)
+}
+
+/// One connection, from its first request to its last answer.
+async fn converse(
+    stream: TcpStream,
+    router: Router,
+    watcher: Watcher,
+    _place: OwnedSemaphorePermit,
+    room: Arc<Semaphore>,
+) {
+    let (answering, progress) = watch::channel(false);
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(async |request: Request<Incoming>| {
+        answering.send_replace(true);
+        let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
+        let mut answer = router.call(request).await?;
+        let crowded = room.available_permits() == 0;
+        if chunked || crowded {
+            answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        answering.send_replace(false);
+        Ok::<_, Infallible>(answer)
+    });
+    let mut http = http1::Builder::new();
+    // hyper's own bound for heads would also cut an answer that is still being taken.
+    http.header_read_timeout(None).half_close(true);
+    // With vectored writes the next request waits until the answer is taken.
+    http.max_buf_size(MAX_HEAD_BYTES).writev(true);
+    let connection = watcher.watch(http.serve_connection(TokioIo::new(stream), service));
+    tokio::select! {
+        ended = connection => if let Err(error) = ended {
+            debug!(%error, "a connection broke off");
+        },
+        () = no_progress(progress) => debug!("a client was too slow"),
+    }
+}
+
+/// Ends when the client is waited for longer than it may take.
+async fn no_progress(mut answering: watch::Receiver<bool>) {
+    let mut patience = HEAD_PATIENCE;
+    loop {
+        let is_answering = *answering.borrow_and_update();
+        let changed = answering.changed();
+        let bound = if is_answering { Duration::MAX } else { patience };
+        if timeout(bound, changed).await.is_err() {
+            return;
+        }
+        patience = ANSWER_PATIENCE;
+    }
+}
