@@ -11,6 +11,7 @@ use pbx_control_portal::check::{Report, check};
 use pbx_control_portal::config::{Cli, Command, LogFormat, Secrets, Settings};
 use pbx_control_portal::storage::{MigrationError, Storage};
 use rustix::fs::Mode;
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -31,6 +32,9 @@ const STOP_PATIENCE: Duration =
 fn main() -> ExitCode {
     // Nothing that is made here is for others, until it is given to them.
     rustix::process::umask(Mode::from_raw_mode(0o077));
+    if let Err(error) = keep_memory_private() {
+        return fail(&format!("core dumps can't be turned off: {error}"));
+    }
     if let Err(problem) = read_dotenv() {
         return refuse(&format!(".env can't be used: {problem}"));
     }
@@ -104,6 +108,13 @@ fn report(report: &Report, json: bool) -> ExitCode {
         print!("{report}");
     }
     if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// No core dump holds a secret. The limit is for dumps to files, the children's too; a kernel that hands dumps to a program
+/// minds only the other, which also keeps the environment in /proc from others of the same user.
+fn keep_memory_private() -> rustix::io::Result<()> {
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
 }
 
 /// A setting that makes no sense: one line, exit status 2.

@@ -23,6 +23,7 @@ mod no_mass_eviction;
 mod principles;
 mod recordings;
 mod reloads;
+mod secrets_at_rest;
 mod settings;
 mod stale_registrations;
 mod surviving_calls;

@@ -1,0 +1,153 @@
+//! Secrets on the disk, in memory, and in what the database's driver says: for nobody else, at no moment.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::json;
+
+use crate::fixtures::{SetWhenDropped, id};
+use crate::support::lab::{self, Folder, Ports};
+use crate::support::portal::{Settings, portal_command, run};
+use crate::support::postgres::Options;
+use crate::support::process::{Process, Signal, command_as, run_within};
+use crate::support::{Asterisk, Portal, Postgres, secs, wait_until};
+
+/// Every mode in which each file of these folders was ever seen, until `done`.
+fn watch(folders: &[PathBuf], done: &AtomicBool) -> BTreeMap<PathBuf, BTreeSet<u32>> {
+    let mut seen: BTreeMap<PathBuf, BTreeSet<u32>> = BTreeMap::new();
+    while !done.load(Ordering::Relaxed) {
+        for folder in folders {
+            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+                // A file that is gone by now was seen another time.
+                if let Ok(found) = entry.metadata() {
+                    seen.entry(entry.path()).or_default().insert(found.mode() & 0o777);
+                }
+            }
+        }
+    }
+    seen
+}
+
+#[test]
+fn no_file_is_ever_open_to_others_whatever_the_umask() {
+    let asterisk = Asterisk::start();
+    let folder = Folder::new("data-to-be-made");
+    let lab::User(owner) = lab::PORTAL;
+    lab::make_dir(folder.path(), owner, owner, 0o755);
+    let data = folder.path().join("data");
+    let portal = Portal::prepare(&Settings::of(&asterisk).with("PORTAL_DATA_DIR", data.display()));
+    let [endpoints, routing] = [asterisk.endpoints_file(), asterisk.routing_file()];
+    let beside = |file: &Path| file.parent().expect("a folder").to_owned();
+    let folders = [data.clone(), beside(&endpoints), beside(&routing)];
+
+    let done = AtomicBool::new(false);
+    let seen = std::thread::scope(|scope| {
+        // Temporary files live for a moment: several look on.
+        let watching: Vec<_> = (0..3).map(|_| scope.spawn(|| watch(&folders, &done))).collect();
+        let watched = SetWhenDropped(&done);
+        portal.boot_through(&["sh", "-c", "umask 000; exec \"$@\"", "sh"]);
+        for round in 0..10 {
+            for index in 0..20 {
+                portal.create_user("Alice", &format!("alice{round}.{index}@example.com"));
+            }
+            // The numbers of those that are deleted change hands: that takes a quarantine.
+            portal.apply("suite");
+            portal.delete_user(id(&portal.users()[0]));
+        }
+        drop(watched);
+        let mut all: BTreeMap<PathBuf, BTreeSet<u32>> = BTreeMap::new();
+        for thread in watching {
+            for (path, modes) in thread.join().expect("a watcher") {
+                all.entry(path).or_default().extend(modes);
+            }
+        }
+        all
+    });
+
+    assert_eq!(fs::metadata(&data).expect("the data folder").mode() & 0o777, 0o700);
+    for (path, modes) in &seen {
+        let allowed = if path.starts_with(&data) { 0o600 } else { 0o660 };
+        let open: Vec<_> = modes.iter().filter(|mode| *mode & !allowed != 0).map(|mode| format!("{mode:o}")).collect();
+        assert!(open.is_empty(), "{}: {open:?}", path.display());
+    }
+    let names: BTreeSet<_> = seen.keys().filter_map(|path| path.file_name()?.to_str()).collect();
+    for name in [
+        "portal.db",
+        "portal.db-wal",
+        "portal.db-shm",
+        ".pbx-portal.lock",
+        "generated_endpoints.conf",
+        ".generated_endpoints.conf.final.tmp",
+        "generated_routing.conf",
+        ".generated_routing.conf.final.tmp",
+    ] {
+        assert!(names.contains(name), "{name} was not seen, only {names:?}");
+    }
+    for file in [&endpoints, &routing] {
+        assert_eq!(fs::metadata(file).expect("a generated file").mode() & 0o777, 0o640);
+    }
+}
+
+#[test]
+fn no_memory_is_dumped_or_shown() {
+    let portal = Portal::prepare(&Settings::default().with("PORTAL_API_TOKEN", "hunter2"));
+    portal.boot_through(&["sh", "-c", "ulimit -S -c $(ulimit -H -c); exec \"$@\"", "sh"]);
+    let of_it = |file: &str| PathBuf::from(format!("/proc/{}/{file}", portal.pid()));
+    let limits = fs::read_to_string(of_it("limits")).expect("its limits");
+    let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).expect("a limit");
+    assert_eq!(core.split_whitespace().collect::<Vec<_>>(), ["0", "0", "bytes"]);
+    // What the kernel does not dump, it gives to root: not even the portal's own user reads its environment.
+    assert_eq!(fs::metadata(of_it("environ")).expect("its environment").uid(), 0);
+    let mut other = command_as(lab::PORTAL, &[], "cat");
+    let output = run_within(secs(10), other.arg(of_it("environ")));
+    assert!(!output.status.success() && output.stdout.is_empty(), "{output:?}");
+    assert_eq!(portal.request("GET", "/users", None).status, 200);
+}
+
+#[test]
+fn what_the_database_driver_says_holds_no_password() {
+    let cluster = Postgres::start(&Options::default());
+    let url = cluster.new_database().replace("portal:portal@", "portal:hunter2@");
+    let loud = |url: &str| Settings::default().with("LOG_LEVEL", "trace").with("DATABASE_URL", url);
+
+    // What ends a start.
+    for (url, says) in [
+        (url.clone(), "password authentication failed"),
+        (url.replace("portal:", "nobody:"), "password authentication failed"),
+        (format!("{url}?sslmode=require"), "TLS"),
+        (format!("{url}?sslmode=disable&password=hunter2too"), "password authentication failed"),
+    ] {
+        let output = run(&["serve"], &loud(&url));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{url}: {stderr}");
+        assert!(stderr.contains(says) && !stderr.contains("hunter2"), "{url}: {stderr}");
+    }
+
+    // What is waited for: a host that can't be reached.
+    let folder = Folder::new("unreachable");
+    let nobody = Ports::one();
+    let unreachable = loud(&format!("postgres://portal:hunter2@{}/portal", nobody.address()));
+    let log = folder.path().join("log");
+    let mut starting = Process::start(portal_command(&unreachable, folder.path()).arg("serve"), &log);
+    let said = || fs::read_to_string(&log).expect("its log");
+    wait_until(secs(20), "it waits for the database", || said().contains("trying again"));
+    starting.end(Signal::TERM, secs(10));
+    assert!(!said().contains("hunter2"), "{}", said());
+
+    // What happens later.
+    cluster.admin("ALTER ROLE portal PASSWORD 'hunter2'");
+    let portal = Portal::start(&loud(&url));
+    portal.create_user("Alice", "alice@example.com");
+    cluster.admin("ALTER ROLE portal PASSWORD 'another'; SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'portal'");
+    let bob = json!({"name": "Bob", "email": "bob@example.com"});
+    for (method, path, body) in [("GET", "/users", None), ("POST", "/users", Some(&bob))] {
+        let answer = portal.request(method, path, body);
+        assert_eq!(answer.json["error"], "Database unavailable", "{}", answer.text);
+        assert!(!answer.text.contains("hunter2"), "{}", answer.text);
+    }
+    wait_until(secs(10), "the log says why", || portal.log().contains("password authentication failed"));
+    assert!(!portal.log().contains("hunter2"), "{}", portal.log());
+}
