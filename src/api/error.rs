@@ -195,7 +195,7 @@ impl ApiError {
         match failure {
             StorageError::EmailInUse => Self::EmailInUse,
             StorageError::PoolExhausted => Self::PoolExhausted,
-            StorageError::Unavailable { reason, maybe_written } => {
+            StorageError::Unavailable { reason, maybe_written, .. } => {
                 error!(reason, maybe_written, "the database failed");
                 Self::DatabaseUnavailable(what.filter(|_| *maybe_written))
             }

@@ -1,8 +1,9 @@
 //! PostgreSQL: creates queue on the tenant's row.
 
-use std::fmt::{self, Display};
+use std::fmt;
 use std::io::ErrorKind;
 use std::pin::Pin;
+use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
 use sqlx::error::DatabaseError;
@@ -15,7 +16,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
 
-use super::queries::{self, Failure, queries};
+use super::queries::{self, Access, Failure, LOOK_AND_TRY_AGAIN, Unavailable, queries};
 use super::{
     AuditEntry, DEADLINE, DEFAULT_TENANT, MigrationError, SCHEMA_MAJOR_VERSION, StorageError, UserRow, now, parse_user,
 };
@@ -29,6 +30,9 @@ type Id = Uuid;
 const CONNECTIONS: u32 = 8;
 
 const SERVER_VERSION: &str = "SELECT 'PostgreSQL ' || current_setting('server_version')";
+
+/// How long a call waits for a connection: then it still has a second to find out why there is none.
+const PATIENCE: Duration = DEADLINE.saturating_sub(Duration::from_secs(1));
 
 /// A host that hangs inside a transaction must not keep the others from creating users.
 const SESSION: &str = "SET idle_in_transaction_session_timeout = '5s'; SET statement_timeout = '5s'";
@@ -59,7 +63,7 @@ impl Backend {
         let options = options.clone().application_name("pbx-portal").disable_statement_logging();
         let pool = PgPoolOptions::new()
             .max_connections(CONNECTIONS)
-            .acquire_timeout(DEADLINE)
+            .acquire_timeout(PATIENCE)
             .after_connect(|connection, _| Box::pin(async move { connection.execute(SESSION).await.map(|_| ()) }))
             .connect_lazy_with(options.clone());
         Self { pool, options, runtime: Handle::current() }
@@ -75,6 +79,34 @@ impl Backend {
         // The schema is there; how the connection closes changes nothing.
         let _ = connection.close().await;
         Ok(())
+    }
+
+    /// A server that is another one, or gone, shows it by its answers.
+    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "on SQLite it looks at the file")]
+    fn check(&self) -> Result<(), Unavailable> {
+        Ok(())
+    }
+
+    #[expect(clippy::unused_self, reason = "on SQLite it names the file")]
+    fn explain(&self, error: &sqlx::Error) -> Unavailable {
+        Unavailable { reason: error.to_string(), advice: advice(error) }
+    }
+
+    #[expect(clippy::unused_self, reason = "on SQLite it names the file")]
+    fn no_answer(&self) -> Unavailable {
+        Unavailable { reason: "no answer in time".to_owned(), advice: NO_ANSWER }
+    }
+
+    /// The pool only says that it took too long.
+    async fn why_no_connection(&self, deadline: Instant) -> Unavailable {
+        match timeout_at(deadline, Connection::connect_with(&self.options)).await {
+            Ok(Ok(_)) => Unavailable {
+                reason: format!("all {CONNECTIONS} connections were busy"),
+                advice: "The database is too slow, or somebody holds its locks: look at pg_stat_activity, then try again.",
+            },
+            Ok(Err(error)) => self.explain(&error),
+            Err(_) => self.no_answer(),
+        }
     }
 
     fn read_pool(&self) -> &Pool<Postgres> {
@@ -105,6 +137,37 @@ fn cannot_connect(error: &sqlx::Error, options: &PgConnectOptions) -> MigrationE
         MigrationError::Unavailable(error.to_string())
     } else {
         MigrationError::Failed(format!("{error}; look at DATABASE_URL"))
+    }
+}
+
+const NO_ANSWER: &str = "Look whether its server runs and can be reached from this host, and in pg_stat_activity who holds its locks; then try again.";
+
+/// What to do about an error.
+fn advice(error: &sqlx::Error) -> &'static str {
+    const NO_TABLES: &str = "The database lacks the portal's tables or rows: it is another one than before. Bring the right one back; only for a new one restart the service, which makes them.";
+    match error {
+        sqlx::Error::Io(_) => NO_ANSWER,
+        sqlx::Error::RowNotFound => NO_TABLES,
+        sqlx::Error::Database(refusal) => match refusal.code().as_deref().unwrap_or_default() {
+            "53300" => {
+                "The database's server has no connection left: end some, or raise max_connections; then try again."
+            }
+            "53100" => "The disk of the database's server is full: free some of it, then try again.",
+            "25006" => {
+                "The database is read-only: make it writable, or point DATABASE_URL at the one that is; then try again."
+            }
+            "42P01" | "42703" | "3F000" => NO_TABLES,
+            "3D000" => "The server has no such database: bring it back, or look at DATABASE_URL; then try again.",
+            code if code.starts_with("57P") => "The database's server is stopping or starting: try again in a moment.",
+            code if code.starts_with("28") => {
+                "The database's server does not let the portal in: look at DATABASE_URL and pg_hba.conf."
+            }
+            "55P03" | "57014" | "40P01" => {
+                "Somebody holds the database's locks: look at pg_stat_activity, then try again."
+            }
+            _ => LOOK_AND_TRY_AGAIN,
+        },
+        _ => LOOK_AND_TRY_AGAIN,
     }
 }
 

@@ -31,13 +31,36 @@ pub(super) const SCHEMA_VERSION: &str = "SELECT max(version) FROM _sqlx_migratio
 
 /// Why a call did not succeed, before it is told to anybody.
 pub(super) enum Failure {
-    /// A statement failed; nothing of the call is kept.
+    /// A statement failed.
     Statement(sqlx::Error),
-    /// The commit failed: whether it happened is unknown.
-    Commit(sqlx::Error),
-    /// The database can't take it.
+    /// The database can't take it; nothing of the call is kept.
     Refused(StorageError),
 }
+
+/// What a call does with the database.
+#[derive(Clone, Copy)]
+pub(super) enum Access {
+    Read,
+    /// In a transaction.
+    Write,
+}
+
+/// Why the database does not do what it should.
+pub(super) struct Unavailable {
+    /// For the log.
+    pub reason: String,
+    /// For whoever asked.
+    pub advice: &'static str,
+}
+
+impl Unavailable {
+    pub fn told(self, maybe_written: bool) -> StorageError {
+        StorageError::Unavailable { reason: self.reason, advice: self.advice, maybe_written }
+    }
+}
+
+/// Where nothing better is known.
+pub(super) const LOOK_AND_TRY_AGAIN: &str = "Look at the service's log, then try again.";
 
 impl From<sqlx::Error> for Failure {
     fn from(error: sqlx::Error) -> Self {
@@ -45,8 +68,9 @@ impl From<sqlx::Error> for Failure {
     }
 }
 
-/// The calls of [`super::Storage`] on a backend that has `Connection`, `Id`, `read_pool`, `write_pool`, `begin_write`,
-/// `lock_allocation`, `violates_email` and `read_users`. A macro, because a function over any database would take a page of bounds to say so.
+/// The calls of [`super::Storage`] on a backend that has `Connection`, `Id`, `read_pool`, `write_pool`, `check`, `explain`,
+/// `no_answer`, `why_no_connection`, `begin_write`, `lock_allocation`, `violates_email` and `read_users`. A macro, because a function over any
+/// database would take a page of bounds to say so.
 ///
 /// Transactions are begun and ended by plain statements: sqlx's own, cancelled while it begins, can go back to the pool open.
 macro_rules! queries {
@@ -58,9 +82,8 @@ macro_rules! queries {
                 email: Email,
                 secret: Secret,
             ) -> Result<User, StorageError> {
-                call(&self.runtime, self.write_pool(), move |connection| {
+                self.call(Access::Write, move |connection| {
                     Box::pin(async move {
-                        begin_write(connection).await?;
                         lock_allocation(connection).await?;
                         let (id, created_at) = (Uuid::new_v4(), now());
                         let inserted = sqlx::query(queries::INSERT_USER)
@@ -88,7 +111,6 @@ macro_rules! queries {
                             .bind(created_at)
                             .execute(&mut *connection)
                             .await?;
-                        commit(connection).await?;
                         let number =
                             ExtensionNumber::try_from(i64::from(number)).expect("the query stays within the pool");
                         let extension = Extension { number, secret };
@@ -99,14 +121,11 @@ macro_rules! queries {
             }
 
             pub(super) async fn users(&self) -> Result<Vec<User>, StorageError> {
-                call(&self.runtime, self.read_pool(), |connection| {
-                    Box::pin(async move { Ok(read_users(connection).await?) })
-                })
-                .await
+                self.call(Access::Read, |connection| Box::pin(async move { Ok(read_users(connection).await?) })).await
             }
 
             pub(super) async fn versions(&self) -> Result<(String, Option<i64>), StorageError> {
-                call(&self.runtime, self.read_pool(), |connection| {
+                self.call(Access::Read, |connection| {
                     Box::pin(async move {
                         let server: String = sqlx::query_scalar(SERVER_VERSION).fetch_one(&mut *connection).await?;
                         let schema = match sqlx::query_scalar(queries::SCHEMA_VERSION).fetch_one(connection).await {
@@ -121,15 +140,13 @@ macro_rules! queries {
             }
 
             pub(super) async fn delete_user(&self, id: Uuid) -> Result<Option<ExtensionNumber>, StorageError> {
-                call(&self.runtime, self.write_pool(), move |connection| {
+                self.call(Access::Write, move |connection| {
                     Box::pin(async move {
-                        begin_write(connection).await?;
                         let number: Option<i32> = sqlx::query_scalar(queries::DELETE_EXTENSION)
                             .bind(Id::from(id))
                             .fetch_optional(&mut *connection)
                             .await?;
                         sqlx::query(queries::DELETE_USER).bind(Id::from(id)).execute(&mut *connection).await?;
-                        commit(connection).await?;
                         Ok(number.and_then(|number| ExtensionNumber::try_from(i64::from(number)).ok()))
                     })
                 })
@@ -137,9 +154,8 @@ macro_rules! queries {
             }
 
             pub(super) async fn begin_audit(&self, entry: AuditEntry) -> Result<(), StorageError> {
-                call(&self.runtime, self.write_pool(), move |connection| {
+                self.call(Access::Write, move |connection| {
                     Box::pin(async move {
-                        begin_write(connection).await?;
                         sqlx::query(queries::INSERT_AUDIT)
                             .bind(Id::from(entry.id))
                             .bind(entry.triggered_at)
@@ -151,16 +167,15 @@ macro_rules! queries {
                             .bind(&entry.reload_results)
                             .execute(&mut *connection)
                             .await?;
-                        commit(connection).await
+                        Ok(())
                     })
                 })
                 .await
             }
 
             pub(super) async fn finish_audit(&self, entry: AuditEntry) -> Result<(), StorageError> {
-                call(&self.runtime, self.write_pool(), move |connection| {
+                self.call(Access::Write, move |connection| {
                     Box::pin(async move {
-                        begin_write(connection).await?;
                         sqlx::query(queries::UPDATE_AUDIT)
                             .bind(Id::from(entry.id))
                             .bind(entry.outcome())
@@ -169,56 +184,76 @@ macro_rules! queries {
                             .bind(&entry.reload_results)
                             .execute(&mut *connection)
                             .await?;
-                        commit(connection).await
+                        Ok(())
                     })
                 })
                 .await
             }
+
+            /// Does `work` on a connection, a write in a transaction, as a task of its own on the service's runtime (a connection
+            /// belongs to the one that made it), within the deadline.
+            async fn call<T: Send + 'static>(
+                &self,
+                access: Access,
+                work: impl for<'c> FnOnce(&'c mut Connection) -> Work<'c, T> + Send + 'static,
+            ) -> Result<T, StorageError> {
+                let backend = self.clone();
+                let task = self.runtime.spawn(async move { backend.call_here(access, work).await });
+                task.await.unwrap_or_else(|panic| {
+                    Err(Unavailable { reason: panic.to_string(), advice: LOOK_AND_TRY_AGAIN }.told(true))
+                })
+            }
+
+            /// The connection goes back to its pool only after a call that ended as it should, outside a transaction. It is closed
+            /// otherwise: a session that was opened while the database took no writes would never take any.
+            async fn call_here<T>(
+                &self,
+                access: Access,
+                work: impl for<'c> FnOnce(&'c mut Connection) -> Work<'c, T>,
+            ) -> Result<T, StorageError> {
+                let deadline = Instant::now() + DEADLINE;
+                self.check().map_err(|gone| gone.told(false))?;
+                let pool = match access {
+                    Access::Read => self.read_pool(),
+                    Access::Write => self.write_pool(),
+                };
+                let mut borrowed = Borrowed(match pool.acquire().await {
+                    Ok(connection) => Some(connection),
+                    Err(sqlx::Error::PoolTimedOut) => return Err(self.why_no_connection(deadline).await.told(false)),
+                    Err(error) => return Err(self.explain(&error).told(false)),
+                });
+                let connection = borrowed.0.as_mut().expect("it is only given back below");
+                let mut committing = false;
+                let ended = timeout_at(deadline, async {
+                    if let Access::Read = access {
+                        return work(connection).await;
+                    }
+                    begin_write(connection).await?;
+                    let done = work(connection).await?;
+                    committing = true;
+                    connection.execute("COMMIT").await?;
+                    Ok(done)
+                })
+                .await;
+                let outcome = match ended {
+                    Ok(Ok(done)) => Ok(done),
+                    Ok(Err(Failure::Refused(refusal))) => {
+                        let rolled_back = timeout_at(deadline, connection.execute("ROLLBACK")).await;
+                        if !matches!(rolled_back, Ok(Ok(_))) {
+                            return Err(refusal);
+                        }
+                        Err(refusal)
+                    }
+                    Ok(Err(Failure::Statement(error))) => return Err(self.explain(&error).told(committing)),
+                    Err(_) => return Err(self.no_answer().told(committing)),
+                };
+                self.check().map_err(|gone| gone.told(committing))?;
+                drop(borrowed.0.take());
+                outcome
+            }
         }
 
         type Work<'c, T> = Pin<Box<dyn Future<Output = Result<T, Failure>> + Send + 'c>>;
-
-        /// Does `work` on a connection of `pool`, as a task of its own on the service's runtime (a connection belongs to the
-        /// one that made it), within the deadline. It goes back to the pool only outside a transaction; where that is not
-        /// sure, it is closed.
-        async fn call<T: Send + 'static>(
-            runtime: &Handle,
-            pool: &Pool<Database>,
-            work: impl for<'c> FnOnce(&'c mut Connection) -> Work<'c, T> + Send + 'static,
-        ) -> Result<T, StorageError> {
-            let pool = pool.clone();
-            let unavailable = |reason: &dyn Display, maybe_written| StorageError::Unavailable {
-                reason: reason.to_string(),
-                maybe_written,
-            };
-            let task = runtime.spawn(async move {
-                let deadline = Instant::now() + DEADLINE;
-                let mut borrowed = Borrowed(match timeout_at(deadline, pool.acquire()).await {
-                    Ok(acquired) => Some(acquired.map_err(|error| unavailable(&error, false))?),
-                    Err(over) => return Err(unavailable(&over, false)),
-                });
-                let connection = borrowed.0.as_mut().expect("it is only given back below");
-                let ended = timeout_at(deadline, work(connection)).await;
-                let clean = match &ended {
-                    Ok(Ok(_)) => true,
-                    Ok(Err(Failure::Refused(_) | Failure::Statement(sqlx::Error::Database(_)))) => {
-                        matches!(timeout_at(deadline, connection.execute("ROLLBACK")).await, Ok(Ok(_)))
-                    }
-                    _ => false,
-                };
-                if clean {
-                    drop(borrowed.0.take());
-                }
-                match ended {
-                    Ok(Ok(done)) => Ok(done),
-                    Ok(Err(Failure::Refused(refusal))) => Err(refusal),
-                    Ok(Err(Failure::Statement(error))) => Err(unavailable(&error, false)),
-                    Ok(Err(Failure::Commit(error))) => Err(unavailable(&error, true)),
-                    Err(over) => Err(unavailable(&over, true)),
-                }
-            });
-            task.await.unwrap_or_else(|panic| Err(unavailable(&panic, true)))
-        }
 
         /// A connection that is closed, not given back, unless it is taken out first: after a panic too.
         struct Borrowed(Option<PoolConnection<Database>>);
@@ -227,10 +262,6 @@ macro_rules! queries {
             fn drop(&mut self) {
                 drop(self.0.take().map(PoolConnection::detach));
             }
-        }
-
-        async fn commit(connection: &mut Connection) -> Result<(), Failure> {
-            connection.execute("COMMIT").await.map(|_| ()).map_err(Failure::Commit)
         }
 
         /// Runs the migrations, and refuses a schema of a later major version.

@@ -1,9 +1,11 @@
 //! SQLite: creates queue on the write lock. Within this process writes share one connection, so that they queue in turn;
 //! other processes are met by trying again every millisecond, which starves nobody as SQLite's own growing pauses would.
 
-use std::fmt::Display;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::Path;
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
@@ -19,7 +21,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
 
-use super::queries::{self, Failure, queries};
+use super::queries::{self, Access, Failure, LOOK_AND_TRY_AGAIN, Unavailable, queries};
 use super::{
     AuditEntry, DEADLINE, DEFAULT_TENANT, MigrationError, SCHEMA_MAJOR_VERSION, StorageError, UserRow, now, parse_user,
 };
@@ -41,8 +43,19 @@ const USERS: &str = "\
 
 const SERVER_VERSION: &str = "SELECT 'SQLite ' || sqlite_version()";
 
-/// The result code of a lock that somebody else holds, in its low byte.
+/// Result codes, in their low byte.
+const SQLITE_ERROR: i32 = 1;
+/// A lock that somebody else holds.
 const SQLITE_BUSY: i32 = 5;
+const SQLITE_READONLY: i32 = 8;
+const SQLITE_IOERR: i32 = 10;
+const SQLITE_CORRUPT: i32 = 11;
+const SQLITE_FULL: i32 = 13;
+const SQLITE_CANTOPEN: i32 = 14;
+const SQLITE_NOTADB: i32 = 26;
+
+const LOCKED: &str = "Another process holds the lock of the database's file: end it, then try again.";
+const RESTORE: &str = "The database's file is damaged, or not in its place: stop the service, restore a backup, start the service; its log has the line that does so.";
 
 /// Between two attempts to take the write lock.
 const RETRY: Duration = Duration::from_millis(1);
@@ -53,7 +66,18 @@ pub struct Backend {
     readers: Pool<Sqlite>,
     writer: Pool<Sqlite>,
     options: SqliteConnectOptions,
+    file: Arc<DatabaseFile>,
     runtime: Handle,
+}
+
+/// SQLite goes on with a file that has no name any more, and with what is left of one that is damaged: what it would take
+/// then is lost with the file. So once it is known, nothing is taken until a restart.
+#[derive(Debug, Default)]
+struct DatabaseFile {
+    /// The device and inode that the service was started on.
+    started_on: OnceLock<(u64, u64)>,
+    /// What was seen of the damage.
+    damage: OnceLock<String>,
 }
 
 impl Backend {
@@ -78,6 +102,7 @@ impl Backend {
                 })
                 .connect_lazy_with(options.clone()),
             options,
+            file: Arc::default(),
             runtime: Handle::current(),
         }
     }
@@ -94,23 +119,90 @@ impl Backend {
                 ))
             })?;
         }
-        let unavailable = |error: sqlx::Error| match &error {
-            sqlx::Error::Database(refusal) if is_busy(refusal.as_ref()) => {
+        let failed = |error: sqlx::Error| match low_code(&error) {
+            Some(SQLITE_BUSY) => {
                 MigrationError::Unavailable(format!("{} is locked by another process", file.display()))
             }
+            _ if is_damage(&error) => MigrationError::Failed(self.restore(&error.to_string())),
             _ => MigrationError::Failed(format!(
-                "{}: {error}; look at DATABASE_URL or PORTAL_DATA_DIR, and who owns the file",
+                "{}: {error}; look at DATABASE_URL or PORTAL_DATA_DIR, at who owns the file, and at its disk",
                 file.display()
             )),
         };
         let options = self.options.clone().create_if_missing(true).busy_timeout(DEADLINE);
-        let mut connection = Connection::connect_with(&options).await.map_err(unavailable)?;
-        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(unavailable)?;
+        let mut connection = Connection::connect_with(&options).await.map_err(failed)?;
+        let found: String =
+            sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(&mut connection).await.map_err(failed)?;
+        if found != "ok" {
+            return Err(MigrationError::Failed(self.restore(&found)));
+        }
+        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
         run_migrations(&mut transaction).await?;
-        transaction.commit().await.map_err(unavailable)?;
+        transaction.commit().await.map_err(failed)?;
+        let identity = identity(file).map_err(|error| failed(error.into()))?;
+        self.file.started_on.get_or_init(|| identity);
         // The schema is there; how the connection closes changes nothing.
         let _ = connection.close().await;
         Ok(())
+    }
+
+    /// Whether the file is still the one that the service was started on, and sound as far as is known.
+    fn check(&self) -> Result<(), Unavailable> {
+        let restore = |what: &str| Err(Unavailable { reason: self.restore(what), advice: RESTORE });
+        if let Some(damage) = self.file.damage.get() {
+            return restore(damage);
+        }
+        match (identity(self.options.get_filename()), self.file.started_on.get()) {
+            (Ok(found), Some(expected)) if found != *expected => {
+                restore("this is not the file that the service was started on")
+            }
+            (Err(error), Some(_)) => restore(&error.to_string()),
+            _ => Ok(()),
+        }
+    }
+
+    fn explain(&self, error: &sqlx::Error) -> Unavailable {
+        let file = self.options.get_filename().display();
+        if is_damage(error) {
+            let damage = self.file.damage.get_or_init(|| error.to_string());
+            return Unavailable { reason: self.restore(damage), advice: RESTORE };
+        }
+        let advice = match low_code(error) {
+            Some(SQLITE_BUSY) => LOCKED,
+            Some(SQLITE_READONLY) => {
+                "The database's file or its disk is read-only: make it writable for the portal's user, then try again."
+            }
+            Some(SQLITE_IOERR) => "The database's file can't be read or written: look at its disk, then try again.",
+            Some(SQLITE_FULL) => "The disk of the database's file is full: free some of it, then try again.",
+            Some(SQLITE_CANTOPEN) => {
+                "The database's file can't be opened: look at who may use it and its folder, then try again."
+            }
+            _ => LOOK_AND_TRY_AGAIN,
+        };
+        Unavailable { reason: format!("{file}: {error}"), advice }
+    }
+
+    fn no_answer(&self) -> Unavailable {
+        let file = self.options.get_filename().display();
+        Unavailable {
+            reason: format!("{file}: another process holds its lock, or its disk does not answer"),
+            advice: LOCKED,
+        }
+    }
+
+    #[expect(clippy::unused_async, reason = "on PostgreSQL it asks the server")]
+    async fn why_no_connection(&self, _deadline: Instant) -> Unavailable {
+        self.no_answer()
+    }
+
+    /// What is wrong with the file, and the line that brings a backup in its place. An old -wal would be read into the backup.
+    fn restore(&self, what: &str) -> String {
+        let file = self.options.get_filename();
+        let folder = file.parent().unwrap_or(Path::new("")).join(".");
+        let (file, folder) = (file.display(), folder.display());
+        format!(
+            "{file}: {what}; stop the service, restore a backup, start the service: rm -f '{file}-wal' '{file}-shm' && install --mode=600 BACKUP '{file}' && chown --reference='{folder}' '{file}'"
+        )
     }
 
     fn read_pool(&self) -> &Pool<Sqlite> {
@@ -122,15 +214,29 @@ impl Backend {
     }
 }
 
-fn is_busy(refusal: &dyn DatabaseError) -> bool {
-    refusal.code().and_then(|code| code.parse::<i32>().ok()).is_some_and(|code| code & 0xff == SQLITE_BUSY)
+fn identity(file: &Path) -> io::Result<(u64, u64)> {
+    std::fs::metadata(file).map(|file| (file.dev(), file.ino()))
+}
+
+fn low_code(error: &sqlx::Error) -> Option<i32> {
+    let code: i32 = error.as_database_error()?.code()?.parse().ok()?;
+    Some(code & 0xff)
+}
+
+/// Whether the file is not what it was; that the tables are gone tells it too.
+fn is_damage(error: &sqlx::Error) -> bool {
+    match low_code(error) {
+        Some(SQLITE_CORRUPT | SQLITE_NOTADB) => true,
+        Some(SQLITE_ERROR) => error.to_string().contains("no such table"),
+        _ => false,
+    }
 }
 
 /// Tries until the caller's deadline ends it.
 async fn begin_write(connection: &mut Connection) -> sqlx::Result<()> {
     loop {
         match connection.execute("BEGIN IMMEDIATE").await {
-            Err(sqlx::Error::Database(refusal)) if is_busy(refusal.as_ref()) => sleep(RETRY).await,
+            Err(error) if low_code(&error) == Some(SQLITE_BUSY) => sleep(RETRY).await,
             begun => return begun.map(|_| ()),
         }
     }
