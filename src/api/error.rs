@@ -42,8 +42,13 @@ pub enum ApiError {
     Apply(Box<FailedApply>),
     /// 500.
     Internal,
-    /// 503, with whether a write may have happened all the same, and which.
-    DatabaseUnavailable(Option<&'static str>),
+    /// 503, with what may have been written all the same, and what to do.
+    DatabaseUnavailable {
+        /// Nothing, for none.
+        maybe: Option<&'static str>,
+        /// For the administrator.
+        advice: &'static str,
+    },
 }
 
 /// What is wrong with one field.
@@ -143,7 +148,7 @@ impl ApiError {
             Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Apply(_) | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::DatabaseUnavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::DatabaseUnavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -162,30 +167,40 @@ impl ApiError {
             Self::UnsupportedMediaType => Phrase::UnsupportedMediaType,
             Self::Apply(_) => Phrase::ApplyOperationFailed,
             Self::Internal => Phrase::InternalServerError,
-            Self::DatabaseUnavailable(_) => Phrase::DatabaseUnavailable,
+            Self::DatabaseUnavailable { .. } => Phrase::DatabaseUnavailable,
         }
     }
 
     fn message(&self) -> String {
         match self {
             Self::Validation(_) => "The request has fields that can't be taken; see details.".to_owned(),
-            Self::Unauthorized => "Send the header 'Authorization: Bearer …' with the value of PORTAL_API_TOKEN.".to_owned(),
+            Self::Unauthorized => {
+                "Send the header 'Authorization: Bearer …' with the value of PORTAL_API_TOKEN.".to_owned()
+            }
             Self::Forbidden(why) => (*why).to_owned(),
             Self::UserNotFound(id) => format!("There is no user {id}; GET /users lists those there are."),
             Self::NotFound => "There is nothing here; /docs tells which operations there are.".to_owned(),
-            Self::MethodNotAllowed => "This path does not take this method; the Allow header and /docs tell which.".to_owned(),
-            Self::EmailInUse => "Another user has this e-mail address, in whatever case; take another, or delete that user.".to_owned(),
+            Self::MethodNotAllowed => {
+                "This path does not take this method; the Allow header and /docs tell which.".to_owned()
+            }
+            Self::EmailInUse => {
+                "Another user has this e-mail address, in whatever case; take another, or delete that user.".to_owned()
+            }
             Self::PoolExhausted => "All extensions from 1000 to 1999 are taken; delete a user to free one.".to_owned(),
-            Self::ApplyInProgress => "Another apply runs on this host; wait until it has ended, then apply again.".to_owned(),
+            Self::ApplyInProgress => {
+                "Another apply runs on this host; wait until it has ended, then apply again.".to_owned()
+            }
             Self::PayloadTooLarge => "A body has at most 16 KiB.".to_owned(),
             Self::UnsupportedMediaType => "Send JSON, with the header 'Content-Type: application/json'.".to_owned(),
             Self::Apply(failed) => failed.message.clone(),
-            Self::Internal => "Something went wrong that should never; the service's log has a line about it.".to_owned(),
-            Self::DatabaseUnavailable(None) => {
-                "The database can't be reached or did not answer; nothing was changed. The service's log says why; try again.".to_owned()
+            Self::Internal => {
+                "Something went wrong that should never; the service's log has a line about it.".to_owned()
             }
-            Self::DatabaseUnavailable(Some(what)) => {
-                format!("The database did not answer in time or broke off; it is unknown whether {what}. The service's log says why.")
+            Self::DatabaseUnavailable { maybe: None, advice } => {
+                format!("The database failed; nothing was changed. {advice}")
+            }
+            Self::DatabaseUnavailable { maybe: Some(what), advice } => {
+                format!("The database failed; it is unknown whether {what}. {advice}")
             }
         }
     }
@@ -195,9 +210,9 @@ impl ApiError {
         match failure {
             StorageError::EmailInUse => Self::EmailInUse,
             StorageError::PoolExhausted => Self::PoolExhausted,
-            StorageError::Unavailable { reason, maybe_written, .. } => {
+            StorageError::Unavailable { reason, advice, maybe_written } => {
                 error!(reason, maybe_written, "the database failed");
-                Self::DatabaseUnavailable(what.filter(|_| *maybe_written))
+                Self::DatabaseUnavailable { maybe: what.filter(|_| *maybe_written), advice }
             }
         }
     }
