@@ -12,7 +12,8 @@ packages=(
     baresip-core sip-tester  # the phones
     postgresql sqlite3       # the databases
     debootstrap              # the Asterisk root
-    build-essential ca-certificates curl e2fsprogs faketime openssl shellcheck strace util-linux
+    e2fsprogs iproute2 mount # files that can't be changed, a network that loses packets, a full disk
+    build-essential ca-certificates curl faketime openssl shellcheck strace util-linux
 )
 
 say() { printf 'setup: %s\n' "$*"; }

@@ -114,6 +114,23 @@ impl Asterisk {
         String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
     }
 
+    /// The endpoints in force, sorted.
+    pub fn endpoints(&self) -> Vec<String> {
+        let listing = self.rx("pjsip show endpoints");
+        let names = listing.lines().filter_map(|line| line.strip_prefix(" Endpoint:  ")?.split(['/', ' ']).next());
+        sorted(names.filter(|name| !name.starts_with('<')))
+    }
+
+    /// The extensions in force that have a priority 1, sorted.
+    pub fn routed(&self) -> Vec<String> {
+        let listing = self.rx("dialplan show synergy-internal");
+        sorted(
+            listing
+                .lines()
+                .filter_map(|line| line.trim_start().strip_prefix('\'')?.split_once("' =>").map(|row| row.0)),
+        )
+    }
+
     /// Writes a configuration file as its administrator, its name relative to [`Asterisk::etc`].
     pub fn write_config(&self, name: &str, text: &str) {
         write_file(&self.etc().join(name), lab::ASTERISK, 0o640, text);
@@ -296,6 +313,12 @@ astctlpermissions = 0660
 
 fn is_loader(file: &Path) -> bool {
     file.file_name().is_some_and(|name| name.to_string_lossy().starts_with("ld-linux"))
+}
+
+fn sorted<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let mut names: Vec<_> = names.map(str::to_owned).collect();
+    names.sort_unstable();
+    names
 }
 
 fn list(folder: &Path) -> Vec<PathBuf> {

@@ -78,6 +78,43 @@ impl Drop for Folder {
     }
 }
 
+/// A small disk (tmpfs) in a folder of its own, which can be filled up.
+#[derive(Debug)]
+pub struct SmallDisk(Folder);
+
+impl SmallDisk {
+    pub fn new(User(owner): User, mebibytes: u8) -> Self {
+        let disk = Self(Folder::new("disk"));
+        let options = format!("size={mebibytes}m,uid={owner},gid={owner},mode=700");
+        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(disk.path()).status();
+        assert!(mount.expect("run mount").success(), "a disk can't be mounted");
+        disk
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Not a byte is left.
+    pub fn fill(&self) {
+        let mut filler = File::create(self.path().join("filler")).expect("make the filler");
+        for size in [64 * 1024, 1] {
+            let piece = vec![b'x'; size];
+            while filler.write_all(&piece).is_ok() {}
+        }
+    }
+
+    pub fn free(&self) {
+        fs::remove_file(self.path().join("filler")).expect("remove the filler");
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(self.path()).status();
+    }
+}
+
 /// Loopback ports of our own, as long as the value lives: a locked file keeps other lab processes out. They lie below
 /// the range from which the kernel gives ports to clients. A process takes them in turn, because an Asterisk still
 /// knows the phone that was there.

@@ -6,6 +6,7 @@
 pub mod asterisk;
 pub mod baresip;
 pub mod lab;
+pub mod network;
 pub mod portal;
 pub mod postgres;
 pub mod process;

@@ -127,6 +127,11 @@ impl Portal {
         self.folder.path()
     }
 
+    /// With which it is started.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     pub fn pid(&self) -> u32 {
         self.process().as_ref().expect("the portal is running").pid()
     }
@@ -138,6 +143,10 @@ impl Portal {
 
     pub fn signal(&self, signal: Signal) {
         self.process().as_mut().expect("the portal is running").signal(signal);
+    }
+
+    pub fn running(&self) -> bool {
+        self.process().is_some()
     }
 
     /// Tells it to stop as its service manager does, and gives its exit status, SIGKILL's after a minute.

@@ -1,14 +1,16 @@
 //! A real PostgreSQL: one throw-away cluster for the whole test process, or one for a single test that does things to it.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{LazyLock, Mutex, MutexGuard};
+use std::sync::{LazyLock, Mutex, MutexGuard, OnceLock};
 
 use rustix::process::{Pid, kill_process};
 
-use super::lab::{Folder, Ports, User, make_dir, write_file};
+use super::lab::{Folder, Ports, SmallDisk, User, make_dir, write_file};
+use super::network::Wire;
 use super::process::{Process, Signal, command_as, run_within};
 use super::{secs, wait_until};
 
@@ -21,6 +23,8 @@ pub struct Options {
     pub hba: String,
     /// TLS, with a certificate for 127.0.0.1 and localhost from the authority in [`Postgres::ca_file`].
     pub tls: bool,
+    /// On the other end of a [`Wire`], which does not outlast it.
+    pub remote: bool,
 }
 
 /// A running cluster; its end is Drop's, or the watchdog's.
@@ -28,6 +32,8 @@ pub struct Postgres {
     folder: Folder,
     port: Ports,
     process: Mutex<Option<Process>>,
+    remote: bool,
+    wire: OnceLock<Wire>,
 }
 
 impl Postgres {
@@ -40,19 +46,50 @@ impl Postgres {
 
     /// A cluster of one's own.
     pub fn start(options: &Options) -> Self {
-        let cluster = Self { folder: Folder::new("postgres"), port: Ports::one(), process: Mutex::new(None) };
+        let cluster = Self {
+            folder: Folder::new("postgres"),
+            port: Ports::one(),
+            process: Mutex::new(None),
+            remote: options.remote,
+            wire: OnceLock::new(),
+        };
         cluster.create(options);
         cluster.boot();
+        if options.remote {
+            let pid = cluster.process().as_ref().map(Process::pid).expect("PostgreSQL is running");
+            cluster.wire.set(Wire::to(pid)).expect("the first wire");
+        }
         cluster.admin("CREATE ROLE portal LOGIN PASSWORD 'portal'");
         cluster
     }
 
     /// The URL of a fresh database, which belongs to the portal's role.
     pub fn new_database(&self) -> String {
+        self.make_database("")
+    }
+
+    /// The same, its tables on a disk of its own, which belongs to [`postgres_user`].
+    pub fn new_database_on(&self, disk: &SmallDisk) -> String {
+        self.admin(&format!("CREATE TABLESPACE disk LOCATION '{}'", disk.path().display()));
+        self.make_database("TABLESPACE disk")
+    }
+
+    fn make_database(&self, place: &str) -> String {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let name = format!("portal{}", NEXT.fetch_add(1, Ordering::Relaxed));
-        self.admin(&format!("CREATE DATABASE {name} OWNER portal"));
-        format!("postgres://portal:portal@{}/{name}", self.port.address())
+        self.admin(&format!("CREATE DATABASE {name} OWNER portal {place}"));
+        let host = self.wire.get().map_or(Ipv4Addr::LOCALHOST, Wire::far_end);
+        format!("postgres://portal:portal@{host}:{}/{name}", self.port.number())
+    }
+
+    /// What is between it and here.
+    pub fn wire(&self) -> &Wire {
+        self.wire.get().expect("a remote cluster")
+    }
+
+    /// What it printed.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
     /// Runs SQL as the superuser.
@@ -99,11 +136,17 @@ impl Postgres {
     pub fn boot(&self) {
         let log = self.folder.path().join("log");
         let mut command = command_as(postgres_user(), &[], program("postgres"));
+        if self.remote {
+            let as_postgres = command;
+            command = Command::new("unshare");
+            command.arg("--net").arg(as_postgres.get_program()).args(as_postgres.get_args());
+            command.env_clear().envs(as_postgres.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        }
         command.arg("-D").arg(self.data()).current_dir(self.folder.path());
         *self.process() = Some(Process::start(&mut command, &log));
         wait_until(secs(30), "PostgreSQL accepts connections", || {
             if let Some(status) = self.process().as_mut().and_then(Process::ended) {
-                panic!("PostgreSQL ended, {status}:\n{}", fs::read_to_string(&log).unwrap_or_default());
+                panic!("PostgreSQL ended, {status}:\n{}", self.log());
             }
             let mut ready = Command::new(program("pg_isready"));
             ready.args(["-q", "-U", "postgres", "-p", &self.port.number().to_string(), "-h"]).arg(self.sockets());
@@ -129,13 +172,16 @@ impl Postgres {
             self.port.number(),
             self.sockets().display()
         );
+        if options.remote {
+            conf += "listen_addresses = '*'\n";
+        }
         if options.tls {
             self.make_certificates();
             conf += "ssl = on\n";
         }
         conf += &options.conf;
         write_file(&self.data().join("postgresql.auto.conf"), postgres_user(), 0o600, &conf);
-        let hba = format!("{}local all postgres trust\nhost all all 127.0.0.1/32 scram-sha-256\n", options.hba);
+        let hba = format!("{}local all postgres trust\nhost all all 0.0.0.0/0 scram-sha-256\n", options.hba);
         write_file(&self.data().join("pg_hba.conf"), postgres_user(), 0o600, &hba);
     }
 
@@ -210,7 +256,7 @@ pub fn program(name: &str) -> PathBuf {
 }
 
 /// The user that Debian's package makes. A PostgreSQL server refuses to run as root, and as one without a name.
-fn postgres_user() -> User {
+pub fn postgres_user() -> User {
     let passwd = fs::read_to_string("/etc/passwd").expect("read /etc/passwd");
     let line = passwd.lines().find_map(|line| line.strip_prefix("postgres:"));
     let number = line.and_then(|line| line.split(':').nth(1)?.parse().ok());

@@ -148,6 +148,16 @@ impl Caller {
         let enough = self.calls().len() + more;
         wait_until(secs(60), "more calls are decided", || self.calls().len() >= enough);
     }
+
+    /// Who called, as each INVITE's `From` tells it: what a phone shows.
+    pub fn callers(&self) -> Vec<String> {
+        let messages = read(&self.folder, "messages");
+        let invites = messages.split("\nINVITE sip:").skip(1);
+        invites
+            .filter_map(|invite| invite.lines().find_map(|line| line.strip_prefix("From: ")))
+            .map(str::to_owned)
+            .collect()
+    }
 }
 
 /// Sends a REGISTER from a phone and gives the final status.

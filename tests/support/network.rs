@@ -1,0 +1,58 @@
+//! A network that can lose every packet: a wire to the network namespace of a process, which ends with that process.
+
+use std::net::Ipv4Addr;
+use std::process::Command;
+
+use super::process::run_within;
+use super::secs;
+
+/// A wire between this machine and a process that was started by `unshare --net`.
+#[derive(Debug)]
+pub struct Wire {
+    pid: u32,
+}
+
+impl Wire {
+    /// Lays it; both ends have an address then.
+    pub fn to(pid: u32) -> Self {
+        let wire = Self { pid };
+        let (near, far) = wire.ends();
+        let name = format!("pbxlab{pid}");
+        run(&["ip", "link", "add", &name, "type", "veth", "peer", "name", "wire", "netns", &pid.to_string()]);
+        run(&["ip", "address", "add", &format!("{near}/30"), "dev", &name]);
+        run(&["ip", "link", "set", &name, "up"]);
+        wire.run_there(&["address", "add", &format!("{far}/30"), "dev", "wire"]);
+        wire.run_there(&["link", "set", "wire", "up"]);
+        wire
+    }
+
+    /// Where the process is reached.
+    pub fn far_end(&self) -> Ipv4Addr {
+        self.ends().1
+    }
+
+    /// From now on no packet of the process arrives here, and nobody is told: neither an answer nor a refusal.
+    pub fn cut(&self) {
+        self.run_there(&["route", "add", "blackhole", &self.ends().0.to_string()]);
+    }
+
+    pub fn mend(&self) {
+        self.run_there(&["route", "delete", "blackhole", &self.ends().0.to_string()]);
+    }
+
+    /// Processes at work have different numbers, and so their wires.
+    fn ends(&self) -> (Ipv4Addr, Ipv4Addr) {
+        let [.., high, low] = (self.pid << 2).to_be_bytes();
+        (Ipv4Addr::new(10, 213, high, low + 1), Ipv4Addr::new(10, 213, high, low + 2))
+    }
+
+    fn run_there(&self, arguments: &[&str]) {
+        let namespace = format!("--net=/proc/{}/ns/net", self.pid);
+        run(&[["nsenter", &namespace, "ip"].as_slice(), arguments].concat());
+    }
+}
+
+fn run(command: &[&str]) {
+    let output = run_within(secs(10), Command::new(command[0]).args(&command[1..]));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
