@@ -1,13 +1,9 @@
-//! PostgreSQL and SQLite: migrations over rows, TLS, and a database that is not there.
+//! PostgreSQL and SQLite: migrations over rows, and TLS.
 
-use std::time::Instant;
-
-use serde_json::json;
-
-use crate::fixtures::{account, psql, sqlite_file};
+use crate::fixtures::{psql, sqlite_file, without_asterisk};
 use crate::support::portal::{Settings, run};
 use crate::support::postgres::Options;
-use crate::support::{Asterisk, Portal, Postgres, secs};
+use crate::support::{Asterisk, Portal, Postgres};
 
 #[test]
 fn migrations_run_twice_and_from_two_processes_at_once_and_keep_rows() {
@@ -47,19 +43,28 @@ fn a_schema_of_a_newer_release_is_used_and_of_a_newer_major_version_refused() {
     let crate::support::lab::User(owner) = crate::support::lab::PORTAL;
     crate::support::lab::make_dir(&folder.path().join("data"), owner, owner, 0o700);
     let file = folder.path().join("data/portal.db");
-    let settings = Settings::default().with("DATABASE_URL", format!("sqlite://{}", file.display()));
-    assert!(run(&["migrate"], &settings).status.success());
+    let postgres = Postgres::database();
     let newer = |version: u16| {
         format!(
-            "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES ({version}, 'newer', 1, x'00', 0)"
+            "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES ({version}, 'newer', true, '', 0)"
         )
     };
-    sqlite_file(&file, &newer(1999));
-    assert!(run(&["migrate"], &settings).status.success());
-    sqlite_file(&file, &newer(2001));
-    let refused = run(&["migrate"], &settings);
-    let stderr = String::from_utf8_lossy(&refused.stderr);
-    assert!(refused.status.code() == Some(1) && stderr.contains("major version 2"), "{stderr}");
+    for (url, sql) in [
+        (format!("sqlite://{}", file.display()), &|sql: &str| sqlite_file(&file, sql) as _),
+        (postgres.clone(), &|sql: &str| psql(&postgres, sql) as _),
+    ] as [(String, &dyn Fn(&str) -> String); 2]
+    {
+        let settings = without_asterisk().with("DATABASE_URL", &url);
+        assert!(run(&["migrate"], &settings).status.success());
+        sql(&newer(1999));
+        Portal::start(&settings).create_user("Alice", "alice@example.com");
+        sql(&newer(2001));
+        for command in ["migrate", "serve"] {
+            let refused = run(&[command], &settings);
+            let stderr = String::from_utf8_lossy(&refused.stderr);
+            assert!(refused.status.code() == Some(1) && stderr.contains("major version 2"), "{stderr}");
+        }
+    }
 }
 
 #[test]
@@ -90,59 +95,4 @@ fn postgres_over_tls_is_verified() {
         assert_eq!((refused.status.code(), stderr.lines().count()), (Some(1), 1), "{parameters}: {stderr}");
         assert!(stderr.contains("the database can't be used") && !stderr.contains("portal:portal"), "{stderr}");
     }
-}
-
-#[test]
-fn a_start_waits_for_one_that_is_not_up_yet() {
-    let cluster = Postgres::start(&Options::default());
-    let url = cluster.new_database();
-    cluster.stop();
-    let asterisk = Asterisk::start();
-    std::thread::scope(|scope| {
-        let starting = scope.spawn(|| Portal::start(&Settings::of(&asterisk).with("DATABASE_URL", &url)));
-        std::thread::sleep(secs(2));
-        cluster.boot();
-        let portal = starting.join().expect("a portal");
-        assert!(portal.log().contains("trying again"), "{}", portal.log());
-        portal.create_user("Alice", "alice@example.com");
-    });
-}
-
-#[test]
-fn one_that_does_not_answer_is_a_503_within_five_seconds_and_recovers() {
-    use crate::support::process::Signal;
-    let cluster = Postgres::start(&Options::default());
-    let asterisk = Asterisk::start();
-    let portal = Portal::start(&Settings::of(&asterisk).with("DATABASE_URL", cluster.new_database()));
-    let user = portal.create_user("Alice", "alice@example.com");
-    let unavailable = |what: &str| {
-        let path = format!("/users/{}", user["id"].as_str().expect("an id"));
-        let body = json!({"name": "Bob", "email": "bob@example.com"});
-        let by = json!({"triggered_by": "suite"});
-        for (method, path, body) in [
-            ("POST", "/users", Some(&body)),
-            ("GET", "/users", None),
-            ("DELETE", path.as_str(), None),
-            ("POST", "/apply", Some(&by)),
-        ] {
-            let started = Instant::now();
-            let answer = portal.request(method, path, body);
-            assert_eq!(
-                (answer.status, answer.json["error"].as_str()),
-                (503, Some("Database unavailable")),
-                "{what}: {}",
-                answer.text
-            );
-            assert!(started.elapsed() < secs(5), "{what}: {method} {path} took {:?}", started.elapsed());
-        }
-    };
-    cluster.signal(Signal::STOP);
-    unavailable("hung");
-    cluster.signal(Signal::CONT);
-    assert_eq!(portal.users().len(), 1, "it goes on where the database does");
-    cluster.stop();
-    unavailable("stopped");
-    cluster.boot();
-    assert_eq!(account(&portal.create_user("Bob", "bob2@example.com")).0, "1001");
-    assert!(!portal.log().contains("portal:portal"), "no URL in the log");
 }

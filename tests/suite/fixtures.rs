@@ -3,12 +3,15 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::support::portal::Settings;
-use crate::support::{Answer, Asterisk, Portal, Postgres, postgres};
+use crate::support::{Answer, Asterisk, Portal, Postgres, postgres, secs, wait_until};
 
 /// Makes Asterisk keep every auth as it is, while it says that it reloaded.
 pub const TWO_OF_ONE_NAME: &str = "
@@ -55,6 +58,94 @@ pub fn host() -> (Asterisk, Portal) {
     let asterisk = Asterisk::start();
     let portal = Portal::start(&Settings::of(&asterisk));
     (asterisk, portal)
+}
+
+/// Of a portal that is asked for nothing of Asterisk.
+pub fn without_asterisk() -> Settings {
+    Settings::default().with("ASTERISK_CONFIG_DIR", "/nonexistent").with("ASTERISK_RUN_DIR", "/nonexistent")
+}
+
+/// The four operations.
+pub const ALL: [&str; 4] =
+    ["POST /users", "GET /users", "DELETE /users/0b9ad2e4-3f0c-4c1e-9d6e-1f8a2b7c5d90", "POST /apply"];
+
+/// Those that write.
+pub const WRITES: [&str; 3] = [ALL[0], ALL[2], ALL[3]];
+
+/// Asks for these operations at once. Each must be a 503 within five seconds, whose body has this advice.
+#[track_caller]
+pub fn unavailable(portal: &Portal, operations: &[&str], advice: &str) {
+    let ask = |operation: &str| {
+        let (method, path) = operation.split_once(' ').expect("a method and a path");
+        let body = match operation {
+            "POST /users" => Some(json!({"name": "Nobody", "email": "nobody@example.com"})),
+            "POST /apply" => Some(json!({"triggered_by": "suite"})),
+            _ => None,
+        };
+        let started = Instant::now();
+        (portal.request(method, path, body.as_ref()), started.elapsed())
+    };
+    let answers: Vec<_> = thread::scope(|scope| {
+        let asking: Vec<_> = operations.iter().map(|operation| scope.spawn(|| ask(operation))).collect();
+        asking.into_iter().map(|asking| asking.join().expect("an answer")).collect()
+    });
+    for (operation, (answer, took)) in operations.iter().zip(answers) {
+        let message = answer.json["message"].as_str().unwrap_or_default();
+        assert_eq!(
+            (answer.status, answer.json["error"].as_str()),
+            (503, Some("Database unavailable")),
+            "{operation}: {}",
+            answer.text
+        );
+        assert!(message.contains(advice), "{operation}: {message:?} does not say {advice:?}\n{}", portal.log());
+        assert!(took < secs(5), "{operation} took {took:?}");
+    }
+}
+
+/// Waits until users can be created again, and creates one.
+pub fn recovers(portal: &Portal, email: &str) {
+    wait_until(secs(20), "users can be created again", || {
+        portal.request("POST", "/users", Some(&json!({"name": "After", "email": email}))).status == 201
+    });
+}
+
+/// Eight clients that create users while something happens to the database. Each answer must be a 201 or a 503; gives the
+/// users that were created.
+pub fn created_during(portal: &Portal, what_happens: impl FnOnce(&dyn Fn() -> usize)) -> Vec<Value> {
+    let (done, created) = (AtomicBool::new(false), Mutex::new(Vec::new()));
+    thread::scope(|scope| {
+        for client in 0..8 {
+            let (done, created) = (&done, &created);
+            scope.spawn(move || {
+                for index in 0.. {
+                    if done.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let body = json!({"name": "During", "email": format!("during.{client}.{index}@example.com")});
+                    let answer = portal.request("POST", "/users", Some(&body));
+                    assert!(matches!(answer.status, 201 | 503), "{}", answer.text);
+                    if answer.status == 201 {
+                        created.lock().expect("no client panicked").push(answer.json);
+                    }
+                    // The pool must not run out.
+                    thread::sleep(Duration::from_millis(20));
+                }
+            });
+        }
+        let ended = SetWhenDropped(&done);
+        what_happens(&|| created.lock().expect("no client panicked").len());
+        drop(ended);
+    });
+    created.into_inner().expect("no client panicked")
+}
+
+/// Nothing of what was created is missing.
+#[track_caller]
+pub fn all_are_there(portal: &Portal, created: &[Value]) {
+    let users = portal.users();
+    for user in created {
+        assert!(users.contains(user), "{user} was answered 201, and is missing");
+    }
 }
 
 /// Asks for an apply, whatever comes of it.

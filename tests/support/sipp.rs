@@ -98,6 +98,16 @@ impl Phones {
         self.arrivals(method, number).len()
     }
 
+    /// Who called, as each INVITE's `From` tells it: what a phone shows.
+    pub fn callers(&self) -> Vec<String> {
+        let messages = read(&self.folder, "messages");
+        let invites = messages.split("\nINVITE sip:").skip(1);
+        invites
+            .filter_map(|invite| invite.lines().find_map(|line| line.strip_prefix("From: ")))
+            .map(str::to_owned)
+            .collect()
+    }
+
     /// When those came, in the form of [`Caller::calls`].
     pub fn arrivals(&self, method: &str, number: &str) -> Vec<String> {
         let start = format!("{method} sip:{number}@");
@@ -147,16 +157,6 @@ impl Caller {
     pub fn wait_for_calls(&self, more: usize) {
         let enough = self.calls().len() + more;
         wait_until(secs(60), "more calls are decided", || self.calls().len() >= enough);
-    }
-
-    /// Who called, as each INVITE's `From` tells it: what a phone shows.
-    pub fn callers(&self) -> Vec<String> {
-        let messages = read(&self.folder, "messages");
-        let invites = messages.split("\nINVITE sip:").skip(1);
-        invites
-            .filter_map(|invite| invite.lines().find_map(|line| line.strip_prefix("From: ")))
-            .map(str::to_owned)
-            .collect()
     }
 }
 

@@ -1,0 +1,243 @@
+//! A PostgreSQL that fails in every way: 503 within five seconds with what to do, and back again by itself.
+
+use std::io::Write as _;
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::fixtures::{ALL, WRITES, all_are_there, created_during, psql, recovers, unavailable, without_asterisk};
+use crate::support::lab::SmallDisk;
+use crate::support::portal::{Settings, run};
+use crate::support::postgres::{Options, postgres_user, program};
+use crate::support::process::Signal;
+use crate::support::{Portal, Postgres, secs, wait_until};
+
+fn settings(url: &str) -> Settings {
+    without_asterisk().with("DATABASE_URL", url)
+}
+
+/// A session of somebody else, which sleeps after its SQL.
+struct Session(Child);
+
+impl Session {
+    fn start(url: &str, sql: &str) -> Self {
+        let mut psql = Command::new(program("psql"));
+        psql.arg("--no-psqlrc").args(["--quiet", "--command", sql, "--command", "SELECT pg_sleep(600)"]).arg(url);
+        Self(psql.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("start psql"))
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn stopped_hung_full_read_only_or_another_one_is_a_503_that_says_what_to_do() {
+    let cluster = Postgres::start(&Options {
+        conf: "max_connections = 12\nsuperuser_reserved_connections = 2\n".into(),
+        ..Options::default()
+    });
+    let url = cluster.new_database();
+    let name = url.rsplit('/').next().expect("a name");
+    let portal = Portal::start(&settings(&url));
+    let alice = portal.create_user("Alice", "alice@example.com");
+    let end_sessions = || {
+        cluster.admin("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'portal'");
+    };
+
+    cluster.signal(Signal::STOP);
+    unavailable(&portal, &ALL, "whether its server runs");
+    cluster.signal(Signal::CONT);
+    recovers(&portal, "hung@example.com");
+
+    cluster.stop();
+    unavailable(&portal, &ALL, "whether its server runs");
+    cluster.boot();
+    recovers(&portal, "stopped@example.com");
+
+    // Every connection but the superuser's is another's.
+    end_sessions();
+    let others: Vec<_> = (0..12).map(|_| Session::start(&url, "")).collect();
+    let used = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'portal' AND query LIKE '%pg_sleep%'";
+    wait_until(secs(20), "the server is full", || cluster.admin(used) == "10");
+    unavailable(&portal, &ALL, "raise max_connections");
+    drop(others);
+    end_sessions();
+    recovers(&portal, "full@example.com");
+
+    cluster.admin(&format!("ALTER DATABASE {name} SET default_transaction_read_only = on"));
+    end_sessions();
+    unavailable(&portal, &WRITES, "The database is read-only");
+    assert!(portal.users().contains(&alice), "reads go on");
+    cluster.admin(&format!("ALTER DATABASE {name} RESET default_transaction_read_only"));
+    recovers(&portal, "readonly@example.com");
+
+    let rename = |from: &str, to: &str| {
+        cluster.admin(&format!("ALTER DATABASE {from} WITH ALLOW_CONNECTIONS false"));
+        end_sessions();
+        wait_until(secs(10), "all sessions have ended", || {
+            cluster.admin(&format!("SELECT count(*) FROM pg_stat_activity WHERE datname = '{from}'")) == "0"
+        });
+        cluster.admin(&format!("ALTER DATABASE {from} RENAME TO {to}"));
+        cluster.admin(&format!("ALTER DATABASE {to} WITH ALLOW_CONNECTIONS true"));
+    };
+    rename(name, "aside");
+    unavailable(&portal, &ALL, "no such database");
+    cluster.admin(&format!("CREATE DATABASE {name} OWNER portal"));
+    unavailable(&portal, &ALL, "lacks the portal's tables");
+    assert_eq!(psql(&url, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"), "0", "and it makes none");
+    rename(name, "empty");
+    rename("aside", name);
+    recovers(&portal, "another@example.com");
+
+    let all = portal.users();
+    assert!(all.contains(&alice) && all.len() == 6, "{all:?}");
+    let log = portal.log();
+    for reason in
+        ["Connection refused", "no answer in time", "too many clients", "read-only transaction", "does not exist"]
+    {
+        assert!(log.contains(reason), "the log does not tell of {reason:?}:\n{log}");
+    }
+    assert!(!log.contains("portal:portal"), "no URL in the log");
+}
+
+#[test]
+fn one_that_crashes_and_restarts_in_the_middle_of_writes_loses_nothing_that_was_answered() {
+    let cluster = Postgres::start(&Options::default());
+    let portal = Portal::start(&settings(&cluster.new_database()));
+    let created = created_during(&portal, |created| {
+        for end in [Postgres::kill, Postgres::stop, Postgres::kill] {
+            let before = created();
+            wait_until(secs(20), "users are created", || created() > before + 10);
+            end(&cluster);
+            cluster.boot();
+        }
+        let before = created();
+        wait_until(secs(20), "users are created", || created() > before + 10);
+    });
+    all_are_there(&portal, &created);
+    let numbers: Vec<_> = portal.users().iter().map(|user| user["extension"]["number"].as_u64()).collect();
+    let lowest: Vec<_> = (1000..).map(Some).take(numbers.len()).collect();
+    assert_eq!(numbers, lowest, "no gap and no duplicate");
+}
+
+#[test]
+fn on_a_full_disk_it_is_a_503_until_there_is_space_again() {
+    let disk = SmallDisk::new(postgres_user(), 16);
+    let cluster = Postgres::start(&Options::default());
+    let portal = Portal::start(&settings(&cluster.new_database_on(&disk)));
+    let mut created = vec![portal.create_user("Alice", "alice@example.com")];
+    disk.fill();
+    // What is left of the pages that the tables have takes some more.
+    let refused = (0..900).find_map(|index| {
+        let body = json!({"name": "x".repeat(255), "email": format!("full{index}@example.com")});
+        let answer = portal.request("POST", "/users", Some(&body));
+        if answer.status == 201 {
+            created.push(answer.json);
+            return None;
+        }
+        Some(answer)
+    });
+    let refused = refused.expect("a full disk");
+    let message = refused.json["message"].as_str().unwrap_or_default();
+    assert!(refused.status == 503 && message.contains("disk of the database's server is full"), "{}", refused.text);
+    all_are_there(&portal, &created);
+    disk.free();
+    recovers(&portal, "after@example.com");
+    all_are_there(&portal, &created);
+}
+
+#[test]
+fn a_network_that_loses_every_packet_is_a_503_and_recovers_with_it() {
+    let cluster = Postgres::start(&Options { remote: true, ..Options::default() });
+    let url = cluster.new_database();
+    let portal = Portal::start(&settings(&url));
+    let created = created_during(&portal, |created| {
+        wait_until(secs(20), "users are created", || created() > 10);
+        cluster.wire().cut();
+        unavailable(&portal, &ALL, "can be reached from this host");
+        let before = created();
+        unavailable(&portal, &ALL, "can be reached from this host");
+        assert_eq!(created(), before, "nothing is created without the database");
+        cluster.wire().mend();
+        wait_until(secs(30), "users are created again", || created() > before + 10);
+    });
+    all_are_there(&portal, &created);
+}
+
+#[test]
+fn no_connection_goes_back_to_the_pool_inside_a_transaction() {
+    let cluster = Postgres::start(&Options::default());
+    let url = cluster.new_database();
+    let portal = Portal::start(&settings(&url));
+    let body = json!({"name": "Alice", "email": "alice@example.com"});
+    let create = || portal.request("POST", "/users", Some(&body)).status;
+    assert_eq!(create(), 201);
+    // Refused inside their transactions, and cut off at any point of them.
+    thread::scope(|scope| {
+        for client in 0..16 {
+            scope.spawn(move || (0..20).for_each(|_| assert_eq!(create(), 409)));
+            let address = portal.address();
+            scope.spawn(move || {
+                for index in 0..40 {
+                    let body = format!(r#"{{"name": "Cut", "email": "cut.{client}.{index}@example.com"}}"#);
+                    let mut connection = TcpStream::connect(address).expect("connect");
+                    write!(connection, "POST /users HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}", body.len()).expect("send");
+                    thread::sleep(Duration::from_micros(100 * index));
+                }
+            });
+        }
+    });
+    none_in_a_transaction(&cluster);
+
+    // Timed out by the server while they wait for a lock.
+    cluster.admin("ALTER ROLE portal SET lock_timeout = '300ms'");
+    cluster.restart();
+    let holder = Session::start(&url, "BEGIN; SELECT 1 FROM tenants FOR UPDATE");
+    let sleeping = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep%' AND state = 'active' AND usename = 'portal'";
+    wait_until(secs(10), "the lock is held", || cluster.admin(sleeping) == "1");
+    for _ in 0..10 {
+        unavailable(&portal, &[ALL[0]], "holds the database's locks");
+    }
+    drop(holder);
+    // The server does not notice a client's end while it sleeps.
+    cluster.admin("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'psql' AND usename = 'portal'");
+    none_in_a_transaction(&cluster);
+    recovers(&portal, "after@example.com");
+}
+
+#[track_caller]
+fn none_in_a_transaction(cluster: &Postgres) {
+    let busy = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pbx-portal' AND state <> 'idle'";
+    wait_until(secs(4), "no transaction is left open", || cluster.admin(busy) == "0");
+    assert!(!cluster.log().contains("idle-in-transaction timeout"), "{}", cluster.log());
+}
+
+#[test]
+fn a_start_waits_for_it_a_while_and_tells_so() {
+    let cluster = Postgres::start(&Options::default());
+    let url = cluster.new_database();
+    cluster.stop();
+    let portal = Portal::prepare(&settings(&url));
+    let told = || portal.log().matches("the database can't be used yet; trying again").count();
+    thread::scope(|scope| {
+        scope.spawn(|| portal.boot());
+        wait_until(secs(20), "it tells so each second", || told() >= 3);
+        cluster.boot();
+    });
+    portal.create_user("Alice", "alice@example.com");
+    cluster.stop();
+    let started = Instant::now();
+    let gave_up = run(&["serve"], &settings(&url));
+    let stderr = String::from_utf8_lossy(&gave_up.stderr);
+    let last = stderr.lines().last().unwrap_or_default();
+    assert_eq!(gave_up.status.code(), Some(1), "{stderr}");
+    assert!(last.starts_with("pbx-portal: the database can't be reached: "), "{stderr}");
+    assert!((secs(29)..secs(45)).contains(&started.elapsed()), "gave up after {:?}", started.elapsed());
+}

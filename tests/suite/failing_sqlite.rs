@@ -1,0 +1,209 @@
+//! A SQLite file that fails in every way: 503 within five seconds with what to do, and never an answer from a file that is
+//! not there.
+
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use crate::fixtures::{
+    ALL, WRITES, all_are_there, created_during, recovers, sqlite, sqlite_file, unavailable, without_asterisk,
+};
+use crate::support::lab::{self, SmallDisk};
+use crate::support::portal::run;
+use crate::support::{Portal, secs, wait_until};
+
+/// What always writes: a DELETE of an unknown user does not.
+const INSERTS: [&str; 2] = [ALL[0], ALL[3]];
+
+fn database(portal: &Portal) -> PathBuf {
+    portal.data_dir().join("portal.db")
+}
+
+/// Another process that holds the lock until it is dropped.
+struct Locked(Child);
+
+impl Locked {
+    fn new(file: &Path) -> Self {
+        let mut sqlite3 = Command::new("sqlite3");
+        sqlite3.args(["-cmd", ".timeout 5000"]).arg(file).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut shell = sqlite3.spawn().expect("start sqlite3");
+        let commands = shell.stdin.as_mut().expect("its input");
+        writeln!(commands, "BEGIN EXCLUSIVE;\nSELECT 'locked';").expect("lock it");
+        let mut answer = String::new();
+        BufReader::new(shell.stdout.as_mut().expect("its output")).read_line(&mut answer).expect("an answer");
+        assert_eq!(answer, "locked\n");
+        Self(shell)
+    }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Files and a folder that not even their owner can change, until it is dropped.
+struct Immutable(Vec<PathBuf>);
+
+impl Immutable {
+    fn new(paths: Vec<PathBuf>) -> Self {
+        let immutable = Self(paths);
+        assert!(immutable.change("+i"), "chattr +i");
+        immutable
+    }
+
+    fn change(&self, flag: &str) -> bool {
+        Command::new("chattr").arg(flag).args(&self.0).status().is_ok_and(|status| status.success())
+    }
+}
+
+impl Drop for Immutable {
+    fn drop(&mut self) {
+        self.change("-i");
+    }
+}
+
+#[test]
+fn locked_or_read_only_it_is_a_503_for_writes_and_recovers() {
+    let portal = Portal::start(&without_asterisk());
+    let file = database(&portal);
+    let alice = portal.create_user("Alice", "alice@example.com");
+
+    let locked = Locked::new(&file);
+    unavailable(&portal, &WRITES, "Another process holds the lock");
+    assert_eq!(portal.users(), std::slice::from_ref(&alice), "reads go on");
+    drop(locked);
+    recovers(&portal, "locked@example.com");
+
+    let with = |suffix: &str| PathBuf::from(format!("{}{suffix}", file.display()));
+    // Not the -shm: the kernel ends whoever writes to a part of memory that is such a file.
+    let immutable = Immutable::new(vec![with(""), with("-wal"), portal.data_dir()]);
+    unavailable(&portal, &INSERTS, "read");
+    // Once more, on a connection that was opened meanwhile.
+    unavailable(&portal, &INSERTS, "The database's file or its disk is read-only");
+    assert!(portal.users().contains(&alice), "reads go on");
+    portal.stop();
+    portal.boot();
+    unavailable(&portal, &INSERTS, "read-only");
+    assert!(portal.users().contains(&alice), "a start does not mind");
+    drop(immutable);
+    recovers(&portal, "readonly@example.com");
+    assert_eq!(portal.users().len(), 3);
+}
+
+#[test]
+fn on_a_full_disk_it_is_a_503_until_there_is_space_again() {
+    let disk = SmallDisk::new(lab::PORTAL, 8);
+    let portal = Portal::start(&without_asterisk().with("PORTAL_DATA_DIR", disk.path().display()));
+    let created = created_during(&portal, |created| {
+        wait_until(secs(20), "users are created", || created() > 10);
+        disk.fill();
+        for _ in 0..3 {
+            unavailable(&portal, &INSERTS, "disk of the database's file is full");
+        }
+        disk.free();
+        let before = created();
+        wait_until(secs(20), "users are created again", || created() > before + 10);
+    });
+    all_are_there(&portal, &created);
+    portal.kill();
+    portal.boot();
+    all_are_there(&portal, &created);
+    assert_eq!(sqlite_file(&disk.path().join("portal.db"), "PRAGMA integrity_check"), "ok");
+}
+
+#[test]
+fn deleted_or_moved_away_it_is_a_503_and_no_new_file_takes_its_place() {
+    let portal = Portal::start(&without_asterisk());
+    let (file, aside) = (database(&portal), portal.work_dir().join("aside.db"));
+    let backup = portal.work_dir().join("backup.db");
+    let advice = "stop the service, restore a backup";
+
+    let created = created_during(&portal, |created| {
+        for _ in 0..5 {
+            let before = created();
+            wait_until(secs(20), "users are created", || created() > before + 5);
+            fs::rename(&file, &aside).expect("move it away");
+            unavailable(&portal, &ALL, advice);
+            let before = created();
+            unavailable(&portal, &WRITES, advice);
+            assert_eq!(created(), before, "nothing is created without the file");
+            assert!(!file.exists(), "no new file");
+            fs::rename(&aside, &file).expect("move it back");
+        }
+    });
+    all_are_there(&portal, &created);
+
+    sqlite(&portal, &format!(".backup '{}'", backup.display()));
+    let users = portal.users();
+    fs::remove_file(&file).expect("remove it");
+    unavailable(&portal, &ALL, advice);
+    assert!(!file.exists(), "no new file");
+    // Another one in its place is not the one that was answered from.
+    fs::copy(&backup, &file).expect("copy a backup");
+    unavailable(&portal, &ALL, advice);
+    restore(&portal, &backup);
+    assert_eq!(portal.users(), users);
+    portal.create_user("After", "after@example.com");
+}
+
+#[test]
+fn damaged_it_is_a_503_or_a_refusal_to_start() {
+    let portal = Portal::start(&without_asterisk());
+    let (file, backup) = (database(&portal), portal.work_dir().join("backup.db"));
+    for index in 0..200 {
+        portal.create_user(&"x".repeat(255), &format!("user{index}@example.com"));
+    }
+    sqlite(&portal, &format!(".backup '{}'", backup.display()));
+    sqlite(&portal, "PRAGMA wal_checkpoint(TRUNCATE)");
+    let users = portal.users();
+    portal.stop();
+    portal.boot();
+    damage(&file);
+    // A connection goes on with what it has read before; what it answers then is true.
+    wait_until(secs(20), "somebody reads the damage", || {
+        std::thread::scope(|scope| {
+            let asking: Vec<_> = (0..8).map(|_| scope.spawn(|| portal.request("GET", "/users", None))).collect();
+            asking.into_iter().any(|asking| asking.join().expect("an answer").status == 503)
+        })
+    });
+    unavailable(&portal, &ALL, "stop the service, restore a backup");
+    portal.stop();
+    let refused = run(&["serve"], portal.settings());
+    let stderr = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(1) && stderr.contains("restore a backup"), "{stderr}");
+    restore(&portal, &backup);
+    assert_eq!(portal.users(), users);
+
+    // No database at all.
+    portal.stop();
+    fs::write(&file, "x".repeat(8192)).expect("write");
+    let refused = run(&["serve"], portal.settings());
+    let stderr = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(1) && stderr.contains("restore a backup"), "{stderr}");
+    assert_eq!(fs::read(&file).expect("read"), "x".repeat(8192).as_bytes(), "it is left as it is");
+}
+
+/// Everything but the first four pages.
+fn damage(file: &Path) {
+    let length = fs::metadata(file).expect("its length").len();
+    let garbage = vec![0xa5; usize::try_from(length).expect("a small file") - 4 * 4096];
+    File::options().write(true).open(file).expect("open it").write_all_at(&garbage, 4 * 4096).expect("damage it");
+}
+
+/// Does what the log says.
+fn restore(portal: &Portal, backup: &Path) {
+    let log = portal.log();
+    let (_, line) = log.rsplit_once("start the service: ").expect("the line that restores a backup");
+    let (line, _) = line.split_once('"').unwrap_or((line, ""));
+    if portal.running() {
+        portal.stop();
+    }
+    let line = line.replace("BACKUP", &backup.display().to_string());
+    let status = Command::new("sh").args(["-c", &line]).status().expect("run sh");
+    assert!(status.success(), "{line}: {status}");
+    portal.boot();
+}

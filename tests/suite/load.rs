@@ -1,0 +1,160 @@
+//! 64 clients on two processes for a minute, on each database, with applies all the while.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::fixtures::{Database, account, id, try_apply};
+use crate::support::{Asterisk, Portal, secs, wait_until};
+
+const CLIENTS: usize = 64;
+
+/// Each client's users at most: all of them together stay well below the pool of 1000.
+const USERS: usize = 8;
+
+/// Handles of the pools: eight of PostgreSQL, or two for each of five of SQLite.
+const CONNECTIONS: usize = 12;
+
+/// When everything that a process makes once has been made.
+const WARM: Duration = secs(20);
+
+const END: Duration = secs(60);
+
+#[test]
+fn a_minute_of_it_on_sqlite() {
+    let asterisk = Asterisk::start();
+    let first = Portal::start(&Database::Sqlite.settings(&asterisk));
+    let url = format!("sqlite://{}/portal.db", first.data_dir().display());
+    let second = Portal::start(&Database::Sqlite.settings(&asterisk).with("DATABASE_URL", url));
+    load(&asterisk, [&first, &second]);
+}
+
+#[test]
+fn a_minute_of_it_on_postgres() {
+    let asterisk = Asterisk::start();
+    let settings = Database::Postgres.settings(&asterisk);
+    let portals = [Portal::start(&settings), Portal::start(&settings)];
+    load(&asterisk, portals.each_ref());
+}
+
+fn load(asterisk: &Asterisk, portals: [&Portal; 2]) {
+    let idle = portals.map(Usage::of);
+    let started = Instant::now();
+    // Number and id of every user that is there for sure.
+    let there = Mutex::new(BTreeMap::new());
+    let (writes, applies) = (AtomicU64::new(0), AtomicU64::new(0));
+    let warm = thread::scope(|scope| {
+        for client in 0..CLIENTS {
+            let (there, writes) = (&there, &writes);
+            scope.spawn(move || one_client(client, portals, started, there, writes));
+        }
+        for portal in portals {
+            let applies = &applies;
+            scope.spawn(move || {
+                while started.elapsed() < END {
+                    let answer = try_apply(portal);
+                    match (answer.status, answer.json["error"].as_str()) {
+                        (200, _) => _ = applies.fetch_add(1, Ordering::Relaxed),
+                        // Both processes apply to one Asterisk.
+                        (409, Some("Apply in progress")) => {}
+                        _ => panic!("an apply: {}", answer.text),
+                    }
+                }
+            });
+        }
+        thread::sleep(WARM);
+        portals.map(Usage::of)
+    });
+    let (writes, applies) = (writes.into_inner(), applies.into_inner());
+    assert!(writes > 1000 && applies > 5, "{writes} writes and {applies} applies are no load");
+    for ((idle, warm), portal) in idle.iter().zip(&warm).zip(portals) {
+        wait_until(secs(10), "only the connections to the database are held", || {
+            Usage::of(portal).handles <= idle.handles + CONNECTIONS
+        });
+        let later = Usage::of(portal).kibibytes;
+        assert!(later <= warm.kibibytes * 5 / 4 + 4096, "memory grows: {warm:?}, then {later}");
+        assert!(!portal.log().contains(" ERROR "), "{}", portal.log());
+    }
+
+    let mut there = there.into_inner().expect("no client panicked");
+    // What is free fills up from below.
+    for index in 0..40 {
+        let lowest_free = (1000..2000).map(|number: u16| number.to_string()).find(|number| !there.contains_key(number));
+        let user = portals[index % 2].create_user("Late", &format!("late{index}@example.com"));
+        let (number, _) = account(&user);
+        assert_eq!(Some(&number), lowest_free.as_ref(), "no gap");
+        there.insert(number, id(&user).to_owned());
+    }
+    for portal in portals {
+        let listed: Vec<_> = portal.users().iter().map(|user| (account(user).0, id(user).to_owned())).collect();
+        assert!(listed.iter().map(|(number, id)| (number, id)).eq(&there), "listed is what is there, by number");
+    }
+    assert_eq!(portals[0].apply("suite")["users_applied"].as_u64(), Some(there.len() as u64));
+    let numbers: Vec<_> = there.into_keys().collect();
+    assert_eq!(asterisk.endpoints(), numbers, "Asterisk serves exactly the database");
+    assert_eq!(asterisk.routed(), numbers, "and routes it");
+}
+
+/// Creates until it has all of its users, deletes until it has none, and looks at the list in between: each on the one
+/// process and then on the other.
+fn one_client(
+    client: usize,
+    portals: [&Portal; 2],
+    started: Instant,
+    there: &Mutex<BTreeMap<String, String>>,
+    writes: &AtomicU64,
+) {
+    let mut own: Vec<Value> = Vec::new();
+    let (mut step, mut filling) = (client, true);
+    while started.elapsed() < END {
+        step += 1;
+        let portal = portals[step % 2];
+        filling = if filling { own.len() < USERS } else { own.is_empty() };
+        if step % 5 == 0 {
+            let users = portal.users();
+            for user in &own {
+                assert!(users.contains(user), "{user} is missing");
+            }
+        } else if filling {
+            let body = json!({"name": format!("Client {client}"), "email": format!("{client}.{step}@example.com")});
+            let answer = portal.request("POST", "/users", Some(&body));
+            assert_eq!(answer.status, 201, "{}\n{}", answer.text, portal.log());
+            let (number, _) = account(&answer.json);
+            let highest = 999 + CLIENTS * USERS;
+            assert!(number.parse::<usize>().is_ok_and(|number| number <= highest), "{number} is not the lowest free");
+            let twice = there.lock().expect("no client panicked").insert(number, id(&answer.json).to_owned());
+            assert!(twice.is_none(), "{} was given twice", answer.text);
+            own.push(answer.json);
+        } else {
+            let user = own.swap_remove(step % own.len());
+            let (number, _) = account(&user);
+            // Another may have the number before this client hears of it.
+            there.lock().expect("no client panicked").remove(&number);
+            let deleted = portal.delete_user(id(&user));
+            assert_eq!(deleted["freed_extension"].to_string(), number);
+        }
+        writes.fetch_add(u64::from(step % 5 != 0), Ordering::Relaxed);
+    }
+}
+
+/// What a process holds.
+#[derive(Debug)]
+struct Usage {
+    kibibytes: u64,
+    handles: usize,
+}
+
+impl Usage {
+    fn of(portal: &Portal) -> Self {
+        let process = format!("/proc/{}", portal.pid());
+        let status = fs::read_to_string(format!("{process}/status")).expect("its status");
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
+        let kibibytes = resident.trim().trim_end_matches(" kB").parse().expect("a number");
+        Self { kibibytes, handles: fs::read_dir(format!("{process}/fd")).expect("its handles").count() }
+    }
+}
