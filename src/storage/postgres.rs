@@ -31,8 +31,8 @@ const CONNECTIONS: u32 = 8;
 
 const SERVER_VERSION: &str = "SELECT 'PostgreSQL ' || current_setting('server_version')";
 
-/// How long a call waits for a connection: then it still has a second to find out why there is none.
-const PATIENCE: Duration = DEADLINE.saturating_sub(Duration::from_secs(1));
+/// How long a call waits for a connection: then it still has a moment to find out why there is none.
+const PATIENCE: Duration = DEADLINE.saturating_sub(Duration::from_millis(500));
 
 /// A host that hangs inside a transaction must not keep the others from creating users.
 const SESSION: &str = "SET idle_in_transaction_session_timeout = '5s'; SET statement_timeout = '5s'";

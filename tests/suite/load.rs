@@ -25,6 +25,11 @@ const WARM: Duration = secs(20);
 
 const END: Duration = secs(60);
 
+const BETWEEN_APPLIES: Duration = secs(1);
+
+/// Of one client. Without it the load is what the machine's cores give, and on busy ones no measure of anything.
+const BETWEEN_REQUESTS: Duration = Duration::from_millis(500);
+
 #[test]
 fn a_minute_of_it_on_sqlite() {
     let asterisk = Asterisk::start();
@@ -64,6 +69,7 @@ fn load(asterisk: &Asterisk, portals: [&Portal; 2]) {
                         (409, Some("Apply in progress")) => {}
                         _ => panic!("an apply: {}", answer.text),
                     }
+                    thread::sleep(BETWEEN_APPLIES);
                 }
             });
         }
@@ -115,7 +121,7 @@ fn one_client(
         step += 1;
         let portal = portals[step % 2];
         filling = if filling { own.len() < USERS } else { own.is_empty() };
-        if step % 5 == 0 {
+        if step % 10 == 0 {
             let users = portal.users();
             for user in &own {
                 assert!(users.contains(user), "{user} is missing");
@@ -138,7 +144,8 @@ fn one_client(
             let deleted = portal.delete_user(id(&user));
             assert_eq!(deleted["freed_extension"].to_string(), number);
         }
-        writes.fetch_add(u64::from(step % 5 != 0), Ordering::Relaxed);
+        writes.fetch_add(u64::from(step % 10 != 0), Ordering::Relaxed);
+        thread::sleep(BETWEEN_REQUESTS);
     }
 }
 

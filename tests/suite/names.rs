@@ -55,11 +55,12 @@ fn names() -> impl Strategy<Value = String> {
     let nasty = || select(&NASTY[..]).prop_map(str::to_owned);
     let sign =
         || select(&['"', '\\', ';', '$', '{', '}', '<', '>', '[', ']', '#', '(', ')', ',', '%', '=', '\'', ' '][..]);
-    let piece = prop_oneof![3 => nasty(), 2 => "\\PC{0,20}", 2 => vec(sign(), 1..10).prop_map(String::from_iter), 1 => vec(any::<char>(), 0..10).prop_map(String::from_iter)];
+    let character = || any::<char>().prop_filter("no name has it", |character| !character.is_control());
+    let piece = prop_oneof![3 => nasty(), 2 => "\\PC{0,20}", 2 => vec(sign(), 1..10).prop_map(String::from_iter), 1 => vec(character(), 0..10).prop_map(String::from_iter)];
     prop_oneof![
         4 => vec(piece, 1..5).prop_map(|pieces| pieces.concat()),
-        1 => vec(any::<char>(), 255).prop_map(String::from_iter),
-        1 => any::<char>().prop_map(|character| character.to_string().repeat(255)),
+        1 => vec(character(), 255).prop_map(String::from_iter),
+        1 => character().prop_map(|character| character.to_string().repeat(255)),
         1 => nasty().prop_map(|nasty| nasty.repeat(20)),
         1 => "[a-zé李😀]{60,90}",
     ]
