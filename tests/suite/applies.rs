@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::fixtures::{Database, TWO_OF_ONE_NAME, account, failed_apply, host, id, psql, serves, sqlite, try_apply};
 use crate::support::portal::Settings;
 use crate::support::process::Signal;
-use crate::support::{Asterisk, Portal, Postgres, asterisk, secs, wait_until};
+use crate::support::{Asterisk, Portal, Postgres, asterisk, secs, strace, wait_until};
 
 #[test]
 fn leaves_a_true_audit_row_on_both_databases() {
@@ -134,6 +134,20 @@ fn a_hung_asterisk_is_given_up() {
     asterisk.signal(Signal::STOP);
     failed_apply(&portal, &["did not answer"]);
     asterisk.signal(Signal::CONT);
+    portal.apply("suite");
+}
+
+#[test]
+fn an_asterisk_that_is_too_slow_is_given_up() {
+    let asterisk = Asterisk::start();
+    let portal = Portal::start(&Settings::of(&asterisk).with("ASTERISK_TIMEOUT_SECS", 2));
+    for index in 0..100 {
+        portal.create_user("User", &format!("user{index}@example.com"));
+    }
+    portal.apply("suite");
+    // Some fifty questions, each answered well within its own bound.
+    let slow = ["-f", "-e", "trace=connect", "-e", "inject=connect:delay_enter=300ms"];
+    strace::under(portal.pid(), &slow, || failed_apply(&portal, &["Asterisk is too slow", "given up after 10 s"]));
     portal.apply("suite");
 }
 

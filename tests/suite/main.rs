@@ -13,6 +13,7 @@ mod diagnosis;
 mod document;
 mod failing_postgres;
 mod failing_sqlite;
+mod faults;
 mod fixtures;
 mod foreign_hands;
 mod hammering;
