@@ -1,7 +1,7 @@
 //! A network that can lose every packet: a wire to the network namespace of a process, which ends with that process.
 
 use std::net::Ipv4Addr;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use super::process::run_within;
 use super::secs;
@@ -17,7 +17,7 @@ impl Wire {
     pub fn to(pid: u32) -> Self {
         let wire = Self { pid };
         let (near, far) = wire.ends();
-        let name = format!("pbxlab{pid}");
+        let name = wire.name();
         run(&["ip", "link", "add", &name, "type", "veth", "peer", "name", "wire", "netns", &pid.to_string()]);
         run(&["ip", "address", "add", &format!("{near}/30"), "dev", &name]);
         run(&["ip", "link", "set", &name, "up"]);
@@ -46,9 +46,20 @@ impl Wire {
         (Ipv4Addr::new(10, 213, high, low + 1), Ipv4Addr::new(10, 213, high, low + 2))
     }
 
+    fn name(&self) -> String {
+        format!("pbxlab{}", self.pid)
+    }
+
     fn run_there(&self, arguments: &[&str]) {
         let namespace = format!("--net=/proc/{}/ns/net", self.pid);
         run(&[["nsenter", &namespace, "ip"].as_slice(), arguments].concat());
+    }
+}
+
+impl Drop for Wire {
+    /// A namespace outlasts its process for minutes while it has packets to send again.
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["link", "delete", &self.name()]).stderr(Stdio::null()).status();
     }
 }
 
