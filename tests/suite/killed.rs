@@ -88,6 +88,10 @@ impl Scene {
     fn after(&mut self, point: &str) {
         self.the_old_phone_is_silent(point);
         whole(&self.asterisk, point);
+        // An administrator's own reload, then a restart.
+        self.asterisk.rx("pjsip reload");
+        self.asterisk.rx("dialplan reload");
+        self.the_old_phone_is_silent(point);
         self.asterisk.restart();
         self.the_old_phone_is_silent(point);
         let last = sqlite(&self.portal, "SELECT outcome || ' ' || coalesce(error_details, '') FROM apply_audit_logs");
