@@ -1,20 +1,22 @@
 //! `POST /apply`.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use axum::Json;
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
-use utoipa::openapi::schema::AnyOfBuilder;
-use utoipa::openapi::{Ref, RefOr, Schema};
-use utoipa::{PartialSchema, ToSchema};
+use serde_json::{Value, json};
+use utoipa::openapi::{self, RefOr};
+use utoipa::{IntoResponses, ToSchema};
 use uuid::Uuid;
 
-use super::Portal;
 use super::body::Fields;
-use super::error::{ApiError, ErrorBody, FailedApply};
+use super::error::{ApiError, FailedApply, FieldError, Phrase};
+use super::{Portal, documentation};
 use crate::apply::{Applied, ReloadResults};
 use crate::domain::Name;
+use crate::storage::LOOK_AND_TRY_AGAIN;
 
 /// Who applies.
 #[derive(Deserialize, ToSchema)]
@@ -30,20 +32,18 @@ struct NewApply {
 #[derive(Serialize, ToSchema)]
 #[schema(as = Applied)]
 pub(super) struct AppliedBody {
-    #[schema(example = "Asterisk serves 1 user: every value is proven.")]
     message: String,
     /// Its row in the audit log.
     audit_log_id: Uuid,
     /// The files that were replaced.
-    #[schema(example = json!(["/etc/asterisk/pjsip.d/synergycall/generated_endpoints.conf", "/etc/asterisk/extensions.d/synergycall/generated_routing.conf"]))]
     files_written: Vec<String>,
     /// How the reloads went.
     reload_results: ReloadResults,
     /// How many users Asterisk serves.
-    #[schema(minimum = 0, maximum = 1000, example = 1)]
+    #[schema(minimum = 0, maximum = 1000)]
     users_applied: usize,
     /// How many extensions Asterisk serves.
-    #[schema(minimum = 0, maximum = 1000, example = 1)]
+    #[schema(minimum = 0, maximum = 1000)]
     extensions_generated: usize,
     /// The phones that were registered as a number that is no longer theirs.
     registrations_evicted: Vec<EvictedRegistration>,
@@ -53,10 +53,9 @@ pub(super) struct AppliedBody {
 #[derive(Serialize, ToSchema)]
 struct EvictedRegistration {
     /// The number that it was registered as.
-    #[schema(minimum = 1000, maximum = 1999, example = 1000)]
+    #[schema(minimum = 1000, maximum = 1999)]
     extension: u16,
     /// Where the phone is.
-    #[schema(example = "sip:1000@192.0.2.7:5060")]
     contact: String,
 }
 
@@ -81,36 +80,66 @@ impl From<Applied> for AppliedBody {
     }
 }
 
-/// The body of a 500: a failed apply, or what should never be. The second is what every error has, so a failed apply fits both.
-struct ServerError;
-
-impl PartialSchema for ServerError {
-    fn schema() -> RefOr<Schema> {
-        AnyOfBuilder::new().item(Ref::from_schema_name("FailedApply")).item(Ref::from_schema_name("ErrorBody")).into()
-    }
+/// What the document shows.
+fn applied() -> Value {
+    let reload = |command, stdout| json!({"command": command, "exit_code": 0, "stdout": stdout, "stderr": ""});
+    json!({
+        "message": "Asterisk serves 1 user: every value is proven.",
+        "audit_log_id": documentation::AUDIT_LOG_ID,
+        "files_written": [
+            "/etc/asterisk/pjsip.d/synergycall/generated_endpoints.conf",
+            "/etc/asterisk/extensions.d/synergycall/generated_routing.conf",
+        ],
+        "reload_results": {
+            "pjsip_reload": reload("asterisk -rx 'pjsip reload'", "Module 'res_pjsip.so' reloaded successfully.\n"),
+            "dialplan_reload": reload("asterisk -rx 'dialplan reload'", "Dialplan reloaded.\n"),
+        },
+        "users_applied": 1,
+        "extensions_generated": 1,
+        "registrations_evicted": [{"extension": 1000, "contact": "sip:1000@192.0.2.7:5060"}],
+    })
 }
 
-impl ToSchema for ServerError {
-    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
-        schemas.push(("FailedApply".to_owned(), FailedApply::schema()));
-        FailedApply::schemas(schemas);
+/// What may have been done although the database broke off.
+pub(super) const AUDIT_ROW: &str = "an audit row was written (nothing else was done)";
+/// What is told of an apply that failed before it wrote a file.
+pub(super) const NOTHING_CHANGED: &str = "Nothing was changed; see error_details, mend it, then apply again.";
+
+struct ApplyFailures;
+
+impl IntoResponses for ApplyFailures {
+    fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
+        documentation::failures([
+            ApiError::Validation(vec![FieldError::new("triggered_by", Name::INVALID.0)]),
+            ApiError::ApplyInProgress,
+            ApiError::PayloadTooLarge,
+            ApiError::UnsupportedMediaType,
+            ApiError::Apply(Box::new(FailedApply {
+                error: Phrase::ApplyOperationFailed,
+                message: NOTHING_CHANGED.to_owned(),
+                audit_log_id: documentation::AUDIT_LOG_ID,
+                error_details: "Asterisk is not running: nothing answers on /var/run/asterisk/asterisk.ctl (No such file or directory (os error 2)); start it (systemctl start asterisk), or set ASTERISK_RUN_DIR".to_owned(),
+                files_written: Vec::new(),
+                reload_results: ReloadResults::default(),
+            })),
+            ApiError::DatabaseUnavailable { maybe: None, advice: LOOK_AND_TRY_AGAIN },
+            ApiError::DatabaseUnavailable { maybe: Some(AUDIT_ROW), advice: LOOK_AND_TRY_AGAIN },
+        ])
     }
 }
 
 /// Make Asterisk serve what the database holds
 ///
 /// Writes both include files atomically, reloads Asterisk, evicts the phones of former owners, and proves value by value
-/// that it took effect. An answer of 200 means proven. The apply runs to its end even if the client hangs up.
+/// that it took effect. An answer of 200 means proven. After a 500, `error_details` says what happened, and the next apply
+/// repairs everything; its row is in the audit log. 409 and 503 leave no row, or say that it is unknown whether one was
+/// written. The apply runs to its end even if the client hangs up.
 #[utoipa::path(
-    post, path = "/apply", tag = "Apply", request_body = NewApply,
+    post, path = "/apply", tag = "Apply",
+    request_body(content = NewApply, example = json!({"triggered_by": "Alice Ångström"})),
     responses(
-        (status = 200, description = "Asterisk is proven to serve the database's users", body = AppliedBody),
-        (status = 400, description = "`Validation failed`", body = ErrorBody),
-        (status = 409, description = "`Apply in progress` on this host; no audit row is written", body = ErrorBody),
-        (status = 413, description = "`Payload too large`: over 16 KiB", body = ErrorBody),
-        (status = 415, description = "`Unsupported media type`: not JSON", body = ErrorBody),
-        (status = 500, description = "`Apply operation failed`: what happened and what to do is in `error_details`; the next apply repairs everything", body = ServerError),
-        (status = 503, description = "`Database unavailable`: nothing was touched", body = ErrorBody),
+        (status = 200, description = "Asterisk is proven to serve the database's users", body = AppliedBody, example = json!(applied())),
+        ApplyFailures,
     )
 )]
 pub(super) async fn apply(State(portal): State<Portal>, mut fields: Fields) -> Result<Json<AppliedBody>, ApiError> {

@@ -55,10 +55,8 @@ pub enum ApiError {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct FieldError {
     /// The field's name; `body` for the body as a whole, `id` for the path's.
-    #[schema(example = "email")]
     pub field: String,
     /// What it takes.
-    #[schema(example = "must be an e-mail address such as alice@example.com, at most 255 characters, ASCII only")]
     pub message: String,
 }
 
@@ -109,7 +107,6 @@ pub struct ErrorBody {
     /// For programs: one phrase for each kind of error.
     pub error: Phrase,
     /// For a person: what happened, and what to do.
-    #[schema(example = "The request has fields that can't be taken; see details.")]
     pub message: String,
     /// With `Validation failed`: every bad field.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -127,17 +124,27 @@ pub struct FailedApply {
     /// Its row in the audit log.
     pub audit_log_id: Uuid,
     /// What happened, and to which file, extension or host.
-    #[schema(example = "Asterisk is not running: nothing answers on /var/run/asterisk/asterisk.ctl")]
     pub error_details: String,
     /// The files that were replaced.
-    #[schema(example = json!([]))]
     pub files_written: Vec<String>,
     /// How the reloads went; a step not reached is null.
     pub reload_results: ReloadResults,
 }
 
+/// What an error's answer carries.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum Body {
+    /// Of an apply that failed.
+    Apply(Box<FailedApply>),
+    /// Of every other error.
+    Error(ErrorBody),
+}
+
 impl ApiError {
-    fn status(&self) -> StatusCode {
+    /// The answer's status.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
         match self {
             Self::Validation(_) => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
@@ -205,6 +212,17 @@ impl ApiError {
         }
     }
 
+    /// The answer's body.
+    #[must_use]
+    pub fn into_body(self) -> Body {
+        let (error, message) = (self.phrase(), self.message());
+        match self {
+            Self::Apply(failed) => Body::Apply(failed),
+            Self::Validation(details) => Body::Error(ErrorBody { error, message, details: Some(details) }),
+            _ => Body::Error(ErrorBody { error, message, details: None }),
+        }
+    }
+
     /// A failure of the database while `what` was being written (`None` for a read), logged here.
     pub fn storage(failure: &StorageError, what: Option<&'static str>) -> Self {
         match failure {
@@ -222,15 +240,13 @@ impl From<ApplyError> for ApiError {
     fn from(error: ApplyError) -> Self {
         match error {
             ApplyError::InProgress => Self::ApplyInProgress,
-            ApplyError::Unavailable(failure) => {
-                Self::storage(&failure, Some("an audit row was written (nothing else was done)"))
-            }
+            ApplyError::Unavailable(failure) => Self::storage(&failure, Some(super::apply::AUDIT_ROW)),
             ApplyError::Failed { audit_log_id, error_details, in_force, progress } => {
                 let Progress { files_written, reload_results, .. } = *progress;
                 let message = if in_force {
                     "Asterisk serves the new state, but the audit row could not be completed; see error_details."
                 } else if files_written.is_empty() {
-                    "Nothing was changed; see error_details, mend it, then apply again."
+                    super::apply::NOTHING_CHANGED
                 } else {
                     "Files were replaced, but Asterisk is not proven to serve them; see error_details, mend it, then apply again."
                 };
@@ -273,14 +289,8 @@ impl From<PathRejection> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let (status, error, message) = (self.status(), self.phrase(), self.message());
-        let mut response = match self {
-            Self::Apply(failed) => (status, Json(failed)).into_response(),
-            Self::Validation(details) => {
-                (status, Json(ErrorBody { error, message, details: Some(details) })).into_response()
-            }
-            _ => (status, Json(ErrorBody { error, message, details: None })).into_response(),
-        };
+        let status = self.status();
+        let mut response = (status, Json(self.into_body())).into_response();
         if status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }

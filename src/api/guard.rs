@@ -12,6 +12,11 @@ use axum::response::Response;
 use super::error::ApiError;
 use crate::config::ApiToken;
 
+/// What is forbidden without a token.
+pub const OTHER_ORIGIN: &str = "Without PORTAL_API_TOKEN, a web page of another origin may not use this API.";
+/// What is forbidden without a token on a loopback listener.
+pub const OTHER_HOST: &str = "Without PORTAL_API_TOKEN, a request must be addressed to 127.0.0.1 or localhost.";
+
 /// The rule of one listener.
 #[derive(Debug, Clone)]
 pub enum Guard {
@@ -48,14 +53,10 @@ pub async fn check(State(guard): State<Guard>, request: Request, next: Next) -> 
         Guard::Open { loopback } => {
             let host = host(&request);
             if *loopback && !host.as_ref().is_some_and(|host| names_this_machine(host)) {
-                return Err(ApiError::Forbidden(
-                    "Without PORTAL_API_TOKEN, a request must be addressed to 127.0.0.1 or localhost.",
-                ));
+                return Err(ApiError::Forbidden(OTHER_HOST));
             }
             if !same_origin(request.headers(), host.as_deref()) {
-                return Err(ApiError::Forbidden(
-                    "Without PORTAL_API_TOKEN, a web page of another origin may not use this API.",
-                ));
+                return Err(ApiError::Forbidden(OTHER_ORIGIN));
             }
         }
     }

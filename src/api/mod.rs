@@ -6,6 +6,7 @@
 
 mod apply;
 mod body;
+mod documentation;
 pub mod error;
 pub mod guard;
 mod request_log;
@@ -22,15 +23,13 @@ use axum::{Router, http};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::set_header::SetResponseHeaderLayer;
 use tower_http::timeout::RequestBodyDeadlineLayer;
-use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
-use utoipa::openapi::{self, ContentBuilder, RefOr, ResponseBuilder};
-use utoipa::{Modify, OpenApi};
+use utoipa::{OpenApi as _, openapi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
-use utoipa_swagger_ui::SwaggerUi;
 
 use crate::apply::Applier;
 use crate::storage::Storage;
+use documentation::Document;
 use error::ApiError;
 use guard::Guard;
 
@@ -46,64 +45,12 @@ pub struct Portal {
     pub applier: Applier,
 }
 
-#[derive(OpenApi)]
-#[openapi(
-    info(
-        title = "PBX Control Portal",
-        description = "Users become SIP extensions of an Asterisk server. Create users, then apply: Asterisk serves them once an apply answers 200.",
-        contact(),
-    ),
-    tags(
-        (name = "Users", description = "Who has an extension"),
-        (name = "Apply", description = "What Asterisk serves"),
-    ),
-    security((), ("token" = [])),
-)]
-struct Document;
-
-/// What every operation has: the token, and the answers that do not depend on it.
-struct EveryOperation;
-
-impl Modify for EveryOperation {
-    fn modify(&self, document: &mut openapi::OpenApi) {
-        let token = HttpBuilder::new()
-            .scheme(HttpAuthScheme::Bearer)
-            .description(Some("The value of PORTAL_API_TOKEN, if it is set."));
-        let components = document.components.get_or_insert_default();
-        components.add_security_scheme("token", SecurityScheme::Http(token.build()));
-        let shared = [
-            ("401", "`Unauthorized`: the token is wrong or missing"),
-            (
-                "403",
-                "`Forbidden`: without a token, no web page of another origin may use this API, and on a loopback listener a request is addressed to 127.0.0.1 or localhost",
-            ),
-            ("500", "`Internal server error`: what should never be"),
-        ];
-        let operations = document
-            .paths
-            .paths
-            .values_mut()
-            .flat_map(|path| [&mut path.get, &mut path.post, &mut path.delete])
-            .flatten();
-        for operation in operations {
-            for (status, description) in shared {
-                let body = ContentBuilder::new().schema(Some(openapi::Ref::from_schema_name("ErrorBody"))).build();
-                let response =
-                    ResponseBuilder::new().description(description).content("application/json", body).build();
-                operation.responses.responses.entry(status.to_owned()).or_insert(RefOr::T(response));
-            }
-        }
-    }
-}
-
 fn operations() -> (Router<Portal>, openapi::OpenApi) {
-    let (router, mut document) = OpenApiRouter::with_openapi(Document::openapi())
+    OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(users::create, users::list))
         .routes(routes!(users::delete))
         .routes(routes!(apply::apply))
-        .split_for_parts();
-    EveryOperation.modify(&mut document);
-    (router, document)
+        .split_for_parts()
 }
 
 /// The API's OpenAPI document, as JSON with a newline at its end.
@@ -121,7 +68,7 @@ pub fn router(portal: Portal, guard: Guard) -> Router {
     let always = |name: HeaderName, value| SetResponseHeaderLayer::overriding(name, HeaderValue::from_static(value));
     operations
         .with_state(portal)
-        .merge(documentation(document))
+        .merge(documentation::page(document))
         .fallback(async || ApiError::NotFound)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
@@ -132,15 +79,6 @@ pub fn router(portal: Portal, guard: Guard) -> Router {
         .layer(always(header::CACHE_CONTROL, "no-store"))
         .layer(always(header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
         .layer(middleware::from_fn(request_log::log))
-}
-
-/// Swagger UI, its files in the binary; a file that it does not have is a 404 as everywhere.
-fn documentation(document: openapi::OpenApi) -> Router {
-    let page: Router = SwaggerUi::new("/docs").url("/openapi.json", document).into();
-    page.layer(middleware::map_response(async |response: Response| match response.status() {
-        http::StatusCode::NOT_FOUND => ApiError::NotFound.into_response(),
-        _ => response,
-    }))
 }
 
 fn panicked(_: Box<dyn Any + Send + 'static>) -> http::Response<axum::body::Body> {

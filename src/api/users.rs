@@ -1,21 +1,25 @@
 //! `POST /users`, `GET /users`, `DELETE /users/{id}`.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use time::OffsetDateTime;
-use utoipa::ToSchema;
-use utoipa::openapi::{ObjectBuilder, RefOr, Schema};
+use utoipa::openapi::{self, ObjectBuilder, RefOr, Schema};
+use utoipa::{IntoResponses, ToSchema};
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
 
-use super::Portal;
 use super::body::Fields;
-use super::error::{ApiError, ErrorBody, FieldError};
+use super::error::{ApiError, FieldError};
+use super::{Portal, documentation};
 use crate::domain::{Email, Name, Secret, User};
+use crate::storage::LOOK_AND_TRY_AGAIN;
 
 /// What a user's id looks like.
 pub(super) const ID_RULE: &str = "must be a UUID such as 0b9ad2e4-3f0c-4c1e-9d6e-1f8a2b7c5d90";
@@ -58,14 +62,11 @@ fn email_schema() -> RefOr<Schema> {
 pub(super) struct UserBody<'u> {
     id: Uuid,
     tenant_id: Uuid,
-    #[schema(example = "Alice Ångström")]
     name: &'u str,
-    #[schema(example = "alice@example.com")]
     email: &'u str,
     extension: ExtensionBody<'u>,
     /// UTC.
     #[serde(with = "time::serde::rfc3339")]
-    #[schema(example = "2026-11-21T08:00:00.123Z")]
     created_at: OffsetDateTime,
 }
 
@@ -74,10 +75,10 @@ pub(super) struct UserBody<'u> {
 #[schema(as = Extension)]
 struct ExtensionBody<'u> {
     /// The phone's user name.
-    #[schema(minimum = 1000, maximum = 1999, example = 1000)]
+    #[schema(minimum = 1000, maximum = 1999)]
     number: u16,
     /// The phone's password.
-    #[schema(pattern = "^[A-Za-z0-9]+$", example = "hd34nxkwr7pam9yet6cjf3wdkp4nh7")]
+    #[schema(pattern = "^[A-Za-z0-9]+$")]
     secret: &'u str,
 }
 
@@ -93,10 +94,9 @@ pub(super) struct UserList<'u> {
 #[schema(as = DeletedUser)]
 #[expect(clippy::struct_field_names, reason = "the API's own names")]
 pub(super) struct Deleted {
-    #[schema(example = "User deleted; extension 1000 is free. Asterisk keeps the endpoint until the next apply.")]
     message: String,
     deleted_user_id: Uuid,
-    #[schema(minimum = 1000, maximum = 1999, example = 1000)]
+    #[schema(minimum = 1000, maximum = 1999)]
     freed_extension: u16,
 }
 
@@ -113,27 +113,87 @@ impl<'u> From<&'u User> for UserBody<'u> {
     }
 }
 
+impl Deleted {
+    fn new(id: Uuid, number: u16) -> Self {
+        let message =
+            format!("User deleted; extension {number} is free. Asterisk keeps the endpoint until the next apply.");
+        Self { message, deleted_user_id: id, freed_extension: number }
+    }
+}
+
+/// What the document shows.
+fn alice() -> Value {
+    json!({
+        "id": documentation::USER_ID,
+        "tenant_id": "a0000000-0000-0000-0000-000000000000",
+        "name": "Alice Ångström",
+        "email": "alice@example.com",
+        "extension": {"number": 1000, "secret": "hd34nxkwr7pam9yet6cjf3wdkp4nh7"},
+        "created_at": "2026-11-21T08:00:00.123Z",
+    })
+}
+
+/// What may have been done although the database broke off.
+const MAYBE_CREATED: &str = "the user was created: look with GET /users before you try again";
+const MAYBE_DELETED: &str = "the user was deleted: look with GET /users";
+
+struct CreateFailures;
+
+impl IntoResponses for CreateFailures {
+    fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
+        documentation::failures([
+            ApiError::Validation(vec![
+                FieldError::new("name", Name::INVALID.0),
+                FieldError::new("email", Email::INVALID.0),
+            ]),
+            ApiError::EmailInUse,
+            ApiError::PoolExhausted,
+            ApiError::PayloadTooLarge,
+            ApiError::UnsupportedMediaType,
+            ApiError::DatabaseUnavailable { maybe: None, advice: LOOK_AND_TRY_AGAIN },
+            ApiError::DatabaseUnavailable { maybe: Some(MAYBE_CREATED), advice: LOOK_AND_TRY_AGAIN },
+        ])
+    }
+}
+
+struct ListFailures;
+
+impl IntoResponses for ListFailures {
+    fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
+        documentation::failures([ApiError::DatabaseUnavailable { maybe: None, advice: LOOK_AND_TRY_AGAIN }])
+    }
+}
+
+struct DeleteFailures;
+
+impl IntoResponses for DeleteFailures {
+    fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
+        documentation::failures([
+            ApiError::Validation(vec![FieldError::new("id", ID_RULE)]),
+            ApiError::UserNotFound(documentation::USER_ID),
+            ApiError::DatabaseUnavailable { maybe: None, advice: LOOK_AND_TRY_AGAIN },
+            ApiError::DatabaseUnavailable { maybe: Some(MAYBE_DELETED), advice: LOOK_AND_TRY_AGAIN },
+        ])
+    }
+}
+
 /// Create a user
 ///
 /// The user gets the lowest free extension of 1000 to 1999 and a secret for their phone. Asterisk learns of them with the
 /// next apply.
 #[utoipa::path(
-    post, path = "/users", operation_id = "createUser", tag = "Users", request_body = NewUser,
+    post, path = "/users", operation_id = "createUser", tag = "Users",
+    request_body(content = NewUser, example = json!({"name": "Alice Ångström", "email": "alice@example.com"})),
     responses(
-        (status = 201, description = "The user, with the secret that the phone needs", body = UserBody),
-        (status = 400, description = "`Validation failed`: every bad field is named", body = ErrorBody),
-        (status = 409, description = "`Email already in use` or `Extension pool exhausted`", body = ErrorBody),
-        (status = 413, description = "`Payload too large`: over 16 KiB", body = ErrorBody),
-        (status = 415, description = "`Unsupported media type`: not JSON", body = ErrorBody),
-        (status = 503, description = "`Database unavailable`: the message says whether the user may have been created all the same", body = ErrorBody),
+        (status = 201, description = "The user, with the secret that the phone needs", body = UserBody, example = json!(alice())),
+        CreateFailures,
     )
 )]
 pub(super) async fn create(State(portal): State<Portal>, mut fields: Fields) -> Result<Response, ApiError> {
     let (name, email) = (fields.take("name", Name::parse), fields.take("email", Email::parse));
     let (name, email) = fields.finish(name.zip(email))?;
     let created = portal.storage.create_user(name, email, Secret::generate()).await;
-    let what = "the user was created: look with GET /users before you try again";
-    let user = created.map_err(|failure| ApiError::storage(&failure, Some(what)))?;
+    let user = created.map_err(|failure| ApiError::storage(&failure, Some(MAYBE_CREATED)))?;
     Ok((StatusCode::CREATED, Json(UserBody::from(&user))).into_response())
 }
 
@@ -143,8 +203,8 @@ pub(super) async fn create(State(portal): State<Portal>, mut fields: Fields) -> 
 #[utoipa::path(
     get, path = "/users", operation_id = "listUsers", tag = "Users",
     responses(
-        (status = 200, description = "All users; an empty list for none", body = UserList),
-        (status = 503, description = "`Database unavailable`", body = ErrorBody),
+        (status = 200, description = "All users; an empty list for none", body = UserList, example = json!({"users": [alice()]})),
+        ListFailures,
     )
 )]
 pub(super) async fn list(State(portal): State<Portal>) -> Result<Response, ApiError> {
@@ -157,12 +217,10 @@ pub(super) async fn list(State(portal): State<Portal>) -> Result<Response, ApiEr
 /// The extension goes back to the pool. Asterisk keeps the endpoint until the next apply.
 #[utoipa::path(
     delete, path = "/users/{id}", operation_id = "deleteUser", tag = "Users",
-    params(("id" = Uuid, Path, description = "The user's id", example = "0b9ad2e4-3f0c-4c1e-9d6e-1f8a2b7c5d90")),
+    params(("id" = Uuid, Path, description = "The user's id", example = json!(documentation::USER_ID))),
     responses(
-        (status = 200, description = "The user is gone", body = Deleted),
-        (status = 400, description = "`Validation failed`: not a UUID", body = ErrorBody),
-        (status = 404, description = "`User not found`", body = ErrorBody),
-        (status = 503, description = "`Database unavailable`: the message says whether the user may have been deleted all the same", body = ErrorBody),
+        (status = 200, description = "The user is gone", body = Deleted, example = json!(Deleted::new(documentation::USER_ID, 1000))),
+        DeleteFailures,
     )
 )]
 pub(super) async fn delete(
@@ -172,10 +230,7 @@ pub(super) async fn delete(
     let Path(typed) = path?;
     let hyphenated = (typed.len() == Hyphenated::LENGTH).then(|| Uuid::parse_str(&typed).ok()).flatten();
     let id = hyphenated.ok_or_else(|| ApiError::Validation(vec![FieldError::new("id", ID_RULE)]))?;
-    let what = "the user was deleted: look with GET /users";
-    let deleted = portal.storage.delete_user(id).await.map_err(|failure| ApiError::storage(&failure, Some(what)))?;
-    let number = deleted.ok_or(ApiError::UserNotFound(id))?;
-    let message =
-        format!("User deleted; extension {number} is free. Asterisk keeps the endpoint until the next apply.");
-    Ok(Json(Deleted { message, deleted_user_id: id, freed_extension: number.get() }))
+    let deleted = portal.storage.delete_user(id).await;
+    let deleted = deleted.map_err(|failure| ApiError::storage(&failure, Some(MAYBE_DELETED)))?;
+    Ok(Json(Deleted::new(id, deleted.ok_or(ApiError::UserNotFound(id))?.get())))
 }

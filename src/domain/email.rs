@@ -12,6 +12,10 @@ impl Email {
     /// The HTML standard's grammar of a valid e-mail address: ASCII only.
     pub const PATTERN: &str = r"^[a-zA-Z0-9.!#$%&'*+/=?^_`{|}~-]+@[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?(\.[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?)*$";
 
+    /// What is told to who typed something else.
+    pub const INVALID: Invalid =
+        Invalid("must be an e-mail address such as alice@example.com, at most 255 characters, ASCII only");
+
     /// The longest address, in characters.
     pub const MAX_LENGTH: usize = 255;
 
@@ -24,7 +28,7 @@ impl Email {
         if typed.len() <= Self::MAX_LENGTH && RULE.is_match(typed) {
             Ok(Self(typed.to_owned()))
         } else {
-            Err(Invalid("must be an e-mail address such as alice@example.com, at most 255 characters, ASCII only"))
+            Err(Self::INVALID)
         }
     }
 

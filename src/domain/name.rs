@@ -20,19 +20,17 @@ impl Name {
         r"[\u0009-\u000d\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]*$",
     );
 
+    /// What is told to who typed something else.
+    pub const INVALID: Invalid =
+        Invalid("must be 1 to 255 characters, white space around it aside, without control characters or line breaks");
+
     /// Takes what was typed; white space around it is not kept.
     ///
     /// # Errors
     /// [`Invalid`] says the rule.
     pub fn parse(typed: &str) -> Result<Self, Invalid> {
         static RULE: LazyLock<Regex> = LazyLock::new(|| Regex::new(Name::PATTERN).expect("a pattern that compiles"));
-        if RULE.is_match(typed) {
-            Ok(Self(typed.trim().to_owned()))
-        } else {
-            Err(Invalid(
-                "must be 1 to 255 characters, white space around it aside, without control characters or line breaks",
-            ))
-        }
+        if RULE.is_match(typed) { Ok(Self(typed.trim().to_owned())) } else { Err(Self::INVALID) }
     }
 
     /// The name without white space around it.

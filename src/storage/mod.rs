@@ -13,6 +13,8 @@ mod postgres;
 mod queries;
 mod sqlite;
 
+pub use queries::LOOK_AND_TRY_AGAIN;
+
 use std::time::Duration;
 
 use serde_json::Value;

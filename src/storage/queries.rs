@@ -60,7 +60,7 @@ impl Unavailable {
 }
 
 /// Where nothing better is known.
-pub(super) const LOOK_AND_TRY_AGAIN: &str = "Look at the service's log, then try again.";
+pub const LOOK_AND_TRY_AGAIN: &str = "Look at the service's log, then try again.";
 
 impl From<sqlx::Error> for Failure {
     fn from(error: sqlx::Error) -> Self {

@@ -1,0 +1,111 @@
+//! The operations' document, and the page that shows it.
+
+use std::collections::BTreeMap;
+
+use axum::Router;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware;
+use axum::response::{IntoResponse as _, Response};
+use utoipa::openapi::example::ExampleBuilder;
+use utoipa::openapi::schema::AnyOfBuilder;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::{self, Content, Ref, RefOr, ResponseBuilder};
+use utoipa::{Modify, OpenApi};
+use utoipa_swagger_ui::{Config, SwaggerUi};
+use uuid::{Uuid, uuid};
+
+use super::error::{ApiError, ErrorBody, FailedApply};
+use super::guard;
+
+/// Identifiers of the examples.
+pub const USER_ID: Uuid = uuid!("0b9ad2e4-3f0c-4c1e-9d6e-1f8a2b7c5d90");
+pub const AUDIT_LOG_ID: Uuid = uuid!("7c1f0d52-90a4-4a58-8d5e-2b6f3e9a1c47");
+
+/// Nothing but the page's own files, the `data:` images of its style sheet among them, and no page of others around it.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
+    base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// What the operations have in common.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "PBX Control Portal",
+        description = "Users become SIP extensions of an Asterisk server. Create users, then apply: Asterisk serves them once an apply answers 200.",
+        contact(),
+    ),
+    tags(
+        (name = "Users", description = "Who has an extension"),
+        (name = "Apply", description = "What Asterisk serves"),
+    ),
+    components(schemas(ErrorBody, FailedApply)),
+    modifiers(&Token),
+    security((), ("token" = [])),
+)]
+pub struct Document;
+
+struct Token;
+
+impl Modify for Token {
+    fn modify(&self, document: &mut openapi::OpenApi) {
+        let token = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .description(Some("The value of PORTAL_API_TOKEN, if it is set."));
+        let components = document.components.get_or_insert_default();
+        components.add_security_scheme("token", SecurityScheme::Http(token.build()));
+    }
+}
+
+/// The answers of an operation that can fail with these, and as every operation can: each with the very body that is sent.
+pub fn failures<const N: usize>(errors: [ApiError; N]) -> BTreeMap<String, RefOr<openapi::Response>> {
+    let every_operation = [
+        ApiError::Unauthorized,
+        ApiError::Forbidden(guard::OTHER_ORIGIN),
+        ApiError::Forbidden(guard::OTHER_HOST),
+        ApiError::Internal,
+    ];
+    let mut statuses = BTreeMap::<StatusCode, Vec<ApiError>>::new();
+    for error in errors.into_iter().chain(every_operation) {
+        statuses.entry(error.status()).or_default().push(error);
+    }
+    statuses.into_iter().map(|(status, errors)| (status.as_str().to_owned(), response(errors).into())).collect()
+}
+
+/// The answer of one status.
+fn response(errors: Vec<ApiError>) -> openapi::Response {
+    let error_body = Ref::from_schema_name("ErrorBody");
+    let schema = if errors.iter().any(|error| matches!(error, ApiError::Apply(_))) {
+        // What should never be has what every error has, so a failed apply fits both.
+        AnyOfBuilder::new().item(Ref::from_schema_name("FailedApply")).item(error_body).into()
+    } else {
+        RefOr::<openapi::Schema>::from(error_body)
+    };
+    let mut phrases = Vec::new();
+    let mut examples = Vec::new();
+    for error in errors {
+        let body = serde_json::to_value(error.into_body()).expect("a body of plain values");
+        let phrase = body["error"].as_str().expect("a phrase").to_owned();
+        let same = phrases.iter().filter(|other| **other == phrase).count();
+        let name = if same == 0 { phrase.clone() } else { format!("{phrase} ({})", same + 1) };
+        examples.push((name, ExampleBuilder::new().value(Some(body)).build()));
+        phrases.push(phrase);
+    }
+    phrases.dedup();
+    let content = Content::builder().schema(Some(schema)).examples_from_iter(examples).build();
+    let description = format!("`{}`", phrases.join("` or `"));
+    ResponseBuilder::new().description(description).content("application/json", content).build()
+}
+
+/// Swagger UI, its files in the binary; a file that it does not have is a 404 as everywhere.
+pub fn page(document: openapi::OpenApi) -> Router {
+    // Its other layout asks a service on the Internet whether the document is valid, and has a style inside its logo.
+    let config = Config::default().use_base_layout();
+    let page: Router = SwaggerUi::new("/docs").url("/openapi.json", document).config(config).into();
+    page.layer(middleware::map_response(async |response: Response| {
+        let mut response = match response.status() {
+            StatusCode::NOT_FOUND => ApiError::NotFound.into_response(),
+            _ => response,
+        };
+        response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
+        response
+    }))
+}
