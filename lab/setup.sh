@@ -11,6 +11,8 @@ old_root=$lab/asterisk-16 # Debian 11's
 packages=(
     baresip-core sip-tester  # the phones
     postgresql sqlite3       # the databases
+    chromium chromium-driver # the browser
+    python3-venv             # schemathesis
     debootstrap              # the Asterisk root
     e2fsprogs iproute2 mount # files that can't be changed, a network that loses packets, a full disk
     build-essential ca-certificates curl faketime openssl shellcheck strace util-linux

@@ -4,6 +4,7 @@
 mod support;
 
 mod applies;
+mod browser;
 mod calls;
 mod check;
 mod contract;

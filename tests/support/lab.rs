@@ -18,6 +18,8 @@ pub struct User(pub u32);
 pub const ASTERISK: User = User(59001);
 /// Runs the portal, with Asterisk's group as a supplementary one; owns the two include folders.
 pub const PORTAL: User = User(59002);
+/// Runs what only speaks to the portal over HTTP: the browser, the tests of the contract.
+pub const BROWSER: User = User(59003);
 
 /// The folder of the lab, with the Asterisk root that `make setup` made.
 pub fn dir() -> &'static Path {

@@ -5,6 +5,7 @@
 
 pub mod asterisk;
 pub mod baresip;
+pub mod chromium;
 pub mod lab;
 pub mod network;
 pub mod portal;
@@ -15,6 +16,7 @@ pub mod strace;
 
 pub use asterisk::Asterisk;
 pub use baresip::Baresip;
+pub use chromium::Chromium;
 pub use portal::{Answer, Portal};
 pub use postgres::Postgres;
 
