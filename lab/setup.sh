@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# Makes this machine able to run the tests, the demo and the benchmark: Debian's packages of the phones, PostgreSQL
-# and the tools, and a real Asterisk 22 in a root of its own (Debian 12 and 13 have no asterisk package, unstable has).
-# Beside it an Asterisk 16, to see it refused. Asterisk runs from its root without chroot. A second run finds everything
-# there and takes milliseconds.
+# Makes this machine able to run the tests, the demo and the benchmark: Debian's packages of the phones, PostgreSQL,
+# the browser and the tools, schemathesis, and a real Asterisk 22 in a root of its own (Debian 12 and 13 have no asterisk
+# package, unstable has). Beside it an Asterisk 16, to see it refused. Asterisk runs from its root without chroot. A second
+# run finds everything there and takes milliseconds.
 set -euo pipefail
 
 lab=${PBX_LAB_DIR:-/var/cache/pbx-portal-lab}
 root=$lab/asterisk       # Debian unstable's
 old_root=$lab/asterisk-16 # Debian 11's
+python=$lab/schemathesis  # a Python environment with exactly these
+python_packages=$(dirname "${BASH_SOURCE[0]}")/requirements.txt
 packages=(
     baresip-core sip-tester  # the phones
     postgresql sqlite3       # the databases
@@ -78,6 +80,18 @@ make_asterisk_root() {
     say "$version is in $root"
 }
 
+# Complete once it holds the list of what was asked for.
+has_python_packages() { cmp --silent "$python_packages" "$python/requirements.txt"; }
+
+make_python_environment() {
+    rm -rf "$python"
+    # Debian's, whatever python3 comes first in PATH.
+    /usr/bin/python3 -m venv "$python"
+    long_step 'schemathesis, which tests the API by its document' \
+        "$python/bin/pip" install --disable-pip-version-check --requirement "$python_packages"
+    cp "$python_packages" "$python/requirements.txt"
+}
+
 installed=$(dpkg-query --show --showformat '${Package} ${db:Status-Status}\n' "${packages[@]}" 2>/dev/null || true)
 mapfile -t missing < <(missing_packages)
 # Where the machine's own name does not resolve, an Asterisk with calls takes seconds to reload.
@@ -85,7 +99,7 @@ name=$(uname -n)
 name_resolves=true
 getent hosts "$name" >/dev/null || name_resolves=false
 
-if ((${#missing[@]} == 0)) && [[ -d $root && -d $old_root ]] && $name_resolves; then
+if ((${#missing[@]} == 0)) && [[ -d $root && -d $old_root ]] && $name_resolves && has_python_packages; then
     exit 0
 fi
 if ((EUID != 0)); then
@@ -109,4 +123,5 @@ fi
 $name_resolves || printf '127.0.1.1\t%s\n' "$name" >>/etc/hosts
 [[ -d $root ]] || make_asterisk_root "$root" sid 22
 [[ -d $old_root ]] || make_asterisk_root "$old_root" bullseye 16
+has_python_packages || make_python_environment
 say 'ready'

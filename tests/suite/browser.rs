@@ -5,7 +5,7 @@ use std::net::TcpStream;
 
 use serde_json::{Value, json};
 
-use crate::fixtures::{host, id, sqlite};
+use crate::fixtures::{answers, host, id, sqlite};
 use crate::support::lab::{BROWSER, Folder, Ports, write_file};
 use crate::support::portal::Settings;
 use crate::support::process::{Process, command_as};
@@ -134,18 +134,6 @@ fn page_of_another_name_for_this_machine_is_refused_and_its_own_page_is_not() {
 /// Whatever an operation can change.
 fn state(portal: &Portal) -> (Vec<Value>, String) {
     (portal.users(), sqlite(portal, "SELECT count(*) FROM apply_audit_logs"))
-}
-
-/// Method, path and status of each answer in a portal's log.
-fn answers(log: &str) -> BTreeSet<(String, String, u16)> {
-    let answered = log.lines().filter(|line| line.contains(": answered "));
-    let field = |line: &str, name: &str| {
-        let value = line.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
-        value.unwrap_or_else(|| panic!("{name} in {line}")).trim_matches('"').to_owned()
-    };
-    answered
-        .map(|line| (field(line, "method"), field(line, "path"), field(line, "status").parse().expect("a status")))
-        .collect()
 }
 
 /// A web site that is not the portal's.

@@ -1,5 +1,6 @@
 //! What several tests begin with.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -216,4 +217,16 @@ pub fn left_overs(asterisk: &Asterisk) -> Vec<String> {
     let entries = folders.into_iter().flatten().flatten();
     let names = entries.map(|entry| entry.expect("list a folder").file_name().to_string_lossy().into_owned());
     names.filter(|name| name.contains(".tmp")).collect()
+}
+
+/// Method, path and status of each answer in a portal's log.
+pub fn answers(log: &str) -> BTreeSet<(String, String, u16)> {
+    let answered = log.lines().filter(|line| line.contains(": answered "));
+    let field = |line: &str, name: &str| {
+        let value = line.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+        value.unwrap_or_else(|| panic!("{name} in {line}")).trim_matches('"').to_owned()
+    };
+    answered
+        .map(|line| (field(line, "method"), field(line, "path"), field(line, "status").parse().expect("a status")))
+        .collect()
 }

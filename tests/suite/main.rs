@@ -30,6 +30,7 @@ mod principles;
 mod recordings;
 mod reloads;
 mod secrets_at_rest;
+mod schemathesis;
 mod settings;
 mod stale_registrations;
 mod surviving_calls;
