@@ -91,7 +91,7 @@ fn a_file_that_is_read_only_or_somebody_elses_is_replaced() {
     chown(&endpoints, Some(0), Some(0)).expect("chown");
     fs::set_permissions(&endpoints, mode(0o600)).expect("chmod");
     let name = endpoints.display().to_string();
-    refused(&asterisk, &portal, &[&name, "Permission denied", "must be readable by the portal's user"]);
+    refused(&asterisk, &portal, &[&name, "Permission denied", "make it readable for the portal's user"]);
     fs::set_permissions(&endpoints, mode(0o604)).expect("chmod");
     replaced(&asterisk, &portal);
 }

@@ -119,10 +119,15 @@ fn listings_that_lost_lines_are_read_again() {
     let asked: Vec<_> = calls.iter().filter(|call| call.thread == *thread).collect();
     for listing in ["module show", "dialplan show synergy-internal", "database show registrar/contact"] {
         let read_again = format!("read again command=\"{listing}\"");
-        for (index, _) in asked.iter().enumerate().filter(|(_, call)| call.text.contains(listing)) {
+        let places = asked.iter().enumerate().filter(|(_, call)| call.text.contains(listing));
+        // Two questions at a time may change places, and not every stop costs a line.
+        for (index, _) in places.cycle().take(20) {
             // It asks, and does not read the answer until it may go on.
             let stop = format!("inject=sendto:signal=STOP:when={}", index + 1);
             apply_under(&[&questions[..], &["-e", &stop]].concat());
+            if portal.log().contains(&read_again) {
+                break;
+            }
         }
         assert!(portal.log().contains(&read_again), "{listing} lost lines");
     }
