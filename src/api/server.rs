@@ -5,16 +5,18 @@
 //! - **Answering** takes as long as it takes: an apply may need minutes. Who has sent a request may close the sending half of
 //!   the connection, and still gets the answer.
 //! - **Writing.** An answer is taken, and the next request's head sent, within [`ANSWER_PATIENCE`]. Until an answer is taken,
-//!   the next request is not worked on, so that who pipelines requests makes the service hold one answer at a time.
+//!   hyper does not work on the next request, so that who pipelines requests makes the service hold one answer at a time: at
+//!   worst a list of 1000 users, 250 kB, for each connection.
 //! - **Room.** At most [`MAX_CONNECTIONS`], fewer where the process may open fewer files; further ones wait in the kernel's
 //!   queue. When all places are taken, each connection ends with its present answer, so that all come free within the bounds
 //!   above. Failing to accept (no file handles, say) is logged and tried again after a second.
 //!
 //! A body that is late is a 400, `Validation failed`. Everything else that is late, is no HTTP, or has an oversized head ends the
-//! connection: without an answer, or with hyper's own 400, 414 or 431, which have no body; they are the only answers that are not JSON.
+//! connection: without an answer, or with hyper's own 400 or 431, which have no body; they are
+//! the only answers that are not JSON.
 //!
 //! Against request smuggling, where a proxy and this service see different ends of a request: hyper refuses two different
-//! lengths, takes the chunks where there is a length too, and here a connection ends after a request with chunks.
+//! lengths, and where there are chunks and a length it takes the chunks and ends the connection after the answer.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -93,20 +95,16 @@ async fn converse(
     let router = TowerToHyperService::new(router);
     let service = service_fn(async |request: Request<Incoming>| {
         answering.send_replace(true);
-        let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
         let mut answer = router.call(request).await?;
-        let crowded = room.available_permits() == 0;
-        if chunked || crowded {
+        if room.available_permits() == 0 {
             answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         answering.send_replace(false);
         Ok::<_, Infallible>(answer)
     });
     let mut http = http1::Builder::new();
-    // hyper's own bound for heads would also cut an answer that is still being taken.
-    http.header_read_timeout(None).half_close(true);
-    // With vectored writes the next request waits until the answer is taken.
-    http.max_buf_size(MAX_HEAD_BYTES).writev(true);
+    // hyper bounds heads alone; the clock below bounds whatever the client is waited for.
+    http.header_read_timeout(None).half_close(true).max_buf_size(MAX_HEAD_BYTES);
     let connection = watcher.watch(http.serve_connection(TokioIo::new(stream), service));
     tokio::select! {
         ended = connection => if let Err(error) = ended {

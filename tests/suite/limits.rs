@@ -123,7 +123,7 @@ fn hundreds_of_slow_clients_hold_up_nobody_and_are_gone_in_time() {
         }
         // A pipeline fills what the kernel buffers for a client that reads nothing; then the portal has to wait for it.
         let takers = many(20, &GET_USERS.repeat(40));
-        assert!(handles(&portal) > before + 300, "they are there all at once");
+        wait_until(PATIENCE, "they are there all at once", || handles(&portal) > before + 300);
 
         let began = Instant::now();
         while handles(&portal) > before + 2 {
@@ -251,12 +251,14 @@ fn an_apply_of_any_length_is_answered_to_who_has_sent_all() {
 fn an_answer_may_be_taken_slowly() {
     let portal = Portal::start(&Settings::default());
     fill(&portal);
-    let mut client = sent(&portal, GET_USERS.repeat(40));
-    client.shutdown(Shutdown::Write).expect("half-close");
-    std::thread::sleep(HEAD_PATIENCE + secs(3));
-    let text = rest(&mut client);
-    assert_eq!(statuses(&text), [200; 40]);
-    assert_eq!(text.matches(r#""number":1999,"#).count(), 40, "each is whole");
+    // The kernel takes some 4 MB for a client that does not read yet; of one of these, the last answer is the first that it does not.
+    let mut clients: Vec<_> = (14..=20).map(|count| sent(&portal, GET_USERS.repeat(count))).collect();
+    std::thread::sleep(HEAD_PATIENCE + secs(5));
+    for (client, count) in clients.iter_mut().zip(14..) {
+        for _ in 0..count {
+            assert_eq!(answer(client).1["users"].as_array().map(Vec::len), Some(1000), "of {count} answers");
+        }
+    }
 }
 
 #[test]
