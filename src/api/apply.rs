@@ -117,6 +117,7 @@ impl IntoResponses for ApplyFailures {
             ApiError::Apply(Box::new(FailedApply {
                 error: Phrase::ApplyOperationFailed,
                 message: NOTHING_CHANGED.to_owned(),
+                request_id: String::new(),
                 audit_log_id: documentation::AUDIT_LOG_ID,
                 error_details: "Asterisk is not running: nothing answers on /var/run/asterisk/asterisk.ctl (No such file or directory (os error 2)); start it (systemctl start asterisk), or set ASTERISK_RUN_DIR".to_owned(),
                 files_written: Vec::new(),

@@ -19,6 +19,7 @@ use super::guard;
 
 /// Identifiers of the examples.
 pub const USER_ID: Uuid = uuid!("0b9ad2e4-3f0c-4c1e-9d6e-1f8a2b7c5d90");
+const REQUEST_ID: Uuid = uuid!("5ffb5a6a-79de-421c-838c-dbe842bce6d4");
 pub const AUDIT_LOG_ID: Uuid = uuid!("7c1f0d52-90a4-4a58-8d5e-2b6f3e9a1c47");
 
 /// Nothing but the page's own files, the `data:` images of its style sheet among them, and no page of others around it.
@@ -82,7 +83,7 @@ fn response(errors: Vec<ApiError>) -> openapi::Response {
     let mut phrases = Vec::new();
     let mut examples = Vec::new();
     for error in errors {
-        let body = serde_json::to_value(error.into_body()).expect("a body of plain values");
+        let body = serde_json::to_value(error.into_body(REQUEST_ID.to_string())).expect("a body of plain values");
         let phrase = body["error"].as_str().expect("a phrase").to_owned();
         let same = phrases.iter().filter(|other| **other == phrase).count();
         let name = if same == 0 { phrase.clone() } else { format!("{phrase} ({})", same + 1) };

@@ -9,6 +9,7 @@ use tracing::error;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::request_log;
 use super::server::BODY_PATIENCE;
 use crate::apply::{ApplyError, Progress, ReloadResults};
 use crate::storage::StorageError;
@@ -108,6 +109,8 @@ pub struct ErrorBody {
     pub error: Phrase,
     /// For a person: what happened, and what to do.
     pub message: String,
+    /// The service's log tells it with each line about this request; it is the header `x-request-id` too.
+    pub request_id: String,
     /// With `Validation failed`: every bad field.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
@@ -121,6 +124,8 @@ pub struct FailedApply {
     pub error: Phrase,
     /// What state Asterisk is in, and what to do.
     pub message: String,
+    /// The service's log tells it with each line about this request; it is the header `x-request-id` too.
+    pub request_id: String,
     /// Its row in the audit log.
     pub audit_log_id: Uuid,
     /// What happened, and to which file, extension or host.
@@ -212,14 +217,14 @@ impl ApiError {
         }
     }
 
-    /// The answer's body.
+    /// The body of the answer to the request of this id.
     #[must_use]
-    pub fn into_body(self) -> Body {
+    pub fn into_body(self, request_id: String) -> Body {
         let (error, message) = (self.phrase(), self.message());
         match self {
-            Self::Apply(failed) => Body::Apply(failed),
-            Self::Validation(details) => Body::Error(ErrorBody { error, message, details: Some(details) }),
-            _ => Body::Error(ErrorBody { error, message, details: None }),
+            Self::Apply(failed) => Body::Apply(Box::new(FailedApply { request_id, ..*failed })),
+            Self::Validation(details) => Body::Error(ErrorBody { error, message, request_id, details: Some(details) }),
+            _ => Body::Error(ErrorBody { error, message, request_id, details: None }),
         }
     }
 
@@ -253,6 +258,7 @@ impl From<ApplyError> for ApiError {
                 Self::Apply(Box::new(FailedApply {
                     error: Phrase::ApplyOperationFailed,
                     message: message.to_owned(),
+                    request_id: String::new(),
                     audit_log_id,
                     error_details,
                     files_written: super::apply::texts(&files_written),
@@ -290,7 +296,7 @@ impl From<PathRejection> for ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = self.status();
-        let mut response = (status, Json(self.into_body())).into_response();
+        let mut response = (status, Json(self.into_body(request_log::current_id()))).into_response();
         if status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }

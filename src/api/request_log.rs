@@ -1,4 +1,5 @@
-//! One line a request, with a request id: the client's `x-request-id` if it sent one, else a new one. It is in the answer too.
+//! One line a request, with a request id: the client's `x-request-id` if it sent one, else a new one. It is in the answer's
+//! head too, and in the body of an error.
 
 use std::time::Instant;
 
@@ -6,6 +7,7 @@ use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
+use tokio::task_local;
 use tracing::{Instrument as _, info, info_span};
 use uuid::Uuid;
 
@@ -14,21 +16,30 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest id that is taken from a client.
 const MAX_ID_BYTES: usize = 128;
 
+task_local! {
+    static CURRENT_ID: String;
+}
+
+/// The id of the request that this task answers; empty outside of one.
+pub fn current_id() -> String {
+    CURRENT_ID.try_with(Clone::clone).unwrap_or_default()
+}
+
 /// Logs a request once it is answered; lines in between carry its id.
 pub async fn log(request: Request, next: Next) -> Response {
     let sent = request.headers().get(REQUEST_ID).filter(|id| id.len() <= MAX_ID_BYTES && id.to_str().is_ok());
     let id = sent
         .cloned()
         .unwrap_or_else(|| HeaderValue::try_from(Uuid::new_v4().to_string()).expect("a UUID is a header's value"));
-    let span = info_span!("request", id = id.to_str().unwrap_or_default());
-    async move {
+    let text = id.to_str().unwrap_or_default().to_owned();
+    let span = info_span!("request", id = text);
+    let answer = async move {
         let (method, path, started) = (request.method().clone(), request.uri().path().to_owned(), Instant::now());
         let mut response = next.run(request).await;
         let (status, milliseconds) = (response.status().as_u16(), started.elapsed().as_secs_f64() * 1000.0);
         info!(%method, path, status, milliseconds, "answered");
         response.headers_mut().insert(REQUEST_ID, id);
         response
-    }
-    .instrument(span)
-    .await
+    };
+    CURRENT_ID.scope(text, answer.instrument(span)).await
 }

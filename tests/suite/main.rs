@@ -36,3 +36,4 @@ mod stale_registrations;
 mod surviving_calls;
 mod thousand;
 mod two_processes;
+mod watching;
