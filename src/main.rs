@@ -1,5 +1,8 @@
 //! `pbx-portal`: arguments, settings, logging, run.
 
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -212,6 +215,7 @@ async fn serve(settings: &Settings, secrets: Secrets, storage: Storage) -> Resul
     };
     let router = api::router(Portal { storage, applier }, guard);
     info!(address = %settings.listen, version = env!("CARGO_PKG_VERSION"), "serving; the documentation is at /docs");
+    tell_service_manager("READY=1");
 
     let mut server = tokio::spawn(server::serve(listener, router, stopping.clone()));
     tokio::select! {
@@ -219,6 +223,7 @@ async fn serve(settings: &Settings, secrets: Secrets, storage: Storage) -> Resul
         _ = interrupt.recv() => {}
     }
     info!("stopping; an apply that runs goes on to its end");
+    tell_service_manager("STOPPING=1");
     stopping.cancel();
     // Requests that are being sent may still begin an apply, so they come first; then every apply ends, and is answered.
     let drained = tokio::time::timeout(STOP_PATIENCE, &mut server).await.is_ok();
@@ -228,4 +233,16 @@ async fn serve(settings: &Settings, secrets: Secrets, storage: Storage) -> Resul
         warn!("some clients did not take their answers");
     }
     Ok(())
+}
+
+/// Tells systemd how far the service is, if it is systemd that started it (see `sd_notify(3)`).
+fn tell_service_manager(state: &str) {
+    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let address = match socket.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(&socket),
+    };
+    if let Err(error) = address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address)) {
+        warn!(%error, state, "the service manager can't be told");
+    }
 }
