@@ -7,9 +7,11 @@ export CARGO_TARGET_$(HOST)_RUNNER := sudo -E
 endif
 
 DENY_VERSION := 0.20.2
+CARGO_DEB_VERSION := 3.7.0
 DENY := target/tools/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
+CARGO_DEB := target/tools/cargo-deb-$(CARGO_DEB_VERSION)/bin/cargo-deb
 
-.PHONY: help setup demo run test bench lint advisories
+.PHONY: help setup demo run test bench lint deb advisories
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
@@ -24,7 +26,7 @@ run: setup ## the portal and an Asterisk to play with, until Ctrl-C
 	cargo test --locked --test demo --no-run
 	@trap '' INT; cargo test --locked --quiet --test demo -- run # the demo alone minds the Ctrl-C
 
-test: setup ## all tests, the demo among them
+test: setup $(CARGO_DEB) ## all tests, the demo among them
 	cargo test --locked
 
 bench: setup ## how fast it is
@@ -34,7 +36,10 @@ lint: setup $(DENY) ## format, clippy, licences and bans of the dependencies, sh
 	cargo fmt --check
 	cargo clippy --all-targets --locked -- -D warnings
 	$(DENY) check bans licenses sources
-	shellcheck .ci/run lab/*.sh
+	shellcheck .ci/run lab/*.sh packaging/postinst packaging/postrm
+
+deb: $(CARGO_DEB) ## the Debian package, in target/debian
+	$(CARGO_DEB) --locked $(DEB_OPTIONS)
 
 advisories: $(DENY) ## known vulnerabilities of the dependencies; fetches the advisory database
 	$(DENY) check advisories
@@ -42,3 +47,7 @@ advisories: $(DENY) ## known vulnerabilities of the dependencies; fetches the ad
 $(DENY):
 	cargo install cargo-deny --version $(DENY_VERSION) --locked --debug --no-default-features \
 		--root target/tools/cargo-deny-$(DENY_VERSION)
+
+$(CARGO_DEB):
+	cargo install cargo-deb --version $(CARGO_DEB_VERSION) --locked --debug \
+		--root target/tools/cargo-deb-$(CARGO_DEB_VERSION)
