@@ -1,22 +1,24 @@
 #!/usr/bin/env bash
 # Makes this machine able to run the tests, the demo and the benchmark: Debian's packages of the phones, PostgreSQL,
 # the browser and the tools, schemathesis, and a real Asterisk 22 in a root of its own (Debian 12 and 13 have no asterisk
-# package, unstable has). Beside it an Asterisk 16, to see it refused. Asterisk runs from its root without chroot. A second
-# run finds everything there and takes milliseconds.
+# package, unstable has). Beside it an Asterisk 16, to see it refused, and a whole server to boot. Asterisk runs from its root
+# without chroot; the server's disk is a layer over its root. A second run finds everything there and takes milliseconds.
 set -euo pipefail
 
 lab=${PBX_LAB_DIR:-/var/cache/pbx-portal-lab}
-root=$lab/asterisk       # Debian unstable's
+root=$lab/asterisk        # Debian unstable's
 old_root=$lab/asterisk-16 # Debian 11's
+machine=$lab/machine      # Debian unstable's with all that a server has, to boot it
 python=$lab/schemathesis  # a Python environment with exactly these
 python_packages=$(dirname "${BASH_SOURCE[0]}")/requirements.txt
 packages=(
-    baresip-core sip-tester  # the phones
-    postgresql sqlite3       # the databases
-    chromium chromium-driver # the browser
-    python3-venv             # schemathesis
-    debootstrap              # the Asterisk root
-    e2fsprogs iproute2 mount # files that can't be changed, a network that loses packets, a full disk
+    baresip-core sip-tester   # the phones
+    postgresql sqlite3        # the databases
+    chromium chromium-driver  # the browser
+    python3-venv              # schemathesis
+    debootstrap               # the Asterisk roots
+    systemd systemd-container # boots one of them, and rates the service's unit
+    e2fsprogs iproute2 mount  # files that can't be changed, a network that loses packets, a full disk
     build-essential ca-certificates curl faketime openssl shellcheck strace util-linux
 )
 
@@ -57,6 +59,7 @@ debian_mirror() {
 
 make_asterisk_root() {
     local root=$1 suite=$2 release=$3 new=$1.new mount mirror version
+    shift 3 # what is left are further packages
     # What an interrupted run left, its mounts first.
     for mount in "$new/proc" "$new/sys"; do
         ! mountpoint -q "$mount" || umount "$mount"
@@ -69,9 +72,10 @@ make_asterisk_root() {
     # Mirrors of unstable can be older than their release file allows.
     long_step 'its package lists' \
         chroot "$new" apt-get -o Acquire::Check-Valid-Until=false update
+    # Some packages need a /proc to be installed; this one goes with the command.
     long_step 'Asterisk in it' \
-        chroot "$new" env DEBIAN_FRONTEND=noninteractive \
-        apt-get install --yes --no-install-recommends asterisk asterisk-config asterisk-modules
+        unshare --pid --fork --mount-proc="$new/proc" chroot "$new" env DEBIAN_FRONTEND=noninteractive \
+        apt-get install --yes --no-install-recommends asterisk asterisk-config asterisk-modules "$@"
     chroot "$new" apt-get clean
 
     version=$(chroot "$new" asterisk -V)
@@ -99,7 +103,7 @@ name=$(uname -n)
 name_resolves=true
 getent hosts "$name" >/dev/null || name_resolves=false
 
-if ((${#missing[@]} == 0)) && [[ -d $root && -d $old_root ]] && $name_resolves && has_python_packages; then
+if ((${#missing[@]} == 0)) && [[ -d $root && -d $old_root && -d $machine ]] && $name_resolves && has_python_packages; then
     exit 0
 fi
 if ((EUID != 0)); then
@@ -123,5 +127,6 @@ fi
 $name_resolves || printf '127.0.1.1\t%s\n' "$name" >>/etc/hosts
 [[ -d $root ]] || make_asterisk_root "$root" sid 22
 [[ -d $old_root ]] || make_asterisk_root "$old_root" bullseye 16
+[[ -d $machine ]] || make_asterisk_root "$machine" sid 22 adduser postgresql systemd-sysv
 has_python_packages || make_python_environment
 say 'ready'

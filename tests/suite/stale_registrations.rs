@@ -1,6 +1,7 @@
 //! A number that has another owner: the old owner's phone never rings for the new one.
 
 use serde_json::Value;
+use std::net::SocketAddr;
 
 use crate::fixtures::{TWO_OF_ONE_NAME, account, failed_apply, host, id, registrations, sqlite};
 use crate::support::asterisk::Options;
@@ -33,8 +34,13 @@ impl Scene {
     }
 
     /// Registers the owner's phone and calls it.
-    fn phone(&self, link: Link) -> Phones {
-        let phone = Phones::register_over(link, &self.asterisk, &[(&self.number, &self.secret())], Called::Answer);
+    fn phone(&self) -> Phones {
+        self.phone_over(Link::Udp, self.asterisk.sip())
+    }
+
+    /// The same over another link or address.
+    fn phone_over(&self, link: Link, server: SocketAddr) -> Phones {
+        let phone = Phones::register_over(link, server, &[(&self.number, &self.secret())], Called::Answer);
         assert_eq!(self.call(), 200);
         assert_eq!(phone.requests("INVITE", &self.number), 1, "the owner's phone rings");
         phone
@@ -96,7 +102,7 @@ fn a_deleted_users_phone_is_out_and_gets_no_more_options_reused_or_not() {
     for reused in [false, true] {
         often(&scene.asterisk);
         let secret = scene.secret();
-        let phone = scene.phone(Link::Udp);
+        let phone = scene.phone();
         let options = || phone.requests("OPTIONS", &scene.number);
         wait_until(secs(20), "the phone gets OPTIONS", || options() >= 2);
         scene.delete();
@@ -122,16 +128,19 @@ fn a_deleted_users_phone_is_out_and_gets_no_more_options_reused_or_not() {
 #[test]
 fn over_tcp_and_ipv6_as_over_udp() {
     let mut scene = Scene::of(Asterisk::start_with(&Options { ipv6: true, ..Options::default() }));
-    for (link, uri) in
-        [(Link::Udp, "sip:1001@127.0.0.1:"), (Link::Tcp, ";transport=TCP"), (Link::Ipv6, "sip:1001@[::1]:")]
-    {
-        let (phone, secret) = (scene.phone(link), scene.secret());
+    let (ipv4, ipv6) = (scene.asterisk.sip(), scene.asterisk.sip6());
+    for (link, server, uri) in [
+        (Link::Udp, ipv4, "sip:1001@127.0.0.1:"),
+        (Link::Tcp, ipv4, ";transport=TCP"),
+        (Link::Udp, ipv6, "sip:1001@[::1]:"),
+    ] {
+        let (phone, secret) = (scene.phone_over(link, server), scene.secret());
         scene.delete();
         scene.reuse();
         let applied = scene.portal.apply("suite");
-        assert_eq!(evicted(&applied), ["1001"], "{link:?}");
+        assert_eq!(evicted(&applied), ["1001"], "{uri}");
         let contact = applied["registrations_evicted"][0]["contact"].as_str().expect("a contact");
-        assert!(contact.contains(uri), "{link:?}: {contact}");
+        assert!(contact.contains(uri), "{uri}: {contact}");
         scene.is_out(&phone, &secret, 480);
     }
 }
@@ -141,7 +150,7 @@ fn each_of_several_contacts_of_a_number_is_evicted() {
     let mut scene = Scene::of(Asterisk::start());
     let other = account(&scene.portal.create_user("Other", "other@example.com"));
     scene.portal.apply("suite");
-    let (phone, secret) = (scene.phone(Link::Udp), scene.secret());
+    let (phone, secret) = (scene.phone(), scene.secret());
     // A second phone that answers to the same number, put there by hand: the AOR itself lets but one register.
     let second = Phones::register(&scene.asterisk, &[(&other.0, &other.1)], Called::Answer);
     let uri = format!("sip:{}@127.0.0.1:{}", scene.number, second.port());
@@ -189,7 +198,7 @@ fn whatever_happens_between_the_delete_and_the_next_apply() {
     for (what, happens) in between {
         for before_the_reuse in [true, false] {
             eprintln!("{what}, before the number is reused: {before_the_reuse}");
-            let (phone, secret) = (scene.phone(Link::Udp), scene.secret());
+            let (phone, secret) = (scene.phone(), scene.secret());
             scene.delete();
             if before_the_reuse {
                 happens(&scene);
@@ -214,7 +223,7 @@ fn a_database_that_came_back_from_a_backup() {
     scene.delete();
     scene.reuse();
     scene.portal.apply("suite");
-    let (phone, secret) = (scene.phone(Link::Udp), scene.secret());
+    let (phone, secret) = (scene.phone(), scene.secret());
 
     scene.portal.stop();
     std::fs::copy(&backup, &database).expect("restore the backup");
@@ -226,7 +235,7 @@ fn a_database_that_came_back_from_a_backup() {
     assert_eq!(evicted(&scene.portal.apply("suite")), [scene.number.as_str()]);
     scene.is_out(&phone, &secret, 480);
     scene.owner = first_owner;
-    let _phone_of_the_first_owner = scene.phone(Link::Udp);
+    let _phone_of_the_first_owner = scene.phone();
     assert_eq!(evicted(&scene.portal.apply("suite")), [] as [String; 0]);
 }
 

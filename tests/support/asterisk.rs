@@ -46,6 +46,13 @@ pub struct Asterisk {
     _folder: Option<Folder>,
 }
 
+/// Where phones find it.
+impl From<&Asterisk> for SocketAddr {
+    fn from(asterisk: &Asterisk) -> Self {
+        asterisk.sip()
+    }
+}
+
 impl Asterisk {
     /// An Asterisk as an administrator leaves it for the portal: the include lines and folders, no generated file yet.
     pub fn start() -> Self {

@@ -7,6 +7,7 @@ pub mod asterisk;
 pub mod baresip;
 pub mod chromium;
 pub mod lab;
+pub mod machine;
 pub mod network;
 pub mod portal;
 pub mod postgres;
@@ -17,6 +18,7 @@ pub mod strace;
 pub use asterisk::Asterisk;
 pub use baresip::Baresip;
 pub use chromium::Chromium;
+pub use machine::Machine;
 pub use portal::{Answer, Portal};
 pub use postgres::Postgres;
 

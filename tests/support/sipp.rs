@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::lab::{Folder, Ports};
 use super::process::{Process, run_within};
-use super::{Asterisk, secs, wait_until};
+use super::{secs, wait_until};
 
 /// What a registered phone does when it is called.
 #[derive(Clone, Copy, Debug)]
@@ -24,22 +24,13 @@ pub enum Called {
 pub enum Link {
     Udp,
     Tcp,
-    /// UDP, on an Asterisk that was started with [`super::asterisk::Options::ipv6`].
-    Ipv6,
 }
 
 impl Link {
-    fn asterisk(self, asterisk: &Asterisk) -> SocketAddr {
-        match self {
-            Self::Udp | Self::Tcp => asterisk.sip(),
-            Self::Ipv6 => asterisk.sip6(),
-        }
-    }
-
     /// SIPp's name of it: all calls on one socket.
     fn transport(self) -> &'static str {
         match self {
-            Self::Udp | Self::Ipv6 => "u1",
+            Self::Udp => "u1",
             Self::Tcp => "t1",
         }
     }
@@ -54,15 +45,15 @@ pub struct Phones {
 
 impl Phones {
     /// Registers the phones, (number, secret) each, and waits until Asterisk has accepted all.
-    pub fn register(asterisk: &Asterisk, accounts: &[(&str, &str)], called: Called) -> Self {
-        Self::register_over(Link::Udp, asterisk, accounts, called)
+    pub fn register(server: impl Into<SocketAddr>, accounts: &[(&str, &str)], called: Called) -> Self {
+        Self::register_over(Link::Udp, server, accounts, called)
     }
 
     /// The same over any link.
-    pub fn register_over(link: Link, asterisk: &Asterisk, accounts: &[(&str, &str)], called: Called) -> Self {
+    pub fn register_over(link: Link, server: impl Into<SocketAddr>, accounts: &[(&str, &str)], called: Called) -> Self {
         let (folder, ports) = (Folder::new("phones"), [Ports::one(), Ports::one()]);
         let lines: Vec<_> = accounts.iter().map(|account| line(*account, "")).collect();
-        let mut sipp = sipp((link, asterisk), &folder, &ports, "register", &lines, secs(24 * 3600));
+        let mut sipp = sipp((link, server.into()), &folder, &ports, "register", &lines, secs(24 * 3600));
         let called = match called {
             Called::Answer => "answer",
             Called::Ring => "ring",
@@ -74,9 +65,10 @@ impl Phones {
 
     /// A phone that answers, and that sends REGISTER some fifty times a second, whatever Asterisk says; waits until it is
     /// registered.
-    pub fn hammer(asterisk: &Asterisk, account: (&str, &str)) -> Self {
+    pub fn hammer(server: impl Into<SocketAddr>, account: (&str, &str)) -> Self {
         let (folder, ports) = (Folder::new("hammer"), [Ports::one(), Ports::one()]);
-        let mut sipp = sipp((Link::Udp, asterisk), &folder, &ports, "hammer", &[line(account, "")], Duration::ZERO);
+        let mut sipp =
+            sipp((Link::Udp, server.into()), &folder, &ports, "hammer", &[line(account, "")], Duration::ZERO);
         without_end(&mut sipp, HAMMERING_AT_ONCE, 50).arg("-oocsf").arg(scenario("answer"));
         Self::start(folder, ports, sipp, 1)
     }
@@ -138,10 +130,10 @@ pub struct Caller {
 
 impl Caller {
     /// Begins, and waits until the first call has ended.
-    pub fn start(asterisk: &Asterisk, from: (&str, &str), to: &str) -> Self {
+    pub fn start(server: impl Into<SocketAddr>, from: (&str, &str), to: &str) -> Self {
         let (folder, ports) = (Folder::new("caller"), [Ports::one(), Ports::one()]);
         let hold = Duration::from_millis(10);
-        let mut sipp = sipp((Link::Udp, asterisk), &folder, &ports, "invite", &[line(from, to)], hold);
+        let mut sipp = sipp((Link::Udp, server.into()), &folder, &ports, "invite", &[line(from, to)], hold);
         let sipp = Process::start(without_end(&mut sipp, 1, 200), &folder.path().join("output"));
         let caller = Self { folder, _sipp: sipp, _ports: ports };
         caller.wait_for_calls(1);
@@ -161,25 +153,43 @@ impl Caller {
 }
 
 /// Sends a REGISTER from a phone and gives the final status.
-pub fn register(asterisk: &Asterisk, account: (&str, &str)) -> u16 {
-    request(asterisk, "register", line(account, ""), Duration::ZERO)
+pub fn register(server: impl Into<SocketAddr>, account: (&str, &str)) -> u16 {
+    request(server, "register", line(account, ""), Duration::ZERO)
 }
 
 /// Calls as this endpoint and gives the final status; a call that is answered is held for a quarter of a second.
-pub fn call(asterisk: &Asterisk, from: (&str, &str), to: &str) -> u16 {
-    request(asterisk, "invite", line(from, to), Duration::from_millis(250))
+pub fn call(server: impl Into<SocketAddr>, from: (&str, &str), to: &str) -> u16 {
+    request(server, "invite", line(from, to), Duration::from_millis(250))
+}
+
+/// A call that was answered and goes on. Dropping it unplugs the caller; Asterisk keeps its side.
+pub struct Call {
+    _folder: Folder,
+    _sipp: Process,
+    _ports: [Ports; 2],
+}
+
+impl Call {
+    /// Calls as this endpoint and waits until the other side has answered.
+    pub fn begin(server: impl Into<SocketAddr>, from: (&str, &str), to: &str) -> Self {
+        let (folder, ports) = (Folder::new("call"), [Ports::one(), Ports::one()]);
+        let mut sipp = sipp((Link::Udp, server.into()), &folder, &ports, "invite", &[line(from, to)], secs(24 * 3600));
+        let process = Process::start(&mut sipp, &folder.path().join("output"));
+        wait_until(secs(20), "the call is answered", || read(&folder, "messages").contains("\nSIP/2.0 200 OK"));
+        Self { _folder: folder, _sipp: process, _ports: ports }
+    }
 }
 
 /// Sends a text message (SIP MESSAGE) as this endpoint and gives the final status.
-pub fn message(asterisk: &Asterisk, from: (&str, &str), to: &str) -> u16 {
-    request(asterisk, "message", line(from, to), Duration::ZERO)
+pub fn message(server: impl Into<SocketAddr>, from: (&str, &str), to: &str) -> u16 {
+    request(server, "message", line(from, to), Duration::ZERO)
 }
 
 /// Runs one scenario to its end. What Asterisk answered last is what was decided; SIPp's own exit status only tells
 /// whether the scenario had expected it.
-fn request(asterisk: &Asterisk, name: &str, line: String, hold: Duration) -> u16 {
+fn request(server: impl Into<SocketAddr>, name: &str, line: String, hold: Duration) -> u16 {
     let (folder, ports) = (Folder::new(name), [Ports::one(), Ports::one()]);
-    let mut command = sipp((Link::Udp, asterisk), &folder, &ports, name, &[line], hold);
+    let mut command = sipp((Link::Udp, server.into()), &folder, &ports, name, &[line], hold);
     let output = run_within(secs(60), &mut command);
     let last = messages(&folder).iter().rev().find_map(|message| final_status(&message.start));
     last.unwrap_or_else(|| {
@@ -209,7 +219,7 @@ fn line((number, secret): (&str, &str), to: &str) -> String {
 }
 
 fn sipp(
-    (link, asterisk): (Link, &Asterisk),
+    (link, server): (Link, SocketAddr),
     folder: &Folder,
     [sip, control]: &[Ports; 2],
     name: &str,
@@ -220,7 +230,6 @@ fn sipp(
     fs::write(file("phones.csv"), format!("SEQUENTIAL\n{}\n", lines.join("\n"))).expect("write phones.csv");
     let count = lines.len().to_string();
     let mut command = Command::new("sipp");
-    let server = link.asterisk(asterisk);
     command
         .arg(server.to_string())
         .args(["-i", &server.ip().to_string(), "-p", &sip.number().to_string(), "-t", link.transport()])
