@@ -148,7 +148,7 @@ fn main_job(machine: &Machine, portal: &Portal) -> Vec<Value> {
 
 /// To follow the group of a folder that does not hand it on, and to tell why an apply is not proven.
 fn its_sandbox_leaves_what_it_needs(machine: &Machine, portal: &Portal) {
-    machine.run("chmod 0750 /etc/asterisk/pjsip.d/synergycall");
+    machine.run("chmod g-s /etc/asterisk/pjsip.d/synergycall");
     machine.inside(|| portal.apply("suite"));
     assert_eq!(machine.run(&format!("stat -c '%U:%G %a' {ENDPOINTS}")), "pbx-portal:asterisk 640");
     machine.run("chmod 2750 /etc/asterisk/pjsip.d/synergycall");
