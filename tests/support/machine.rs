@@ -14,10 +14,13 @@ use super::lab::{self, Folder, make_dir};
 use super::process::{Process, Signal, run_within};
 use super::{secs, wait_until};
 
-/// Mounts the layers where only the machine sees them, so that they go with it, and becomes `systemd-nspawn`. The variable
-/// gives it a hierarchy of control groups that its systemd takes, also on a host with the older one.
+/// Mounts the layers where only the machine sees them, so that they go with it, and becomes `systemd-nspawn`. Where the lab's
+/// folder lies on layers itself, as in a container, none can be put on it: then the disk is a copy. The variable gives the
+/// machine a hierarchy of control groups that its systemd takes, also on a host with the older one.
 const BOOT: &str = r#"
-mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/disk,workdir=$2/work" "$2/root"
+mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/disk,workdir=$2/work" "$2/root" ||
+    [ -e "$2/root/usr" ] || cp --archive "$1/." "$2/root"
+echo '127.0.0.1 localhost server' >"$2/root/etc/hosts"
 export SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1
 exec systemd-nspawn --directory="$2/root" --boot --machine=server --private-network --keep-unit --register=no
 "#;
@@ -38,11 +41,9 @@ impl Machine {
         let alone = File::create(lab::dir().join("machine.lock")).expect("open the machine's lock");
         alone.lock().expect("wait for the machine's lock");
         let folder = Folder::new("machine");
-        for name in ["disk", "work", "root", "disk/etc"] {
+        for name in ["disk", "work", "root"] {
             make_dir(&folder.path().join(name), 0, 0, 0o755);
         }
-        fs::write(folder.path().join("disk/etc/hosts"), "127.0.0.1 localhost server\n").expect("write its hosts");
-
         let process = Mutex::new(start(&folder));
         let machine = Self { process, leader: AtomicU32::new(0), folder, _alone: alone };
         machine.wait_until_up();
