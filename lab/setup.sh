@@ -8,7 +8,7 @@ set -euo pipefail
 lab=${PBX_LAB_DIR:-/var/cache/pbx-portal-lab}
 root=$lab/asterisk        # Debian unstable's
 old_root=$lab/asterisk-16 # Debian 11's
-machine=$lab/machine      # Debian unstable's with all that a server has, to boot it
+machine=$lab/server       # Debian unstable's with all that a server has, to boot it
 python=$lab/schemathesis  # a Python environment with exactly these
 python_packages=$(dirname "${BASH_SOURCE[0]}")/requirements.txt
 packages=(
@@ -127,6 +127,6 @@ fi
 $name_resolves || printf '127.0.1.1\t%s\n' "$name" >>/etc/hosts
 [[ -d $root ]] || make_asterisk_root "$root" sid 22
 [[ -d $old_root ]] || make_asterisk_root "$old_root" bullseye 16
-[[ -d $machine ]] || make_asterisk_root "$machine" sid 22 adduser postgresql systemd-sysv
+[[ -d $machine ]] || make_asterisk_root "$machine" sid 22 adduser openssl postgresql sqlite3 systemd-sysv
 has_python_packages || make_python_environment
 say 'ready'

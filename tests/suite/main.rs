@@ -26,6 +26,7 @@ mod look_before_touching;
 mod main_job;
 mod names;
 mod no_mass_eviction;
+mod operations;
 mod package;
 mod principles;
 mod recordings;

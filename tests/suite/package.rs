@@ -86,7 +86,7 @@ fn the_unit_is_hardened() {
 }
 
 /// Packages the binary under test, and puts it on the machine.
-fn package(machine: &Machine, version: &str) -> String {
+pub fn package(machine: &Machine, version: &str) -> String {
     let binary = Path::new(env!("CARGO_BIN_EXE_pbx-portal"));
     let profile = if binary.parent().is_some_and(|folder| folder.ends_with("debug")) { "dev" } else { "release" };
     let name = format!("pbx-portal_{version}.deb");

@@ -133,7 +133,7 @@ impl Machine {
 
 /// Powers it on.
 fn start(folder: &Folder) -> Process {
-    let root = lab::dir().join("machine");
+    let root = lab::dir().join("server");
     assert!(root.is_dir(), "no machine in {}: run `make setup`", lab::dir().display());
     let mut boot = Command::new("unshare");
     boot.args(["--mount", "--propagation=private", "sh", "-ec", BOOT, "boot"]).arg(root).arg(folder.path());

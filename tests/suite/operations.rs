@@ -1,0 +1,250 @@
+//! The README and docs/operations.md on a whole server: each command is run as it stands, in the order in which it stands.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use regex::Regex;
+use serde_json::Value;
+
+use crate::fixtures::{account, id};
+use crate::package::package;
+use crate::support::portal::Settings;
+use crate::support::process::run_within;
+use crate::support::{Machine, Portal, secs};
+
+/// Commands of a document, with the heading that they stand under.
+struct Commands {
+    heading: String,
+    /// `sh`, or `console` with what was answered.
+    language: String,
+    text: String,
+}
+
+fn commands(document: &str) -> Vec<Commands> {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(document)).expect(document);
+    let (mut commands, mut heading, mut open) = (Vec::new(), String::new(), None::<(usize, Commands)>);
+    for line in text.lines() {
+        if let Some((indent, mut block)) = open.take() {
+            if line.trim_start() == "```" {
+                commands.push(block);
+            } else {
+                block.text += line.get(indent..).unwrap_or_default();
+                block.text += "\n";
+                open = Some((indent, block));
+            }
+        } else if let Some(language) = line.trim_start().strip_prefix("```") {
+            let indent = line.len() - line.trim_start().len();
+            let block = Commands { heading: heading.clone(), language: language.to_owned(), text: String::new() };
+            open = Some((indent, block));
+        } else if let Some(title) = line.strip_prefix("## ") {
+            title.clone_into(&mut heading);
+        }
+    }
+    commands.retain(|block| ["sh", "console"].contains(&block.language.as_str()));
+    commands
+}
+
+/// A server on which the documents are followed.
+struct Scene {
+    machine: Machine,
+    portal: Portal,
+}
+
+impl Scene {
+    /// Types a block; make's targets were run before.
+    fn types(&self, block: &Commands) -> String {
+        let lines = block.text.lines().filter(|line| !line.starts_with("make "));
+        self.machine.run(&format!("cd /root\n{}", lines.collect::<Vec<_>>().join("\n")))
+    }
+
+    /// The settings ask for a token by now, or not.
+    fn log_in(&mut self) {
+        let token = self.machine.run("sed -n 's/^PORTAL_API_TOKEN=//p' /etc/pbx-portal/pbx-portal.env");
+        let settings = Settings::default().with("PORTAL_LISTEN", "127.0.0.1:8000");
+        self.portal =
+            Portal::prepare(&if token.is_empty() { settings } else { settings.with("PORTAL_API_TOKEN", token) });
+    }
+
+    fn users(&self) -> Vec<Value> {
+        self.machine.inside(|| self.portal.users())
+    }
+
+    fn applies(&self) -> Value {
+        self.machine.inside(|| self.portal.apply("suite"))
+    }
+
+    fn creates(&self, name: &str) -> Value {
+        self.machine.inside(|| self.portal.create_user(name, &format!("{name}@example.com")))
+    }
+
+    /// Somebody new has the first user's number, and Asterisk serves them.
+    fn changes_hands(&self) {
+        let first = self.users().remove(0);
+        self.machine.inside(|| self.portal.delete_user(id(&first)));
+        assert_eq!(account(&self.creates("another")).0, account(&first).0);
+        self.applies();
+    }
+
+    fn version(&self) -> String {
+        self.machine.run("dpkg-query --show --showformat='${Version}' pbx-portal")
+    }
+
+    fn checks(&self) -> String {
+        self.machine.run("cd /etc/pbx-portal && runuser -u pbx-portal -- pbx-portal check")
+    }
+}
+
+#[test]
+fn every_command_works_as_written() {
+    let machine = Machine::boot();
+    let [former, next] = ["0.1.0-1", "0.1.1-1"].map(|version| package(&machine, version));
+    machine.run(&format!(
+        "mkdir -p /root/target/debian /root/former; cp {former} /root/former; mv {former} /root/target/debian"
+    ));
+    machine.run(&format!("mkdir /root/next; mv {next} /root/next"));
+    // What a server has before the portal comes.
+    machine.run(
+        "printf '[transport-udp]\ntype = transport\nprotocol = udp\nbind = 127.0.0.1:5060\n' >>/etc/asterisk/pjsip.conf",
+    );
+    let portal = Portal::prepare(&Settings::default().with("PORTAL_LISTEN", "127.0.0.1:8000"));
+    let mut scene = Scene { machine, portal };
+
+    let readme = commands("README.md");
+    for block in readme.iter().filter(|block| block.heading == "Install on a server") {
+        scene.types(block);
+    }
+    let tour: Vec<_> = readme.iter().filter(|block| block.language == "console").collect();
+    assert_eq!(tour.len(), 3, "create, apply, an apply that fails");
+    asks(&scene, tour[0]);
+    asks(&scene, tour[1]);
+    scene
+        .machine
+        .run("cp --preserve=all /etc/asterisk/pjsip.conf /root; sed -i '/#tryinclude/d' /etc/asterisk/pjsip.conf");
+    asks(&scene, tour[2]);
+    scene.machine.run("cp --preserve=all /root/pjsip.conf /etc/asterisk");
+    scene.applies();
+    let known = ["See it work", "Install on a server", "A minute's tour"];
+    assert!(readme.iter().all(|block| known.contains(&block.heading.as_str())), "nothing is left out");
+    let make_only = readme.iter().filter(|block| block.heading == "See it work");
+    assert!(make_only.flat_map(|block| block.text.lines()).all(|line| line.starts_with("make ")));
+
+    let mut kept = scene.users();
+    for block in &commands("docs/operations.md") {
+        let heading = block.heading.as_str();
+        match heading {
+            "Upgrade" => _ = scene.machine.run("cp /root/next/*.deb /root"),
+            "Back up SQLite" | "Back up PostgreSQL" => kept = scene.users(),
+            "Restore SQLite" | "Restore PostgreSQL" => scene.changes_hands(),
+            _ => {}
+        }
+        let printed = scene.types(block);
+        match heading {
+            "Look whether all is well" if block.text.contains("check") => {
+                assert!(printed.contains("An apply has what it needs."), "{printed}");
+            }
+            "Look whether all is well" => assert!(printed.contains("apply proven"), "{printed}"),
+            "Upgrade" => {
+                assert_eq!(scene.version(), "0.1.1-1");
+                assert_eq!(scene.users(), kept);
+            }
+            "Roll back" => {
+                assert_eq!(scene.version(), "0.1.0-1");
+                assert_eq!(scene.users(), kept);
+            }
+            "Back up SQLite" => {
+                assert_eq!(scene.machine.run("stat -c %a /root/pbx-portal-backup.db"), "600");
+            }
+            "Restore SQLite" | "Restore PostgreSQL" => {
+                assert_eq!(scene.users(), kept);
+                assert!(scene.checks().contains("would change 1000"));
+                scene.applies();
+            }
+            "Move from SQLite to PostgreSQL" => {
+                assert_eq!(scene.users(), kept);
+                let table = scene.checks();
+                assert!(table.contains("database postgres://portal@127.0.0.1:5432/portal"), "{table}");
+                assert!(table.contains("changes nothing"), "{table}");
+            }
+            "Set or rotate the token" => {
+                let refused = scene.machine.inside(|| scene.portal.request("GET", "/users", None));
+                assert_eq!(refused.status, 401);
+                scene.log_in();
+                assert_eq!(scene.users(), kept);
+                assert_eq!(
+                    scene.machine.run("stat -c '%U:%G %a' /etc/pbx-portal/pbx-portal.env"),
+                    "root:pbx-portal 640"
+                );
+            }
+            "Rename a host" => _ = scene.applies(),
+            "Who applied, and what came of it" if block.text.contains("postgres") => {
+                assert!(printed.contains("pbx-berlin") && printed.contains("does not include"), "{printed}");
+            }
+            "Who applied, and what came of it" => assert!(printed.contains("success"), "{printed}"),
+            "A phone does not register" => {
+                assert!(block.text.contains("logger") || printed.contains("1000/1000"), "{printed}");
+            }
+            "Back up PostgreSQL" => _ = scene.machine.run("test -s /var/lib/postgresql/portal.dump"),
+            "Remove" => {
+                let endpoints = "/etc/asterisk/pjsip.d/synergycall/generated_endpoints.conf";
+                let left = scene.machine.run(&format!("grep -c '^\\[1000\\]' {endpoints} || true"));
+                assert_eq!(left, if block.text.contains("purge") { "0" } else { "3" });
+            }
+            other => panic!("{other}: what comes of its commands is not looked at"),
+        }
+    }
+}
+
+/// Types a `curl` of the tour, and compares the names in its answer with those shown.
+fn asks(scene: &Scene, block: &Commands) {
+    let (command, shown) = block.text.trim_start_matches("$ ").split_once('\n').expect("an answer");
+    let output = scene.machine.inside(|| run_within(secs(60), Command::new("sh").args(["-ec", command])));
+    let answer = String::from_utf8(output.stdout).expect("UTF-8");
+    let names = |text: &str| -> BTreeSet<String> {
+        let without_what_asterisk_printed =
+            Regex::new(r#""(command|exit_code|stdout|stderr|pjsip_reload|dialplan_reload)":"#).expect("a regex");
+        let text = without_what_asterisk_printed.replace_all(text, "");
+        Regex::new(r#""([a-z_]+)":"#).expect("a regex").captures_iter(&text).map(|name| name[1].to_owned()).collect()
+    };
+    assert_eq!(names(&answer), names(shown), "{command}: {answer}");
+    let details = "does not include the generated file; add the line";
+    assert_eq!(answer.contains(details), shown.contains(details), "{answer}");
+}
+
+#[test]
+fn tells_of_log_lines_and_errors_that_there_are() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut source = String::new();
+    let mut folders = vec![root.join("src")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).expect("list").map(|entry| entry.expect("list").path()) {
+            if entry.is_dir() {
+                folders.push(entry);
+            } else {
+                source += &fs::read_to_string(entry).expect("a source file");
+            }
+        }
+    }
+    let operations = fs::read_to_string(root.join("docs/operations.md")).expect("the document");
+    let section = |title: &str| operations.split("## ").find(|text| text.starts_with(title)).expect(title);
+    let quoted = Regex::new("`([^`]+)`").expect("a regex");
+    let first_cells =
+        section("What a log line means").lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
+    let mut count = 0;
+    for cell in first_cells {
+        for line in quoted.captures_iter(&format!("`{cell}")) {
+            let text = line[1].trim_end_matches(", …");
+            assert!(source.contains(text), "no line of the log says {text:?}");
+            count += 1;
+        }
+    }
+    assert!(count >= 12, "only {count} lines: is the table read at all?");
+
+    let document: Value = serde_json::from_str(include_str!("../../openapi.json")).expect("JSON");
+    let phrases = document["components"]["schemas"]["Phrase"]["enum"].as_array().expect("phrases").clone();
+    let told = section("What an error means");
+    for phrase in phrases {
+        assert!(told.contains(&format!("`{}`", phrase.as_str().expect("a phrase"))), "{phrase} is not explained");
+    }
+}
