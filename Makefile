@@ -33,6 +33,7 @@ bench: setup ## how fast it is
 	cargo test --locked --release --test bench
 
 lint: setup $(DENY) ## format, clippy, licences and bans of the dependencies, shell scripts
+	@cargo clippy --version >/dev/null 2>&1 && cargo fmt --version >/dev/null 2>&1 || rustup component add clippy rustfmt
 	cargo fmt --check
 	cargo clippy --all-targets --locked -- -D warnings
 	$(DENY) check bans licenses sources

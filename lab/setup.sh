@@ -15,6 +15,7 @@ packages=(
     baresip-core sip-tester   # the phones
     postgresql sqlite3        # the databases
     chromium chromium-driver  # the browser
+    nginx-light               # a TLS proxy
     python3-venv              # schemathesis
     debootstrap               # the Asterisk roots
     systemd systemd-container # boots one of them, and rates the service's unit

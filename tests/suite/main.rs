@@ -29,6 +29,7 @@ mod no_mass_eviction;
 mod operations;
 mod package;
 mod principles;
+mod proxy;
 mod recordings;
 mod reloads;
 mod schemathesis;
