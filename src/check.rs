@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::asterisk::in_force::{self, Value};
 use crate::asterisk::{registrations, render};
 use crate::config::{DatabaseUrl, Secrets, Settings};
-use crate::domain::{ExtensionNumber, User};
+use crate::domain::{ExtensionNumber, User, some_of};
 use crate::probes::{Finding, Host, Probed, State, Trouble};
 use crate::storage::{SCHEMA_MAJOR_VERSION, Storage};
 
@@ -143,7 +143,7 @@ async fn next_apply(host: &Host, users: &[User]) -> Probed {
     let parts: Vec<_> = [("add", added), ("remove", removed), ("change", changed)]
         .into_iter()
         .filter(|(_, numbers)| !numbers.is_empty())
-        .map(|(verb, numbers)| format!("{verb} {}", ExtensionNumber::some_of(&numbers)))
+        .map(|(verb, numbers)| format!("{verb} {}", some_of(numbers)))
         .collect();
     if parts.is_empty() {
         return Ok(format!("changes nothing: Asterisk serves all {} users", users.len()));
@@ -161,7 +161,7 @@ async fn old_registrations(host: &Host, users: &[User]) -> Probed {
     }
     Err(Trouble::Warning(format!(
         "phones are registered as {}, which nobody has; POST /apply evicts them",
-        ExtensionNumber::some_of(&old)
+        some_of(old)
     )))
 }
 

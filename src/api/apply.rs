@@ -64,7 +64,7 @@ impl From<Applied> for AppliedBody {
         let (users, progress) = (applied.users, applied.progress);
         let evicted =
             progress.evicted.into_iter().map(|r| EvictedRegistration { extension: r.number.get(), contact: r.contact });
-        let warning = progress.warning.map_or_else(String::new, |warning| format!(" Warning: {warning}."));
+        let warning = progress.warnings.iter().fold(String::new(), |all, warning| format!("{all} Warning: {warning}."));
         Self {
             message: format!(
                 "Asterisk serves {users} {}: every value is proven.{warning}",

@@ -4,7 +4,7 @@
 use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -72,9 +72,18 @@ impl HostLock {
             files::follow_the_folder(&file, path.parent().expect("it lies in a folder")).map_err(&unusable)?;
         }
         match file.try_lock() {
+            // Somebody removed the file between opening and locking it: who comes next would lock another.
+            Ok(()) if !is_at(&file, &path) => Self::try_acquire(files),
             Ok(()) => Ok(Self { _file: file }),
             Err(TryLockError::WouldBlock) => Err(LockError::Held),
             Err(TryLockError::Error(error)) => Err(unusable(error)),
         }
+    }
+}
+
+fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), path.symlink_metadata()) {
+        (Ok(open), Ok(named)) => (open.dev(), open.ino()) == (named.dev(), named.ino()),
+        _ => false,
     }
 }

@@ -8,7 +8,7 @@
 //! 4. **Look before touching**: Asterisk answers, is not too old, is booted and has its modules; nothing of the pool's numbers stands outside
 //!    our files; both targets can be replaced; which numbers **change hands** ([`ownership`])?
 //! 5. **Prepare**: both temporary files are written and flushed. A failure up to here changes nothing.
-//! 6. **Quarantine**, if numbers change hands: the routing loses them, is reloaded and seen to have lost them; then their old
+//! 6. **Quarantine**, if numbers change hands: the routing says 404 for them, is reloaded and seen to; then their old
 //!    registrations are evicted. Until step 8 a call to them gets 404, whatever crashes or restarts.
 //! 7. **Endpoints**: rename, `pjsip reload`, see whether the new secrets are in force, and evict again (a phone with the old
 //!    secret can register until then), with whoever is registered as a number without a user.
@@ -51,9 +51,9 @@ use crate::asterisk::files::{self, FileError, GeneratedFiles, Prepared, Stage};
 use crate::asterisk::foreign::{self, Foreign};
 use crate::asterisk::registrations::{self, Registration};
 use crate::asterisk::reload::{AsteriskCommand, CommandResult, Reload, ReloadError};
-use crate::asterisk::{CONTEXT, in_force, render};
+use crate::asterisk::{CONTEXT, render};
 use crate::config::Settings;
-use crate::domain::{ExtensionNumber, Name, User};
+use crate::domain::{ExtensionNumber, Name, User, some_of};
 use crate::probes::{Host, Trouble};
 use crate::storage::{self, AuditEntry, Storage, StorageError};
 use ownership::OnDisk;
@@ -61,6 +61,10 @@ use ownership::OnDisk;
 /// An apply ends within so many times the bound of one command, flushing to the disk and three calls of the database aside:
 /// an Asterisk that answers each of hundreds of questions slowly is as good as hung.
 const PATIENCE: u32 = 5;
+
+/// How often an eviction is tried in quarantine, and once the new secrets are in force.
+const FIRST_ATTEMPTS: usize = 3;
+const ATTEMPTS: usize = 20;
 
 /// Between two attempts to write an audit row that could not be written.
 const AUDIT_RETRY: Duration = Duration::from_secs(2);
@@ -86,8 +90,8 @@ pub struct Progress {
     pub reload_results: ReloadResults,
     /// The registrations that were evicted.
     pub evicted: Vec<Registration>,
-    /// What an administrator should mend, although it is no failure.
-    pub warning: Option<String>,
+    /// What an administrator should look at, although it is no failure.
+    pub warnings: Vec<String>,
 }
 
 /// How the reloads went; a step not reached is null.
@@ -274,7 +278,7 @@ impl Applier {
         let users = self.storage.users().await?;
         let numbers: BTreeSet<_> = users.iter().map(|user| user.extension.number).collect();
         let endpoints = render::endpoints(&users);
-        let routing = render::routing(numbers.iter().copied());
+        let routing = render::routing(&numbers, &BTreeSet::new());
 
         progress.done("snapshot and render");
 
@@ -295,17 +299,19 @@ impl Applier {
         let served = users.iter().filter(|user| changing.contains(&user.extension.number));
         let still_old = proof::still_old(&self.host.control, served).await?;
         let unwanted = |number| changing.contains(&number) || !numbers.contains(&number);
-        progress.evicted(registrations::evict(&self.host.control, unwanted).await?);
+        let eviction = registrations::evict(&self.host.control, ATTEMPTS, unwanted).await?;
+        progress.evicted(eviction.evicted);
+        // A phone whose old secret is in force still may come back; it is kept at 404, and the proof tells why.
+        let kept: BTreeSet<_> = eviction.kept.difference(&still_old).collect();
+        if !kept.is_empty() {
+            return Err(ControlError::Kept { numbers: some_of(kept) }.into());
+        }
         progress.done("endpoints");
 
         if !still_old.is_empty() {
             drop(routing);
-            routing = files::prepare(
-                lock,
-                &self.host.files.routing,
-                Stage::Final,
-                &render::routing(numbers.difference(&still_old).copied()),
-            )?;
+            let without = render::routing(&numbers, &still_old);
+            routing = files::prepare(lock, &self.host.files.routing, Stage::Final, &without)?;
         }
         self.publish(lock, routing, &self.host.files.routing, progress)?;
         // What Asterisk made of the endpoints is asked while it reads the routing.
@@ -325,10 +331,7 @@ impl Applier {
             self.host.includes()?;
         }
         match transport {
-            Err(Trouble::Warning(warning)) => {
-                warn!("{warning}");
-                progress.warning = Some(warning);
-            }
+            Err(Trouble::Warning(warning)) => progress.warn(warning),
             transport => drop(transport?),
         }
         progress.done("proof of the routing");
@@ -351,6 +354,15 @@ impl Applier {
         let on_disk = OnDisk::read(&self.host.config_dir, &self.host.files)?;
         progress.done("look at the files");
         let changing = ownership::changing_hands(&self.host.control, users, &on_disk).await?;
+        let stays = |number: &ExtensionNumber| {
+            !changing.contains(number) && users.iter().any(|user| user.extension.number == *number)
+        };
+        let before = on_disk.endpoints.len();
+        if before > 1 && !on_disk.endpoints.iter().any(stays) {
+            progress.warn(format!(
+                "none of the {before} users whom Asterisk served before is in the database any more; if that is not meant, look at DATABASE_URL, or restore a backup, then apply again"
+            ));
+        }
         progress.done("look who changes hands");
         Ok(changing)
     }
@@ -363,19 +375,21 @@ impl Applier {
         changing: &BTreeSet<ExtensionNumber>,
         progress: &mut Progress,
     ) -> Result<(), StepError> {
-        let without = render::routing(numbers.difference(changing).copied());
+        let without = render::routing(numbers, changing);
         let without = files::prepare(lock, &self.host.files.routing, Stage::Quarantine, &without)?;
         self.publish(lock, without, &self.host.files.routing, progress)?;
         self.command.reload(Reload::Dialplan, &mut progress.reload_results.dialplan_reload).await?;
-        let still_routed: BTreeSet<_> =
-            in_force::dialplan(&self.host.control).await?.unwrap_or_default().into_keys().collect();
-        if let Some(number) = changing.intersection(&still_routed).next() {
+        let still_routed = proof::not_quarantined(&self.host.control, changing).await?;
+        if !still_routed.is_empty() {
             let found = format!(
-                "extension {number} changes hands, but Asterisk did not take its routing away, so its old phone could ring"
+                "these extensions change hands, but Asterisk does not keep them at 404, so their old phones could ring: {}",
+                some_of(still_routed)
             );
             return Err(self.not_proven(found).await);
         }
-        progress.evicted(registrations::evict(&self.host.control, |number| changing.contains(&number)).await?);
+        // A phone that registers without pause is back at once, and rings for nobody: the next step evicts it for good.
+        let unwanted = |number| changing.contains(&number);
+        progress.evicted(registrations::evict(&self.host.control, FIRST_ATTEMPTS, unwanted).await?.evicted);
         Ok(())
     }
 
@@ -404,7 +418,7 @@ impl Progress {
             files_written: Vec::new(),
             reload_results: ReloadResults::default(),
             evicted: Vec::new(),
-            warning: None,
+            warnings: Vec::new(),
         }
     }
 
@@ -412,6 +426,11 @@ impl Progress {
     fn done(&mut self, step: &'static str) {
         info!(step, milliseconds = self.step_began.elapsed().as_secs_f64() * 1000.0, "apply");
         self.step_began = Instant::now();
+    }
+
+    fn warn(&mut self, warning: String) {
+        warn!("{warning}");
+        self.warnings.push(warning);
     }
 
     fn wrote(&mut self, files: &GeneratedFiles, path: &Path) {
@@ -423,6 +442,7 @@ impl Progress {
     fn evicted(&mut self, registrations: Vec<Registration>) {
         for registration in registrations {
             if !self.evicted.contains(&registration) {
+                info!(extension = %registration.number, contact = registration.contact, "registration evicted");
                 self.evicted.push(registration);
             }
         }

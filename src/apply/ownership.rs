@@ -6,7 +6,7 @@
 //! - the secret in force is another than the snapshot's; or
 //! - none is in force, and our file on disk has another, which may come into force any moment; or neither has one, and it
 //!   has registrations; or
-//! - its endpoint is in our file on disk but it is not in the routing on disk: an earlier apply was interrupted while the
+//! - its endpoint is in our file on disk but the routing on disk does not call it: an earlier apply was interrupted while the
 //!   number was in quarantine.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,14 +18,15 @@ use crate::asterisk::config::{Config, Unreadable};
 use crate::asterisk::control::{Control, ControlError};
 use crate::asterisk::files::GeneratedFiles;
 use crate::asterisk::in_force::{self, Value};
-use crate::asterisk::{foreign, registrations};
+use crate::asterisk::{foreign, registrations, render};
 use crate::domain::{ExtensionNumber, User};
 
 /// What our two files say, whoever wrote them last.
 #[derive(Debug, Default)]
 pub(super) struct OnDisk {
     secrets: BTreeMap<ExtensionNumber, String>,
-    endpoints: BTreeSet<ExtensionNumber>,
+    pub(super) endpoints: BTreeSet<ExtensionNumber>,
+    /// Whose priority 1 is our `Dial`, and not that of the quarantine.
     routed: BTreeSet<ExtensionNumber>,
 }
 
@@ -48,7 +49,9 @@ impl OnDisk {
                 .extend(endpoints.values(section, "password").first().map(|secret| (number, (*secret).to_owned())));
         }
         for section in &routing.sections {
-            on_disk.routed.extend(foreign::first_priorities(routing.entries(section)).map(|(number, _)| number));
+            let first_priorities = foreign::first_priorities(routing.entries(section));
+            let called = first_priorities.filter(|(number, entry)| entry.value.ends_with(&render::dial(*number)));
+            on_disk.routed.extend(called.map(|(number, _)| number));
         }
         Ok(on_disk)
     }

@@ -7,9 +7,9 @@ use tokio::try_join;
 
 use crate::asterisk::control::{Control, ControlError};
 use crate::asterisk::files::ROUTING_FILE_NAME;
-use crate::asterisk::in_force::{self, Value};
+use crate::asterisk::in_force::{self, FirstPriority, Value};
 use crate::asterisk::{CONTEXT, render};
-use crate::domain::{ExtensionNumber, User};
+use crate::domain::{ExtensionNumber, User, some_of};
 
 /// What is missing, left over or stale.
 #[derive(Default)]
@@ -54,14 +54,32 @@ pub(super) async fn dialplan(control: &Control, users: &[User]) -> Result<Findin
     };
     let routed: BTreeSet<_> = first_priorities.keys().copied().collect();
     findings.add("dialplan extensions missing", wanted.difference(&routed).copied());
-    findings.add("dialplan extensions left over", routed.difference(&wanted).copied());
-    let hidden = first_priorities.iter().filter(|(number, first)| {
-        let ours =
-            first.application == render::dial(**number) && first.source.starts_with(&format!("{ROUTING_FILE_NAME}:"));
-        wanted.contains(number) && !ours
-    });
-    findings.add("dialplan extensions whose priority 1 is not ours", hidden.map(|(number, _)| *number));
+    let placed = |(number, first): (&ExtensionNumber, &FirstPriority)| format!("{number} ({})", first.source);
+    let left_over = first_priorities.iter().filter(|(number, _)| !wanted.contains(number));
+    findings.add("dialplan extensions left over", left_over.map(placed));
+    let (quarantined, not_ours): (Vec<_>, Vec<_>) = first_priorities
+        .iter()
+        .filter(|(number, first)| wanted.contains(number) && !is_ours(first, &render::dial(**number)))
+        .partition(|(_, first)| is_ours(first, render::QUARANTINED));
+    findings.add("dialplan extensions kept at 404", quarantined.into_iter().map(|(number, _)| *number));
+    findings.add("dialplan extensions whose priority 1 is not ours", not_ours.into_iter().map(placed));
     Ok(findings)
+}
+
+fn is_ours(first: &FirstPriority, application: &str) -> bool {
+    first.application == application && first.source.starts_with(&format!("{ROUTING_FILE_NAME}:"))
+}
+
+/// The numbers of `changing` that Asterisk does not keep at 404.
+pub(super) async fn not_quarantined(
+    control: &Control,
+    changing: &BTreeSet<ExtensionNumber>,
+) -> Result<BTreeSet<ExtensionNumber>, ControlError> {
+    let first_priorities = in_force::dialplan(control).await?.unwrap_or_default();
+    let kept = |number: &ExtensionNumber| {
+        first_priorities.get(number).is_some_and(|first| is_ours(first, render::QUARANTINED))
+    };
+    Ok(changing.iter().copied().filter(|number| !kept(number)).collect())
 }
 
 fn numbers(users: &[User]) -> BTreeSet<ExtensionNumber> {
@@ -97,10 +115,10 @@ pub(super) async fn unwritten_first_priority(
 }
 
 impl Findings {
-    fn add(&mut self, what: &str, numbers: impl IntoIterator<Item = ExtensionNumber>) {
-        let numbers: BTreeSet<_> = numbers.into_iter().collect();
-        if !numbers.is_empty() {
-            self.0.push(format!("{what}: {}", ExtensionNumber::some_of(&numbers)));
+    fn add(&mut self, what: &str, found: impl IntoIterator<Item = impl ToString>) {
+        let mut found = found.into_iter().peekable();
+        if found.peek().is_some() {
+            self.0.push(format!("{what}: {}", some_of(found)));
         }
     }
 

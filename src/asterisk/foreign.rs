@@ -7,7 +7,7 @@
 use std::path::Path;
 
 use super::CONTEXT;
-use super::config::{Config, Entry, Place, Section, Unreadable};
+use super::config::{Config, Entry, Section, Unreadable};
 use super::files::GeneratedFiles;
 use crate::domain::ExtensionNumber;
 
@@ -47,10 +47,10 @@ pub fn check(config_dir: &Path, ours: &GeneratedFiles) -> Result<(), Foreign> {
     let dialplan = Config::read(config_dir, &config_dir.join("extensions.conf"))?;
     let generated = dialplan.included(&ours.routing);
     for section in dialplan.sections.iter().filter(|s| s.name == CONTEXT) {
-        for (number, place) in first_priorities(dialplan.entries(section)) {
-            if !generated.contains(&place.file) {
+        for (number, entry) in first_priorities(dialplan.entries(section)) {
+            if !generated.contains(&entry.place.file) {
                 let what = "priority 1 of extension";
-                return Err(Foreign::Stands { place: place.to_string(), what, number });
+                return Err(Foreign::Stands { place: entry.place.to_string(), what, number });
             }
         }
     }
@@ -75,8 +75,8 @@ fn collides(config: &Config, section: &Section) -> Option<&'static str> {
     }
 }
 
-/// The numbers of the pool that a section's lines give a priority 1, caller-ID matches aside, each with its place.
-pub fn first_priorities(entries: Vec<&Entry>) -> impl Iterator<Item = (ExtensionNumber, &Place)> {
+/// The numbers of the pool that a section's lines give a priority 1, caller-ID matches aside, each with the line that does.
+pub fn first_priorities(entries: Vec<&Entry>) -> impl Iterator<Item = (ExtensionNumber, &Entry)> {
     let mut extension = "";
     entries.into_iter().filter_map(move |entry| {
         let priority = match entry.key.as_str() {
@@ -91,6 +91,6 @@ pub fn first_priorities(entries: Vec<&Entry>) -> impl Iterator<Item = (Extension
         // `1`, or `1(label)`.
         let priority = priority.split([',', '(']).next()?.trim();
         let number = ExtensionNumber::parse(extension)?;
-        (priority == "1").then_some((number, &entry.place))
+        (priority == "1").then_some((number, entry))
     })
 }

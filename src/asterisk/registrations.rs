@@ -19,9 +19,6 @@ use crate::domain::ExtensionNumber;
 
 const LISTING: &str = "database show registrar/contact";
 
-/// How often an eviction is tried.
-const ATTEMPTS: usize = 20;
-
 /// A phone's registration as an extension.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Registration {
@@ -40,21 +37,33 @@ pub async fn list(control: &Control) -> Result<Vec<Registration>, ControlError> 
     control.listing(LISTING, parse).await
 }
 
-/// Evicts every registration that `unwanted` picks, and gives those that there were, each once.
+/// What came of an eviction.
+#[derive(Debug, Default)]
+pub struct Eviction {
+    /// The registrations that there were, each once.
+    pub evicted: Vec<Registration>,
+    /// The numbers that were registered still, or again, after the last attempt.
+    pub kept: BTreeSet<ExtensionNumber>,
+}
+
+/// Evicts every registration that `unwanted` picks, until none is listed, at most `attempts` times: while its secret is in force, a
+/// phone may register again at once.
 ///
 /// # Errors
-/// [`ControlError`]; `Kept` if some are still listed after many attempts.
+/// [`ControlError`].
 pub async fn evict(
     control: &Control,
+    attempts: usize,
     unwanted: impl Fn(ExtensionNumber) -> bool,
-) -> Result<Vec<Registration>, ControlError> {
+) -> Result<Eviction, ControlError> {
     let mut evicted = BTreeMap::new();
-    let mut left = Vec::new();
-    for attempt in 0..ATTEMPTS {
-        left = list(control).await?;
+    let mut kept = BTreeSet::new();
+    for attempt in 0..=attempts {
+        let mut left = list(control).await?;
         left.retain(|registration| unwanted(registration.number));
-        if left.is_empty() {
-            return Ok(evicted.into_values().collect());
+        kept = left.iter().map(|registration| registration.number).collect();
+        if left.is_empty() || attempt == attempts {
+            break;
         }
         if attempt > 0 {
             sleep(Duration::from_millis(50)).await;
@@ -67,8 +76,7 @@ pub async fn evict(
         // Makes Asterisk see which have expired.
         in_force::aors(control).await?;
     }
-    let numbers: BTreeSet<_> = left.iter().map(|registration| registration.number.to_string()).collect();
-    Err(ControlError::Kept { numbers: numbers.into_iter().collect::<Vec<_>>().join(", ") })
+    Ok(Eviction { evicted: evicted.into_values().collect(), kept })
 }
 
 async fn forget(

@@ -3,6 +3,7 @@
 //! A person's name is the only value in them that a person chose. Everything that could end its quotes, start a comment
 //! or run as an expression stays out of it, see [`caller_id`]; all other values are digits, letters and constants.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use super::CONTEXT;
@@ -65,17 +66,22 @@ qualify_frequency=60
 
 /// `generated_routing.conf`: how each number is called. The context stands there even for no numbers.
 ///
-/// The `Hangup` tells the caller the truth: 486 for busy, 480 for nobody there or no answer.
+/// The `Hangup` tells the caller the truth: 486 for busy, 480 for nobody there or no answer. A number in quarantine is told to be
+/// unknown (404): by a line of its own, because without one an administrator's pattern or include could answer for it.
 #[must_use]
-pub fn routing(numbers: impl IntoIterator<Item = ExtensionNumber>) -> String {
+pub fn routing(numbers: &BTreeSet<ExtensionNumber>, quarantined: &BTreeSet<ExtensionNumber>) -> String {
     let mut text = format!("{HEADER}[{CONTEXT}]\n");
     for number in numbers {
-        write!(
-            text,
-            "exten => {number},1,{}\n same => n,Hangup(${{IF($[\"${{DIALSTATUS}}\" = \"BUSY\"]?17:19)}})\n",
-            dial(number)
-        )
-        .expect("writing to a string");
+        let dial = dial(*number);
+        if quarantined.contains(number) {
+            writeln!(text, "exten => {number},1,{QUARANTINED}").expect("writing to a string");
+        } else {
+            write!(
+                text,
+                "exten => {number},1,{dial}\n same => n,Hangup(${{IF($[\"${{DIALSTATUS}}\" = \"BUSY\"]?17:19)}})\n"
+            )
+            .expect("writing to a string");
+        }
     }
     text
 }
@@ -85,6 +91,9 @@ pub fn routing(numbers: impl IntoIterator<Item = ExtensionNumber>) -> String {
 pub fn dial(number: ExtensionNumber) -> String {
     format!("Dial(PJSIP/{number},25)")
 }
+
+/// Priority 1 of a number in quarantine: 1 is the cause of an unallocated number, which SIP tells as 404.
+pub const QUARANTINED: &str = "Hangup(1)";
 
 /// What the called phone shows, as written and as `AST_SORCERY(res_pjsip,endpoint,…,callerid)` tells it.
 ///
@@ -162,12 +171,15 @@ qualify_frequency=60
 exten => 1000,1,Dial(PJSIP/1000,25)
  same => n,Hangup(${IF($[\"${DIALSTATUS}\" = \"BUSY\"]?17:19)})
 ";
-        assert_eq!(routing(users.iter().map(|u| u.extension.number)), format!("{HEADER}{expected}"));
+        let numbers: BTreeSet<_> = users.iter().map(|u| u.extension.number).collect();
+        assert_eq!(routing(&numbers, &BTreeSet::new()), format!("{HEADER}{expected}"));
+        let expected = "[synergy-internal]\nexten => 1000,1,Hangup(1)\n";
+        assert_eq!(routing(&numbers, &numbers), format!("{HEADER}{expected}"));
     }
 
     #[test]
     fn the_context_is_there_for_no_users() {
-        assert_eq!(routing([]), format!("{HEADER}[synergy-internal]\n"));
+        assert_eq!(routing(&BTreeSet::new(), &BTreeSet::new()), format!("{HEADER}[synergy-internal]\n"));
         assert_eq!(endpoints(&[]), HEADER);
     }
 

@@ -1,4 +1,3 @@
-use std::collections::BTreeSet;
 use std::fmt;
 
 use super::Invalid;
@@ -18,17 +17,6 @@ impl ExtensionNumber {
     pub fn parse(text: &str) -> Option<Self> {
         let four_digits = text.len() == 4 && text.bytes().all(|b| b.is_ascii_digit());
         four_digits.then(|| text.parse::<i64>().ok()).flatten().and_then(|n| Self::try_from(n).ok())
-    }
-
-    /// A few of many and a count, for a person: `1000, 1001, 1002, 1003, 1004 and 95 more`.
-    #[must_use]
-    pub fn some_of(numbers: &BTreeSet<Self>) -> String {
-        const NAMED: usize = 5;
-        let first: Vec<_> = numbers.iter().take(NAMED).map(ToString::to_string).collect();
-        match numbers.len().saturating_sub(NAMED) {
-            0 => first.join(", "),
-            more => format!("{} and {more} more", first.join(", ")),
-        }
     }
 
     /// The number itself.

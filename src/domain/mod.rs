@@ -43,3 +43,14 @@ pub struct Extension {
     /// Belongs to one user for ever; a number's next user gets another.
     pub secret: Secret,
 }
+
+/// A few of many and a count, for a person: `1000, 1001, 1002, 1003, 1004 and 95 more`.
+#[must_use]
+pub fn some_of(all: impl IntoIterator<Item = impl ToString>) -> String {
+    const NAMED: usize = 5;
+    let all: Vec<_> = all.into_iter().map(|one| one.to_string()).collect();
+    match all.len().saturating_sub(NAMED) {
+        0 => all.join(", "),
+        more => format!("{} and {more} more", all[..NAMED].join(", ")),
+    }
+}

@@ -46,7 +46,7 @@ pub enum Storage {
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
     /// It can't be reached, did not answer in time, or failed.
-    #[error("{reason}")]
+    #[error("{reason}; {advice}")]
     Unavailable {
         /// What it said; never a URL, a password or a value.
         reason: String,

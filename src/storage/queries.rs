@@ -155,28 +155,16 @@ macro_rules! queries {
 
             pub(super) async fn begin_audit(&self, entry: AuditEntry) -> Result<(), StorageError> {
                 self.call(Access::Write, move |connection| {
-                    Box::pin(async move {
-                        sqlx::query(queries::INSERT_AUDIT)
-                            .bind(Id::from(entry.id))
-                            .bind(entry.triggered_at)
-                            .bind(entry.triggered_by.as_str())
-                            .bind(&entry.host)
-                            .bind(entry.outcome())
-                            .bind(&entry.error_details)
-                            .bind(&entry.files_written)
-                            .bind(&entry.reload_results)
-                            .execute(&mut *connection)
-                            .await?;
-                        Ok(())
-                    })
+                    Box::pin(async move { Ok(insert_audit(connection, &entry).await?) })
                 })
                 .await
             }
 
+            /// The row may be gone, with a database that fell back to an earlier state: then it is written anew.
             pub(super) async fn finish_audit(&self, entry: AuditEntry) -> Result<(), StorageError> {
                 self.call(Access::Write, move |connection| {
                     Box::pin(async move {
-                        sqlx::query(queries::UPDATE_AUDIT)
+                        let updated = sqlx::query(queries::UPDATE_AUDIT)
                             .bind(Id::from(entry.id))
                             .bind(entry.outcome())
                             .bind(&entry.error_details)
@@ -184,6 +172,9 @@ macro_rules! queries {
                             .bind(&entry.reload_results)
                             .execute(&mut *connection)
                             .await?;
+                        if updated.rows_affected() == 0 {
+                            insert_audit(connection, &entry).await?;
+                        }
                         Ok(())
                     })
                 })
@@ -254,6 +245,21 @@ macro_rules! queries {
         }
 
         type Work<'c, T> = Pin<Box<dyn Future<Output = Result<T, Failure>> + Send + 'c>>;
+
+        async fn insert_audit(connection: &mut Connection, entry: &AuditEntry) -> sqlx::Result<()> {
+            sqlx::query(queries::INSERT_AUDIT)
+                .bind(Id::from(entry.id))
+                .bind(entry.triggered_at)
+                .bind(entry.triggered_by.as_str())
+                .bind(&entry.host)
+                .bind(entry.outcome())
+                .bind(&entry.error_details)
+                .bind(&entry.files_written)
+                .bind(&entry.reload_results)
+                .execute(connection)
+                .await
+                .map(|_| ())
+        }
 
         /// A connection that is closed, not given back, unless it is taken out first: after a panic too.
         struct Borrowed(Option<PoolConnection<Database>>);
