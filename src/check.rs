@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::asterisk::in_force::{self, Value};
 use crate::asterisk::{registrations, render};
-use crate::config::{DatabaseUrl, Secrets, Settings};
+use crate::config::{ApiToken, DatabaseUrl, Secrets, Settings};
 use crate::domain::{ExtensionNumber, User, some_of};
 use crate::probes::{Finding, Host, Probed, State, Trouble};
 use crate::storage::{SCHEMA_MAJOR_VERSION, Storage};
@@ -87,6 +87,10 @@ impl fmt::Display for Report {
 fn token_rule(settings: &Settings, secrets: &Secrets) -> Probed {
     let listen = settings.listen;
     match (&secrets.api_token, listen.ip().is_loopback()) {
+        (Some(token), _) if token.is_short() => Err(Trouble::Warning(format!(
+            "listening on {listen}, for whoever has or guesses a token of fewer than {} characters; make one with openssl rand -hex 32",
+            ApiToken::LONG_ENOUGH
+        ))),
         (Some(_), _) => Ok(format!("listening on {listen}, for whoever has the token")),
         (None, true) => Ok(format!("listening on {listen}, for every user of this machine (no token)")),
         (None, false) => Err(Trouble::Warning(format!(

@@ -198,6 +198,15 @@ impl ApiToken {
         }
     }
 
+    /// The shortest token that nobody guesses.
+    pub const LONG_ENOUGH: usize = 16;
+
+    /// Whether it might be guessed.
+    #[must_use]
+    pub fn is_short(&self) -> bool {
+        self.0.len() < Self::LONG_ENOUGH
+    }
+
     /// Compares in a time that does not tell how much of `presented` is right.
     #[must_use]
     pub fn matches(&self, presented: &[u8]) -> bool {
@@ -307,7 +316,6 @@ fn system_host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-/// How `serve` was told to log.
 impl LogLevel {
     /// The same for the log itself.
     #[must_use]

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::error::ErrorKind;
 use pbx_control_portal::api::guard::Guard;
 use pbx_control_portal::api::{self, Portal, server};
 use pbx_control_portal::apply::Applier;
@@ -44,8 +45,9 @@ fn main() -> ExitCode {
     let cli = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) if !error.use_stderr() => error.exit(),
-        Err(error) if std::env::args_os().nth(1).is_some_and(|command| command == "check") => {
-            return report(&Report::of_settings(&one_line(&error)), false);
+        // A setting, that is: a flag that there isn't is no setting.
+        Err(error) if asks("check") && error.kind() == ErrorKind::ValueValidation => {
+            return report(&Report::of_settings(&one_line(&error)), asks("--json"));
         }
         Err(error) => return refuse(&one_line(&error)),
     };
@@ -93,6 +95,11 @@ fn main() -> ExitCode {
             Err(error) => fail(&error),
         }
     })
+}
+
+/// Whether the command line has this word.
+fn asks(word: &str) -> bool {
+    std::env::args_os().any(|argument| argument == word)
 }
 
 /// What is to be done with settings that make sense.

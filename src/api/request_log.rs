@@ -25,6 +25,9 @@ pub fn current_id() -> String {
     CURRENT_ID.try_with(Clone::clone).unwrap_or_default()
 }
 
+/// The longest part of a path that is logged.
+const MAX_PATH_CHARS: usize = 200;
+
 /// Logs a request once it is answered; lines in between carry its id.
 pub async fn log(request: Request, next: Next) -> Response {
     let sent = request.headers().get(REQUEST_ID).filter(|id| id.len() <= MAX_ID_BYTES && id.to_str().is_ok());
@@ -34,7 +37,8 @@ pub async fn log(request: Request, next: Next) -> Response {
     let text = id.to_str().unwrap_or_default().to_owned();
     let span = info_span!("request", id = text);
     let answer = async move {
-        let (method, path, started) = (request.method().clone(), request.uri().path().to_owned(), Instant::now());
+        let path: String = request.uri().path().chars().take(MAX_PATH_CHARS).collect();
+        let (method, started) = (request.method().clone(), Instant::now());
         let mut response = next.run(request).await;
         let (status, milliseconds) = (response.status().as_u16(), started.elapsed().as_secs_f64() * 1000.0);
         info!(%method, path, status, milliseconds, "answered");

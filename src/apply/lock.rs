@@ -62,13 +62,14 @@ impl HostLock {
         let path = files.lock();
         let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).expect("an open flag fits");
         let mut options = OpenOptions::new();
-        let opened = options.write(true).create(true).truncate(false).mode(0o660).custom_flags(flags).open(&path);
+        let opened = options.write(true).create(true).truncate(false).mode(0o600).custom_flags(flags).open(&path);
         let unusable = |error| LockError::Unusable { path: path.clone(), error, install: files.install_command() };
         let file = opened.map_err(&unusable)?;
-        // Made by root once, it must not keep the service's user out: it follows the folder, as the files do.
+        // Made by root once, it must not keep the service's user out: it follows the folder, as the files do. Nobody else may
+        // open it: who can, can hold the lock.
         let own = file.metadata().map_err(&unusable)?;
-        if own.uid() == rustix::process::geteuid().as_raw() && own.mode() & 0o777 != 0o660 {
-            file.set_permissions(Permissions::from_mode(0o660)).map_err(&unusable)?;
+        if own.uid() == rustix::process::geteuid().as_raw() && own.mode() & 0o777 != 0o600 {
+            file.set_permissions(Permissions::from_mode(0o600)).map_err(&unusable)?;
             files::follow_the_folder(&file, path.parent().expect("it lies in a folder")).map_err(&unusable)?;
         }
         match file.try_lock() {

@@ -32,12 +32,14 @@ pub use lock::{HostLock, LockError};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::json;
 use tokio::join;
 use tokio::runtime::{Builder, Handle};
+use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -58,7 +60,7 @@ use crate::probes::{Host, Trouble};
 use crate::storage::{self, AuditEntry, Storage, StorageError};
 use ownership::OnDisk;
 
-/// An apply ends within so many times the bound of one command, flushing to the disk and three calls of the database aside:
+/// An apply ends within so many times the bound of one command, flushing to the disk and two calls of the database aside:
 /// an Asterisk that answers each of hundreds of questions slowly is as good as hung.
 const PATIENCE: u32 = 5;
 
@@ -76,6 +78,8 @@ pub struct Applier {
     host: Host,
     command: AsteriskCommand,
     name: String,
+    /// Of this process: whoever finds it taken need not begin a thread to find the host's lock taken.
+    running: Arc<Mutex<()>>,
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
@@ -180,6 +184,7 @@ impl Applier {
             host: Host::new(settings),
             command: AsteriskCommand { program: settings.asterisk_bin.clone(), bound },
             name: settings.host.clone(),
+            running: Arc::default(),
             tasks,
             stopping,
         }
@@ -193,10 +198,12 @@ impl Applier {
     /// # Panics
     /// If the apply did; its audit row still says "interrupted", which is true.
     pub async fn apply(&self, triggered_by: Name) -> Result<Applied, ApplyError> {
+        let running = self.running.clone().try_lock_owned().map_err(|_| ApplyError::InProgress)?;
         let applier = self.clone();
         let service = Handle::current();
         let request = Span::current();
         let run = move || {
+            let _running = running;
             let own_thread = Builder::new_current_thread().enable_all().build().expect("an event loop of its own");
             own_thread.block_on(applier.run(triggered_by, &service).instrument(request))
         };

@@ -133,7 +133,7 @@ impl Control {
     /// What Asterisk prints for `command`.
     ///
     /// # Errors
-    /// [`ControlError`]. An answer that says "no such command" is none.
+    /// [`ControlError`].
     ///
     /// # Panics
     /// If the command could not fit Asterisk's buffer, or is more than one: a mistake of the caller.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io::ErrorKind;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
@@ -13,6 +14,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _, Pool, Postgres};
 use time::OffsetDateTime;
 use tokio::runtime::Handle;
+use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
 
@@ -32,7 +34,7 @@ const CONNECTIONS: u32 = 8;
 const SERVER_VERSION: &str = "SELECT 'PostgreSQL ' || current_setting('server_version')";
 
 /// How long a call waits for a connection: then it still has a moment to find out why there is none.
-const PATIENCE: Duration = DEADLINE.saturating_sub(Duration::from_millis(500));
+const PATIENCE: Duration = DEADLINE.saturating_sub(Duration::from_millis(1250));
 
 /// A host that hangs inside a transaction must not keep the others from creating users.
 const SESSION: &str = "SET idle_in_transaction_session_timeout = '5s'; SET statement_timeout = '5s'";
@@ -49,6 +51,7 @@ const LOCK_TENANT: &str = "SELECT 1 FROM tenants WHERE id = $1 FOR NO KEY UPDATE
 pub struct Backend {
     pool: Pool<Postgres>,
     options: PgConnectOptions,
+    asking: Arc<Mutex<()>>,
     runtime: Handle,
 }
 
@@ -66,7 +69,7 @@ impl Backend {
             .acquire_timeout(PATIENCE)
             .after_connect(|connection, _| Box::pin(async move { connection.execute(SESSION).await.map(|_| ()) }))
             .connect_lazy_with(options.clone());
-        Self { pool, options, runtime: Handle::current() }
+        Self { pool, options, asking: Arc::default(), runtime: Handle::current() }
     }
 
     /// An advisory lock keeps two processes from migrating at once.
@@ -97,9 +100,14 @@ impl Backend {
         Unavailable { reason: "no answer in time".to_owned(), advice: NO_ANSWER }
     }
 
-    /// The pool only says that it took too long.
+    /// The pool only says that it took too long. One call at a time asks for itself: a slow database must not get a connection
+    /// more for each call that waits.
     async fn why_no_connection(&self, deadline: Instant) -> Unavailable {
-        match timeout_at(deadline, Connection::connect_with(&self.options)).await {
+        let ask = async {
+            let _turn = self.asking.lock().await;
+            Connection::connect_with(&self.options).await
+        };
+        match timeout_at(deadline, ask).await {
             Ok(Ok(_)) => Unavailable {
                 reason: format!("all {CONNECTIONS} connections were busy"),
                 advice: "The database is too slow, or somebody holds its locks: look at pg_stat_activity, then try again.",

@@ -68,9 +68,10 @@ impl From<sqlx::Error> for Failure {
     }
 }
 
-/// The calls of [`super::Storage`] on a backend that has `Connection`, `Id`, `read_pool`, `write_pool`, `check`, `explain`,
-/// `no_answer`, `why_no_connection`, `begin_write`, `lock_allocation`, `violates_email` and `read_users`. A macro, because a function over any
-/// database would take a page of bounds to say so.
+/// The calls of [`super::Storage`] on a backend that has the types `Database`, `Connection` and `Id`, `SERVER_VERSION` and
+/// `migrations`, the field `runtime`, the methods `read_pool`, `write_pool`, `check`, `explain`, `no_answer` and
+/// `why_no_connection`, and the functions `begin_write`, `lock_allocation`, `violates_email` and `read_users`. A macro, because a
+/// function over any database would take a page of bounds to say so.
 ///
 /// Transactions are begun and ended by plain statements: sqlx's own, cancelled while it begins, can go back to the pool open.
 macro_rules! queries {
@@ -230,6 +231,7 @@ macro_rules! queries {
                     Ok(Ok(done)) => Ok(done),
                     Ok(Err(Failure::Refused(refusal))) => {
                         let rolled_back = timeout_at(deadline, connection.execute("ROLLBACK")).await;
+                        // Otherwise the connection is closed on the way out.
                         if !matches!(rolled_back, Ok(Ok(_))) {
                             return Err(refusal);
                         }

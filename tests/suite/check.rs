@@ -237,9 +237,9 @@ fn of_settings_and_the_database() {
     let allowed = open.clone().with("PORTAL_ALLOW_UNAUTHENTICATED", "true");
     Table::of(&allowed).says("the settings", "warning", &["without a token", "set PORTAL_API_TOKEN"]);
     Table::of(&open.with("PORTAL_API_TOKEN", "0123456789abcdef0123456789abcdef")).says("the settings", "ok", &[]);
-    let output = run(&["check"], &settings.with("PORTAL_LISTEN", "127.0.0.1:99999"));
-    let table = String::from_utf8(output.stdout).expect("UTF-8");
-    assert!(output.status.code() == Some(1) && table.contains("PORTAL_LISTEN"), "{table}");
+    Table::of(&settings.clone().with("PORTAL_API_TOKEN", "hunter2")).says("the settings", "warning", &["openssl rand"]);
+    Table::of(&settings.with("PORTAL_LISTEN", "127.0.0.1:99999")).says("the settings", "failure", &["PORTAL_LISTEN"]);
+    assert_eq!(run(&["check", "--jsno"], &Settings::default()).status.code(), Some(2), "a misspelt flag is no setting");
 
     let cluster = Postgres::start(&postgres::Options::default());
     let url = cluster.new_database();

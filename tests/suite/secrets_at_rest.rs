@@ -69,7 +69,7 @@ fn no_file_is_ever_open_to_others_whatever_the_umask() {
 
     assert_eq!(fs::metadata(&data).expect("the data folder").mode() & 0o777, 0o700);
     for (path, modes) in &seen {
-        let allowed = if path.starts_with(&data) { 0o600 } else { 0o660 };
+        let allowed = if path.starts_with(&data) { 0o600 } else { 0o640 };
         let open: Vec<_> = modes.iter().filter(|mode| *mode & !allowed != 0).map(|mode| format!("{mode:o}")).collect();
         assert!(open.is_empty(), "{}: {open:?}", path.display());
     }
