@@ -5,15 +5,15 @@
 //! 1. **Lock** this host's files ([`lock`]). Held: refused, and no audit row is written.
 //! 2. **Audit first**: the row says "interrupted" until the end, so that a crash leaves a true one.
 //! 3. **Snapshot** of all users, and both files rendered in memory.
-//! 4. **Look before touching**: Asterisk answers, is not too old, is booted and has its modules; nothing of the pool's numbers stands outside
-//!    our files; both targets can be replaced; which numbers **change hands** ([`ownership`])?
+//! 4. **Look before touching**: Asterisk answers, is not too old, is booted and has its modules; nothing of the pool's numbers
+//!    stands outside our files; both targets can be replaced; which numbers **change hands** ([`ownership`])?
 //! 5. **Prepare**: both temporary files are written and flushed. A failure up to here changes nothing.
 //! 6. **Quarantine**, if numbers change hands: the routing says 404 for them, is reloaded and seen to; then their old
 //!    registrations are evicted. Until step 8 a call to them gets 404, whatever crashes or restarts.
 //! 7. **Endpoints**: rename, `pjsip reload`, see whether the new secrets are in force, and evict again (a phone with the old
 //!    secret can register until then), with whoever is registered as a number without a user.
-//! 8. **Routing**: rename, `dialplan reload` (the proof of the endpoints begins meanwhile). A number whose new secret is not in force by now stays in quarantine: its old
-//!    phone could still register.
+//! 8. **Routing**: rename, `dialplan reload` (the proof of the endpoints begins meanwhile). A number whose new secret is not in
+//!    force by now stays in quarantine: its old phone could still register.
 //! 9. **Proof** ([`proof`]): what Asterisk serves is the snapshot, no more and no less, value by value.
 //! 10. **Finish** the audit row, then drop the lock.
 //!

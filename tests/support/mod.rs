@@ -1,4 +1,4 @@
-//! The lab: a real Asterisk 22, real PostgreSQL, real SIP phones and the portal itself, each an unprivileged process
+//! The lab: a real Asterisk 22, real PostgreSQL, real SIP phones and the portal itself, each a process
 //! with a folder and ports of its own, so that tests run side by side. Everything ends with what owns it; what a killed
 //! test process leaves is ended by its watchdog ([`lab`]).
 #![allow(dead_code, unused_imports)] // every test program uses a part of it
