@@ -133,11 +133,14 @@ impl Host {
             Finding::if_possible("Asterisk's modules", up, self.modules()).await,
             Finding::if_possible("Asterisk's configuration folder", up, self.configuration_folder()).await,
             Finding::of("the two folders", self.folders()),
+            Finding::of("files to include", self.includes_that_find()),
             Finding::of("the include lines", self.include_lines()),
             Finding::if_possible("Asterisk may read the files", up, self.readable_by_asterisk()).await,
             Finding::of("sections of one name and type", self.no_section_twice()),
             Finding::of("the numbers 1000 to 1999", self.nothing_foreign()),
+            Finding::of("where registrations are kept", self.registrations_kept()),
             Finding::of("the dialplan context", self.context_elsewhere()),
+            Finding::if_possible("where routing comes from", up, self.routing_from_files()).await,
             Finding::if_possible("a transport", up, self.transport()).await,
         ]
     }
@@ -146,7 +149,7 @@ impl Host {
     pub async fn likely_cause(&self) -> String {
         let failure = self.probe().await.into_iter().find(|finding| finding.state == State::Failure);
         failure.map_or_else(
-            || "none was found; Asterisk's own log (/var/log/asterisk/messages.log) says what it refused".to_owned(),
+            || "none was found; Asterisk's own log (messages.log) says what it refused".to_owned(),
             |finding| finding.to_string(),
         )
     }
@@ -208,7 +211,49 @@ impl Host {
                 ))
             })?;
         }
+        let lock = self.files.lock();
+        match fs::symlink_metadata(&lock) {
+            Ok(found) if !found.is_file() => {
+                let lock = lock.display();
+                return failure(format!("the lock file {lock} is no regular file; remove it, then apply again"));
+            }
+            Ok(_) => accessat(CWD, &lock, Access::WRITE_OK, AtFlags::EACCESS).map_err(|error| {
+                let lock = lock.display();
+                Trouble::Failure(format!(
+                    "the lock file {lock} can't be written by this user: {error}; if no apply runs, remove it, then apply again"
+                ))
+            })?,
+            Err(_) => {}
+        }
         Ok(folders.map(|folder| folder.display().to_string()).join(", "))
+    }
+
+    /// What an apply refuses of Asterisk's configuration before it touches anything, [`foreign`] numbers aside.
+    ///
+    /// # Errors
+    /// [`Trouble`].
+    pub fn refusals(&self) -> Result<(), Trouble> {
+        self.includes_that_find()?;
+        self.included_once()?;
+        self.registrations_kept()?;
+        Ok(())
+    }
+
+    /// Asterisk refuses a file that includes nothing by `#include`. Before the first apply, ours are not there yet.
+    fn includes_that_find(&self) -> Probed {
+        for main in ["pjsip.conf", "extensions.conf"] {
+            let includes = self.read(main)?.includes;
+            let ours = |include: &Include| {
+                [&self.files.endpoints, &self.files.routing].iter().any(|generated| include.includes(generated))
+            };
+            if let Some(include) = includes.iter().find(|i| !i.tries && i.finds_nothing() && !ours(i)) {
+                return failure(format!(
+                    "{}: '#include {}' finds no file, so Asterisk refuses what stands in that file; write #tryinclude there, or remove the line, then apply again",
+                    include.place, include.written
+                ));
+            }
+        }
+        Ok("every #include of pjsip.conf and extensions.conf finds some".to_owned())
     }
 
     /// Both files are included, in the form that forgives a file that is not there.
@@ -231,19 +276,39 @@ impl Host {
     /// # Errors
     /// Which line is missing, or which file can't be read.
     pub fn includes(&self) -> Result<[(&Path, Include); 2], Trouble> {
-        let find = |main: &str, generated| {
-            let main = self.config_dir.join(main);
-            let mut includes = Config::read(&self.config_dir, &main)?.includes;
-            let found = includes.iter().position(|include| include.includes(generated));
-            found.map(|index| (generated, includes.swap_remove(index))).ok_or_else(|| {
-                let line = generated.strip_prefix(&self.config_dir).unwrap_or(generated).display();
+        let [endpoints, routing] = self.included_once()?;
+        let find = |main: &str, generated, include: Option<Include>| {
+            include.map(|include| (generated, include)).ok_or_else(|| {
+                let line = Path::strip_prefix(generated, &self.config_dir).unwrap_or(generated).display();
+                let main = self.config_dir.join(main);
                 let main = main.display();
                 Trouble::Failure(format!(
                     "{main} does not include the generated file; add the line '#tryinclude {line}' to it, then apply again"
                 ))
             })
         };
-        Ok([find("pjsip.conf", &*self.files.endpoints)?, find("extensions.conf", &*self.files.routing)?])
+        Ok([
+            find("pjsip.conf", &self.files.endpoints, endpoints)?,
+            find("extensions.conf", &self.files.routing, routing)?,
+        ])
+    }
+
+    /// The line that includes each file, if there is one: two make two sections of one name and type.
+    fn included_once(&self) -> Result<[Option<Include>; 2], Trouble> {
+        let find = |main: &str, generated: &Path| {
+            let includes = self.read(main)?.includes;
+            let mut found = includes.into_iter().filter(|include| include.includes(generated));
+            match (found.next(), found.next()) {
+                (Some(first), Some(second)) => Err(Trouble::Failure(format!(
+                    "{} is included twice, at {} and at {}; remove one of the two lines, then apply again",
+                    generated.display(),
+                    first.place,
+                    second.place
+                ))),
+                (first, _) => Ok(first),
+            }
+        };
+        Ok([find("pjsip.conf", &self.files.endpoints)?, find("extensions.conf", &self.files.routing)?])
     }
 
     /// Neither a file's own mode nor a folder above it keeps the user that Asterisk runs as away.
@@ -284,6 +349,24 @@ impl Host {
         Ok("nothing of them stands outside the generated files".to_owned())
     }
 
+    /// Only what Asterisk keeps in its own database can be evicted.
+    fn registrations_kept(&self) -> Probed {
+        let sorcery = Config::read_if_there(&self.config_dir, &self.config_dir.join("sorcery.conf"))?;
+        for section in sorcery.sections.iter().filter(|section| section.name.eq_ignore_ascii_case("res_pjsip")) {
+            for entry in sorcery.entries(section) {
+                let mut key = entry.key.split('/');
+                let keeps = key.next() == Some("contact") && !key.any(|option| option == "cache");
+                if keeps && entry.value.split(',').map(str::trim).ne(["astdb", "registrar"]) {
+                    return failure(format!(
+                        "{}: 'contact = {}' keeps registrations where no apply can evict them, so an old phone would ring for a number's next owner; remove the line and restart Asterisk, then apply again",
+                        entry.place, entry.value
+                    ));
+                }
+            }
+        }
+        Ok("in Asterisk's own database".to_owned())
+    }
+
     /// An administrator's own additions are welcome, and worth knowing of.
     fn context_elsewhere(&self) -> Probed {
         let dialplan = self.read("extensions.conf")?;
@@ -295,6 +378,23 @@ impl Host {
         } else {
             format!("{CONTEXT}, with additions of your own at {}", places.join(", "))
         })
+    }
+
+    /// A priority 1 of a number of ours that no configuration file gave (AEL, Lua): a reload of ours would not take it away.
+    ///
+    /// # Errors
+    /// [`Trouble`].
+    pub async fn routing_from_files(&self) -> Probed {
+        let first_priorities = in_force::dialplan(&self.control).await?.unwrap_or_default();
+        // `dialplan reload` rebuilds what pbx_config made, from a file (`file:line`) or a command line (`pbx_config`).
+        let written = |source: &str| source.contains(':') || source == "pbx_config";
+        match first_priorities.into_iter().find(|(_, first)| !written(&first.source)) {
+            None => Ok("extensions.conf and what it includes".to_owned()),
+            Some((number, first)) => failure(format!(
+                "priority 1 of extension {number} in {CONTEXT} comes from {}, not from a file; remove it there, then apply again",
+                first.source
+            )),
+        }
     }
 
     /// Without one, no phone can reach Asterisk.

@@ -24,7 +24,7 @@ pub enum LockError {
     #[error("another apply is in progress on this host")]
     Held,
     /// The lock file can't be opened or locked.
-    #[error("the lock file {} can't be used: {error}; {}", path.display(), advice(error, install))]
+    #[error("the lock file {} can't be used: {error}; {}", path.display(), advice(error, path, install))]
     Unusable {
         /// Which file.
         path: PathBuf,
@@ -35,13 +35,16 @@ pub enum LockError {
     },
 }
 
-fn advice(error: &io::Error, install: &str) -> String {
+/// A lock file that is removed while it is held lets two applies run.
+fn advice(error: &io::Error, path: &Path, install: &str) -> String {
+    let folder = path.parent().expect("it lies in a folder");
     match error.raw_os_error().map(Errno::from_raw_os_error) {
-        Some(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS) => {
+        Some(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS) => files::closed_above(folder).unwrap_or_else(|| {
             format!(
-                "if it is somebody else's, remove it; make the folders, owned by the portal's user, with: {install}; then apply again"
+                "make the folders, owned by the portal's user, with: {install}; if the file is somebody else's and no apply runs, remove it; then apply again"
             )
-        }
+        }),
+        Some(Errno::PERM) => files::group_out_of_reach(folder).unwrap_or_else(|| files::advice(error).to_owned()),
         // A symbolic link, a folder, a pipe.
         Some(Errno::LOOP | Errno::ISDIR | Errno::NXIO) => {
             "it is no regular file: remove it, then apply again".to_owned()

@@ -53,7 +53,7 @@ use crate::asterisk::files::{self, FileError, GeneratedFiles, Prepared, Stage};
 use crate::asterisk::foreign::{self, Foreign};
 use crate::asterisk::registrations::{self, Registration};
 use crate::asterisk::reload::{AsteriskCommand, CommandResult, Reload, ReloadError};
-use crate::asterisk::{CONTEXT, render};
+use crate::asterisk::render;
 use crate::config::Settings;
 use crate::domain::{ExtensionNumber, Name, User, some_of};
 use crate::probes::{Host, Trouble};
@@ -348,15 +348,11 @@ impl Applier {
     /// Step 4: gives the numbers that change hands.
     async fn look(&self, users: &[User], progress: &mut Progress) -> Result<BTreeSet<ExtensionNumber>, StepError> {
         self.host.asterisk().await?;
-        let (modules, unwritten) = join!(self.host.modules(), proof::unwritten_first_priority(&self.host.control));
-        modules?;
-        if let Some((number, source)) = unwritten? {
-            return Err(StepError::Trouble(format!(
-                "priority 1 of extension {number} in {CONTEXT} comes from {source}, not from a file: remove it there, then apply again"
-            )));
-        }
+        let (modules, routing) = join!(self.host.modules(), self.host.routing_from_files());
+        modules.and(routing)?;
         progress.done("look at Asterisk");
         self.host.files.check_targets()?;
+        self.host.refusals()?;
         foreign::check(&self.host.config_dir, &self.host.files)?;
         let on_disk = OnDisk::read(&self.host.config_dir, &self.host.files)?;
         progress.done("look at the files");

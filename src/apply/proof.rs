@@ -104,16 +104,6 @@ pub(super) async fn still_old(
     Ok(old)
 }
 
-/// A priority 1 of a number of ours that no configuration file gave (AEL, Lua): a reload of ours would not take it away.
-pub(super) async fn unwritten_first_priority(
-    control: &Control,
-) -> Result<Option<(ExtensionNumber, String)>, ControlError> {
-    let first_priorities = in_force::dialplan(control).await?.unwrap_or_default();
-    // `dialplan reload` rebuilds what pbx_config made, from a file (`file:line`) or a command line (`pbx_config`).
-    let unwritten = |source: &str| !source.contains(':') && source != "pbx_config";
-    Ok(first_priorities.into_iter().map(|(number, first)| (number, first.source)).find(|(_, source)| unwritten(source)))
-}
-
 impl Findings {
     fn add(&mut self, what: &str, found: impl IntoIterator<Item = impl ToString>) {
         let mut found = found.into_iter().peekable();

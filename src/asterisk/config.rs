@@ -7,10 +7,13 @@
 //! goes on after the include (seen on 22.10). `#exec` is not followed: what a program prints can't be known without running it.
 
 use std::borrow::Cow;
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use super::files;
 
 /// `MAX_INCLUDE_LEVEL` of `main/config.c`.
 const MAX_INCLUDE_DEPTH: usize = 10;
@@ -21,15 +24,26 @@ const AS_THE_SHELL: glob::MatchOptions =
 
 /// A file could not be read, so what Asterisk would make of it is unknown.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "{} can't be read: {error}; it is part of Asterisk's configuration: make it readable for the portal's user (by its group, say: chgrp asterisk and chmod g+r)",
-    path.display()
-)]
+#[error("{} can't be read: {error}; {}", path.display(), self.advice())]
 pub struct Unreadable {
     /// Which file.
     pub path: PathBuf,
     /// What the kernel said.
     pub error: io::Error,
+}
+
+impl Unreadable {
+    fn advice(&self) -> String {
+        match self.error.kind() {
+            io::ErrorKind::NotFound => {
+                "it is missing: make it, or set ASTERISK_CONFIG_DIR to Asterisk's own folder, then apply again".to_owned()
+            }
+            io::ErrorKind::PermissionDenied => files::closed_above(&self.path).unwrap_or_else(|| {
+                "it is part of Asterisk's configuration: make it readable for the portal's user (by its group, say: chgrp asterisk and chmod g+r)".to_owned()
+            }),
+            _ => files::advice(&self.error).to_owned(),
+        }
+    }
 }
 
 /// A configuration file with everything that it includes.
@@ -50,6 +64,8 @@ pub struct Include {
     pub place: Place,
     /// `#tryinclude`: Asterisk goes on if it finds no file.
     pub tries: bool,
+    /// What it names, as it is written.
+    pub written: String,
     pattern: glob::Pattern,
     found: Vec<PathBuf>,
 }
@@ -61,6 +77,12 @@ impl Include {
         let is =
             |found: &PathBuf| matches!((fs::canonicalize(found), fs::canonicalize(path)), (Ok(a), Ok(b)) if a == b);
         self.pattern.matches_path_with(path, AS_THE_SHELL) || self.found.iter().any(is)
+    }
+
+    /// Whether there is nothing that it names. Asterisk takes `{a,b}` for either, which is not followed here.
+    #[must_use]
+    pub fn finds_nothing(&self) -> bool {
+        self.found.is_empty() && !self.written.contains('{')
     }
 }
 
@@ -116,6 +138,17 @@ impl Config {
         let mut config = Self::default();
         config.read_file(config_dir, file, None, 0)?;
         Ok(config)
+    }
+
+    /// The same, where an absent `file` says nothing.
+    ///
+    /// # Errors
+    /// [`Unreadable`].
+    pub fn read_if_there(config_dir: &Path, file: &Path) -> Result<Self, Unreadable> {
+        match Self::read(config_dir, file) {
+            Err(Unreadable { error, .. }) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            read => read,
+        }
     }
 
     /// Under which names `path` was read, whatever links lead to it: none if it is not included.
@@ -193,18 +226,31 @@ impl Config {
         if !(tries || keyword.eq_ignore_ascii_case("#include")) || depth >= MAX_INCLUDE_DEPTH {
             return Ok(());
         }
-        let pattern = argument.trim().trim_matches(['"', '<', '>']);
-        let pattern = if pattern.starts_with('/') {
-            pattern.to_owned()
+        let written = argument.trim().trim_matches(['"', '<', '>']).to_owned();
+        let pattern = if written.starts_with('/') {
+            written.clone()
         } else {
-            format!("{}/{pattern}", glob::Pattern::escape(&config_dir.to_string_lossy()))
+            format!("{}/{written}", glob::Pattern::escape(&config_dir.to_string_lossy()))
         };
         let (Ok(found), Ok(parsed)) = (glob::glob_with(&pattern, AS_THE_SHELL), glob::Pattern::new(&pattern)) else {
             return Ok(());
         };
         let found = found.collect::<Result<Vec<_>, _>>();
-        let found = found.map_err(|error| Unreadable { path: error.path().to_owned(), error: error.into() })?;
-        self.includes.push(Include { place, tries, pattern: parsed, found: found.clone() });
+        let mut found = found.map_err(|error| Unreadable { path: error.path().to_owned(), error: error.into() })?;
+        // As Asterisk, which skips folders and links to nothing.
+        found.retain(|path| match fs::metadata(path) {
+            Ok(found) => found.is_file(),
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        });
+        // Nothing is found in a folder that is closed either.
+        let named: PathBuf =
+            Path::new(&pattern).components().take_while(|part| !has_wildcard(part.as_os_str())).collect();
+        if let (true, Err(error)) = (found.is_empty(), fs::metadata(&named))
+            && error.kind() == io::ErrorKind::PermissionDenied
+        {
+            return Err(Unreadable { path: named, error });
+        }
+        self.includes.push(Include { place, tries, written, pattern: parsed, found: found.clone() });
         for path in found {
             self.read_file(config_dir, &path, section, depth + 1)?;
         }
@@ -242,6 +288,10 @@ impl Entry {
         let value = value.strip_prefix('>').unwrap_or(value).trim().to_owned();
         Some(Self { key, value, place: place.clone() })
     }
+}
+
+fn has_wildcard(part: &OsStr) -> bool {
+    part.to_string_lossy().contains(['*', '?', '['])
 }
 
 /// The part of a line that is no comment; `depth` is how many enclosing comments are open, over lines.

@@ -9,6 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::io::Errno;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
@@ -80,6 +81,14 @@ pub enum ControlError {
         /// What the kernel said.
         error: io::Error,
     },
+    /// There may be somebody, but no connection comes about.
+    #[error("Asterisk's control socket {} can't be reached: {error}; {}", socket.display(), unreachable_advice(error))]
+    Unreachable {
+        /// The socket.
+        socket: PathBuf,
+        /// What the kernel said.
+        error: io::Error,
+    },
     /// The connection broke.
     #[error("Asterisk broke off while it was asked '{command}' ({error}); it may be restarting: apply again")]
     Broken {
@@ -103,7 +112,9 @@ pub enum ControlError {
         numbers: String,
     },
     /// It answered, but not what such a command answers.
-    #[error("Asterisk's answer to '{command}' is not understood: {answer}")]
+    #[error(
+        "Asterisk's answer to '{command}' is not understood: {answer}; look at Asterisk's own log (messages.log), then apply again"
+    )]
     Unexpected {
         /// What was asked.
         command: String,
@@ -209,9 +220,21 @@ impl Control {
             match error.kind() {
                 io::ErrorKind::WouldBlock => sleep(QUEUE_RETRY).await,
                 io::ErrorKind::PermissionDenied => return Err(ControlError::Refused { socket, error }),
-                _ => return Err(ControlError::Down { socket, error }),
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                    return Err(ControlError::Down { socket, error });
+                }
+                _ => return Err(ControlError::Unreachable { socket, error }),
             }
         }
+    }
+}
+
+fn unreachable_advice(error: &io::Error) -> &'static str {
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::MFILE | Errno::NFILE) => {
+            "the portal has no file handle left: raise its limit (LimitNOFILE= of its unit), then restart it"
+        }
+        _ => "set ASTERISK_RUN_DIR to the folder of Asterisk's asterisk.ctl, then apply again",
     }
 }
 

@@ -10,8 +10,9 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
+use rustix::fs::{Access, AtFlags, CWD, StatxAttributes, StatxFlags, accessat, statx};
 use rustix::io::Errno;
+use rustix::process::{getegid, geteuid, getgroups};
 
 use crate::apply::HostLock;
 
@@ -23,6 +24,10 @@ pub struct GeneratedFiles {
     /// `extensions.d/synergycall/generated_routing.conf`.
     pub routing: PathBuf,
 }
+
+/// Bits of a folder's mode.
+const SETGID: u32 = 0o2000;
+const STICKY: u32 = 0o1000;
 
 /// The base name of the routing file: how `dialplan show` names where a line came from.
 pub const ROUTING_FILE_NAME: &str = "generated_routing.conf";
@@ -59,8 +64,14 @@ impl GeneratedFiles {
     /// What is in the way, and how to mend it.
     pub fn check_targets(&self) -> Result<(), FileError> {
         for path in [&self.endpoints, &self.routing] {
+            let unusable = |error: io::Error| {
+                let closed =
+                    if error.kind() == io::ErrorKind::PermissionDenied { closed_above(folder(path)) } else { None };
+                let mend = closed.unwrap_or_else(|| format!("make it with: {}", self.install_command()));
+                FileError::Folder { path: folder(path).to_owned(), error, mend }
+            };
             match fs::symlink_metadata(path) {
-                Ok(found) if found.is_file() => replaceable(path)?,
+                Ok(found) if found.is_file() => replaceable(path, &found)?,
                 Ok(found) => {
                     let kind = if found.is_dir() {
                         "a folder"
@@ -71,23 +82,13 @@ impl GeneratedFiles {
                     };
                     return Err(FileError::NotAFile { path: path.clone(), kind });
                 }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => match fs::metadata(folder(path)) {
-                    Ok(_) => {}
-                    Err(error) => {
-                        return Err(FileError::Folder {
-                            path: folder(path).to_owned(),
-                            error,
-                            install: self.install_command(),
-                        });
-                    }
-                },
-                Err(error) => {
-                    return Err(FileError::Folder {
-                        path: folder(path).to_owned(),
-                        error,
-                        install: self.install_command(),
-                    });
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    fs::metadata(folder(path)).map_err(unusable)?;
                 }
+                Err(error) => return Err(unusable(error)),
+            }
+            if let Some(mend) = group_out_of_reach(folder(path)) {
+                return Err(FileError::Group { path: folder(path).to_owned(), mend });
             }
         }
         Ok(())
@@ -113,13 +114,18 @@ impl GeneratedFiles {
 }
 
 /// Whether a rename over a regular file can succeed, as far as its attributes tell; where there are none, it may.
-fn replaceable(path: &Path) -> Result<(), FileError> {
-    let Ok(found) = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty()) else { return Ok(()) };
+fn replaceable(path: &Path, file: &fs::Metadata) -> Result<(), FileError> {
     let fixed = |how| Err(FileError::Fixed { path: path.to_owned(), how });
+    let user = geteuid();
+    let theirs = |owner| !user.is_root() && owner != user.as_raw();
+    if fs::metadata(folder(path)).is_ok_and(|f| f.mode() & STICKY != 0 && theirs(f.uid()) && theirs(file.uid())) {
+        return fixed("is somebody else's in a sticky folder; remove it, or take the folder's bit away (chmod -t)");
+    }
+    let Ok(found) = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty()) else { return Ok(()) };
     if found.stx_attributes.intersects(StatxAttributes::IMMUTABLE | StatxAttributes::APPEND) {
-        fixed("is immutable or append-only (lsattr shows an i or an a): take that away (chattr -i -a)")
+        fixed("is immutable or append-only (lsattr shows an i or an a); take that away (chattr -i -a)")
     } else if found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
-        fixed("is mounted there by itself: mount its folder instead")
+        fixed("is mounted there by itself; mount its folder instead")
     } else {
         Ok(())
     }
@@ -129,7 +135,7 @@ fn replaceable(path: &Path) -> Result<(), FileError> {
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// Something else stands where the file belongs.
-    #[error("{} is {kind}, not a regular file: move it away, then apply again", path.display())]
+    #[error("{} is {kind}, not a regular file; move it away, then apply again", path.display())]
     NotAFile {
         /// Where.
         path: PathBuf,
@@ -145,14 +151,22 @@ pub enum FileError {
         how: &'static str,
     },
     /// The folder cannot be used.
-    #[error("the folder {} can't be used: {error}; make it with: {install}", path.display())]
+    #[error("the folder {} can't be used: {error}; {mend}", path.display())]
     Folder {
         /// Which.
         path: PathBuf,
         /// What the kernel said.
         error: io::Error,
-        /// The command that makes it.
-        install: String,
+        /// What to do.
+        mend: String,
+    },
+    /// A file in the folder can't be given the folder's group.
+    #[error("files in {} can't be given its group; {mend}", path.display())]
+    Group {
+        /// Which folder.
+        path: PathBuf,
+        /// What to do.
+        mend: String,
     },
     /// A step of writing failed.
     #[error("{step} {} failed: {error}; {}", path.display(), advice(error))]
@@ -180,6 +194,54 @@ pub(crate) fn advice(error: &io::Error) -> &'static str {
         io::ErrorKind::IsADirectory => "it is a folder: move it away, then apply again",
         _ => "look at its disk (dmesg), then apply again",
     }
+}
+
+/// Where a folder above `path` keeps this user out: the topmost one, and how to be let in.
+pub(crate) fn closed_above(path: &Path) -> Option<String> {
+    let mut folders: Vec<_> = path.ancestors().skip(1).collect();
+    folders.reverse();
+    let closed = |folder: &&Path| accessat(CWD, *folder, Access::EXEC_OK, AtFlags::EACCESS) == Err(Errno::ACCESS);
+    let folder = folders.into_iter().find(closed)?;
+    let found = fs::metadata(folder).ok()?;
+    let (group, folder) = (found.gid(), folder.display());
+    let enter = if found.mode() & 0o010 == 0 { format!("chmod g+x {folder}") } else { String::new() };
+    let let_in = match group {
+        0 => format!("give it a group of that user (chgrp asterisk {folder}; chmod g+x {folder})"),
+        _ if is_in(group) => format!("let its group enter it ({enter})"),
+        _ => {
+            let group = group_name(group);
+            let also = if enter.is_empty() { enter } else { format!(" and let the group enter it ({enter})") };
+            format!("add that user to its group (usermod -aG {group} pbx-portal){also}, then restart the portal")
+        }
+    };
+    Some(format!("the portal's user may not enter {folder}: {let_in}, then apply again"))
+}
+
+/// Where files that this user makes in `folder` have another group than it and can't be given its own: what to do.
+pub(crate) fn group_out_of_reach(folder: &Path) -> Option<String> {
+    let found = fs::metadata(folder).ok()?;
+    let writable = accessat(CWD, folder, Access::WRITE_OK, AtFlags::EACCESS).is_ok();
+    if !writable || found.mode() & SETGID != 0 || is_in(found.gid()) || geteuid().is_root() {
+        return None;
+    }
+    let (group, folder) = (group_name(found.gid()), folder.display());
+    Some(format!(
+        "it is not setgid, and the portal's user not in its group {group}: set both (chgrp asterisk {folder}; chmod g+s {folder}), or add that user to the group and restart the portal, then apply again"
+    ))
+}
+
+/// Whether this process has that group.
+fn is_in(group: u32) -> bool {
+    getegid().as_raw() == group || getgroups().is_ok_and(|groups| groups.iter().any(|g| g.as_raw() == group))
+}
+
+/// The name of a group, or its number where it has none.
+fn group_name(group: u32) -> String {
+    let id = group.to_string();
+    let groups = fs::read_to_string("/etc/group").unwrap_or_default();
+    let mut groups = groups.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let name = groups.find(|fields| fields.get(2) == Some(&id.as_str())).and_then(|fields| fields.first().copied());
+    name.map_or_else(|| id.clone(), ToOwned::to_owned)
 }
 
 /// A temporary file, whole and flushed, that [`Prepared::publish`] makes the target. Dropped, it is removed.

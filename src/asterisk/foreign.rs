@@ -31,7 +31,7 @@ pub enum Foreign {
     Unreadable(#[from] Unreadable),
 }
 
-/// Looks through pjsip.conf, extensions.conf and what they include.
+/// Looks through pjsip.conf, pjsip_wizard.conf, extensions.conf and what they include.
 ///
 /// # Errors
 /// The first thing found, or the first file that can't be read.
@@ -41,6 +41,14 @@ pub fn check(config_dir: &Path, ours: &GeneratedFiles) -> Result<(), Foreign> {
     for section in pjsip.sections.iter().filter(|s| !s.template && !generated.contains(&s.place.file)) {
         if let (Some(number), Some(what)) = (ExtensionNumber::parse(&section.name), collides(&pjsip, section)) {
             return Err(Foreign::Stands { place: section.place.to_string(), what, number });
+        }
+    }
+
+    // A wizard makes an endpoint, an auth and an AOR of its section's name.
+    let wizards = Config::read_if_there(config_dir, &config_dir.join("pjsip_wizard.conf"))?;
+    for section in wizards.sections.iter().filter(|section| !section.template) {
+        if let Some(number) = ExtensionNumber::parse(&section.name) {
+            return Err(Foreign::Stands { place: section.place.to_string(), what: "wizard", number });
         }
     }
 

@@ -26,7 +26,7 @@ const AT_A_TIME: usize = 2;
 const MAX_EXPANDED_BYTES: usize = 1000;
 
 /// Without any of these a phone of ours can't register or be called, or an apply can't be proven.
-const MODULES: [&str; 14] = [
+const MODULES: [&str; 16] = [
     "app_dial.so",
     "chan_pjsip.so",
     "func_logic.so",
@@ -36,9 +36,11 @@ const MODULES: [&str; 14] = [
     "res_pjsip.so",
     "res_pjsip_authenticator_digest.so",
     "res_pjsip_endpoint_identifier_user.so",
+    "res_pjsip_nat.so",
     "res_pjsip_registrar.so",
     "res_pjsip_sdp_rtp.so",
     "res_pjsip_session.so",
+    "res_rtp_asterisk.so",
     "res_sorcery_astdb.so",
     "res_sorcery_config.so",
 ];

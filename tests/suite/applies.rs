@@ -131,9 +131,19 @@ fn values_are_compared_not_only_names() {
 fn a_hung_asterisk_is_given_up() {
     let asterisk = Asterisk::start();
     let portal = Portal::start(&Settings::of(&asterisk).with("ASTERISK_TIMEOUT_SECS", 1));
+    portal.create_user("Alice", "alice@example.com");
+    portal.apply("suite");
+    portal.create_user("Bob", "bob@example.com");
+    let files = [asterisk.endpoints_file(), asterisk.routing_file()];
+    let bytes = || files.each_ref().map(|file| fs::read(file).expect("a generated file"));
+    let before = bytes();
     asterisk.signal(Signal::STOP);
-    failed_apply(&portal, &["did not answer"]);
+    let answer = failed_apply(&portal, &["Asterisk did not answer '(its greeting)' within 1 s"]);
     asterisk.signal(Signal::CONT);
+    assert_eq!(answer["files_written"], json!([]), "{answer}");
+    assert_eq!(answer["reload_results"], json!({"pjsip_reload": null, "dialplan_reload": null}));
+    assert_eq!((bytes(), left_overs(&asterisk)), (before, Vec::new()), "nothing is touched");
+    assert!(!serves(&asterisk, "1001"), "nothing is touched");
     portal.apply("suite");
 }
 

@@ -144,8 +144,10 @@ fn a_folder_of_another_owner_is_named_and_how_to_mend_it() {
         // Somebody else's file in a sticky folder.
         make_dir(path, 0, group, 0o3770);
         chown(&file, Some(0), None).expect("chown");
-        failed_apply(&portal, &[&file.display().to_string(), "Operation not permitted", "sticky"]);
-        assert_eq!(left_overs(&asterisk), [""; 0]);
+        refused(&asterisk, &portal, &[&file.display().to_string(), "sticky folder; remove it", "chmod -t"]);
+        // A folder whose group no file in it can be given.
+        make_dir(path, owner, 0, 0o755);
+        refused(&asterisk, &portal, &[&folder, "not in its group root", &format!("chmod g+s {folder}")]);
         make_dir(path, owner, group, 0o2750);
     }
     replaced(&asterisk, &portal);
@@ -198,7 +200,7 @@ fn what_stands_where_the_lock_or_a_temporary_file_belongs() {
     fs::remove_file(&lock).expect("remove the lock file");
     fs::write(&lock, "").expect("root's lock file");
     fs::set_permissions(&lock, Permissions::from_mode(0o600)).expect("chmod");
-    lock_is_refused(&["Permission denied", "if it is somebody else's, remove it"]);
+    lock_is_refused(&["Permission denied", "somebody else's and no apply runs, remove it"]);
     fs::remove_file(&lock).expect("remove root's");
     symlink(&elsewhere, &lock).expect("make a link");
     lock_is_refused(&["it is no regular file: remove it"]);

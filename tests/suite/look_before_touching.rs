@@ -3,12 +3,15 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::Path;
 
 use serde_json::json;
 
 use crate::fixtures::{account, failed_apply, host, left_overs, registrations};
+use crate::support::lab::{self, User};
+use crate::support::portal::Settings;
 use crate::support::sipp::{Called, Phones};
-use crate::support::{Asterisk, Portal};
+use crate::support::{Asterisk, Portal, asterisk, strace};
 
 /// Applies, which must fail with these words and leave everything as it is.
 pub fn refused(asterisk: &Asterisk, portal: &Portal, words: &[&str]) {
@@ -45,6 +48,10 @@ fn foreign_sections_and_priorities() {
     }
     asterisk.write_config("hand-written.conf", "");
 
+    asterisk.write_config("pjsip_wizard.conf", "[1500](!)\ntype=wizard\n[1501](1500)\n");
+    refused(&asterisk, &portal, &["wizard 1501", "pjsip_wizard.conf:3", "rename or remove it"]);
+    asterisk.write_config("pjsip_wizard.conf", "[1500](!)\ntype=wizard\n[alice](1500)\n");
+
     asterisk.edit_config("extensions.conf", |text| format!("{text}#include more.conf\n"));
     for text in ["exten => 1000,1,NoOp()", "exten = 1700,1(start),NoOp()", "exten => 1700,hint,SIP/x\nsame => 1,NoOp()"]
     {
@@ -76,23 +83,169 @@ fn an_administrators_own_additions_are_no_failure() {
              exten => _1XXX,1,NoOp()\nexten => 1002/1000,1,NoOp()\nexten => {number},3,NoOp()\ninclude => more\n"
         )
     });
+    // Asterisk takes the file, and leaves the folder out.
+    asterisk.write_config("pjsip.d/own.conf", "[bob]\ntype=endpoint\n");
+    asterisk
+        .edit_config("pjsip.conf", |text| format!("{text}#include pjsip.d/*\n#include {{none,pjsip.d/own}}.conf\n"));
     assert_eq!(portal.apply("suite")["users_applied"].as_u64(), Some(1));
     assert_eq!(portal.apply("suite")["users_applied"].as_u64(), Some(1));
+    assert!(asterisk.endpoints().contains(&"bob".to_owned()), "{:?}", asterisk.endpoints());
 }
 
 #[test]
 fn targets_that_are_no_files() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
-    let (target, elsewhere) = (asterisk.routing_file(), asterisk.etc().join("elsewhere.conf"));
-    fs::create_dir(&target).expect("make a folder");
-    refused(&asterisk, &portal, &["generated_routing.conf is a folder"]);
-    fs::remove_dir(&target).expect("remove the folder");
+    let elsewhere = asterisk.etc().join("elsewhere.conf");
     asterisk.write_config("elsewhere.conf", "[elsewhere]\n");
-    symlink(&elsewhere, &target).expect("make a link");
-    refused(&asterisk, &portal, &["generated_routing.conf is a symbolic link"]);
-    assert_eq!(fs::read_to_string(&elsewhere).expect("the link's target"), "[elsewhere]\n");
-    fs::remove_file(&target).expect("remove the link");
+    for target in [asterisk.endpoints_file(), asterisk.routing_file()] {
+        let name = target.display();
+        fs::create_dir(&target).expect("make a folder");
+        // No target to read: a folder has no bytes.
+        refused(&asterisk, &portal, &[&format!("{name} is a folder, not a regular file; move it away")]);
+        fs::remove_dir(&target).expect("remove the folder");
+        symlink(&elsewhere, &target).expect("make a link");
+        refused(&asterisk, &portal, &[&format!("{name} is a symbolic link")]);
+        assert_eq!(fs::read_to_string(&elsewhere).expect("the link's target"), "[elsewhere]\n");
+        fs::remove_file(&target).expect("remove the link");
+    }
+    portal.apply("suite");
+}
+
+#[test]
+fn registrations_that_asterisk_keeps_elsewhere() {
+    let (asterisk, portal) = host();
+    portal.create_user("Alice", "alice@example.com");
+    portal.apply("suite");
+    portal.create_user("Bob", "bob@example.com");
+    for contact in ["contact = memory", "contact/initialize=realtime,ps_contacts", "contact=astdb,elsewhere"] {
+        asterisk.write_config("sorcery.conf", &format!("[tmpl](!)\n{contact}\n[res_pjsip](tmpl)\nendpoint=memory\n"));
+        refused(
+            &asterisk,
+            &portal,
+            &["sorcery.conf:2", "an old phone would ring", "remove the line and restart Asterisk"],
+        );
+    }
+    let cached = "[res_pjsip]\ncontact/cache=memory_cache,object_lifetime_maximum=600\ncontact=astdb, registrar\n";
+    asterisk.write_config("sorcery.conf", &format!("{cached}[other]\ncontact=memory\n"));
+    portal.apply("suite");
+}
+
+#[test]
+fn an_include_that_finds_no_file() {
+    let (asterisk, portal) = host();
+    portal.create_user("Alice", "alice@example.com");
+    portal.apply("suite");
+    portal.create_user("Bob", "bob@example.com");
+    for (main, pattern) in
+        [("pjsip.conf", "nothing/*.conf"), ("extensions.conf", "none.conf"), ("pjsip.conf", "db.d/*")]
+    {
+        let sound = fs::read_to_string(asterisk.etc().join(main)).expect("a configuration file");
+        asterisk.write_config(main, &format!("#include {pattern}\n{sound}"));
+        let words =
+            [&format!("{main}:1: '#include {pattern}' finds no file"), "write #tryinclude there, or remove the line"];
+        refused(&asterisk, &portal, &words);
+        asterisk.write_config(main, &format!("#tryinclude {pattern}\n{sound}"));
+        portal.apply("suite");
+        asterisk.write_config(main, &sound);
+        // A folder is no file.
+        fs::create_dir_all(asterisk.etc().join("db.d/folder")).expect("make a folder");
+    }
+
+    // Ours may be missing before the first apply.
+    for (main, file) in [("pjsip.conf", asterisk.endpoints_file()), ("extensions.conf", asterisk.routing_file())] {
+        asterisk.edit_config(main, |text| text.replace("#tryinclude", "#include"));
+        fs::remove_file(file).expect("remove a generated file");
+    }
+    portal.apply("suite");
+}
+
+#[test]
+fn a_generated_file_that_is_included_twice() {
+    let (asterisk, portal) = host();
+    portal.create_user("Alice", "alice@example.com");
+    for (main, line) in
+        [("pjsip.conf", "#tryinclude pjsip.d/*/*.conf"), ("extensions.conf", "#tryinclude extensions.d/*/g*")]
+    {
+        let sound = fs::read_to_string(asterisk.etc().join(main)).expect("a configuration file");
+        asterisk.write_config(main, &format!("{line}\n{sound}"));
+        let first = format!("{main}:1 ");
+        let second = 2 + sound.lines().position(|line| line.starts_with("#tryinclude")).expect("an include line");
+        let second = format!("{main}:{second}; remove one of the two lines");
+        refused(&asterisk, &portal, &["is included twice", &first, &second]);
+        asterisk.write_config(main, &sound);
+        portal.apply("suite");
+    }
+}
+
+#[test]
+fn whatever_module_is_missing() {
+    let modules = [
+        "app_dial.so",
+        "chan_pjsip.so",
+        "func_logic.so",
+        "func_md5.so",
+        "func_sorcery.so",
+        "pbx_config.so",
+        "res_pjsip.so",
+        "res_pjsip_authenticator_digest.so",
+        "res_pjsip_endpoint_identifier_user.so",
+        "res_pjsip_nat.so",
+        "res_pjsip_registrar.so",
+        "res_pjsip_sdp_rtp.so",
+        "res_pjsip_session.so",
+        "res_rtp_asterisk.so",
+        "res_sorcery_astdb.so",
+        "res_sorcery_config.so",
+    ];
+    let noload = modules.map(|module| format!("noload={module}\n")).concat();
+    let asterisk = Asterisk::start_with(&asterisk::Options { modules: noload, ..asterisk::Options::default() });
+    let portal = Portal::start(&Settings::of(&asterisk));
+    portal.create_user("Alice", "alice@example.com");
+    refused(&asterisk, &portal, &modules);
+}
+
+#[test]
+fn a_control_socket_that_refuses_the_portal_or_that_there_is_no_handle_for() {
+    let (asterisk, portal) = host();
+    portal.create_user("Alice", "alice@example.com");
+    portal.apply("suite");
+    portal.create_user("Bob", "bob@example.com");
+    let without_handles = ["-f", "-e", "trace=socket", "-e", "inject=socket:error=EMFILE"];
+    strace::under(portal.pid(), &without_handles, || {
+        refused(&asterisk, &portal, &["can't be reached", "no file handle left: raise its limit (LimitNOFILE="]);
+    });
+    asterisk.edit_config("asterisk.conf", |text| text.replace("astctlpermissions = 0660", "astctlpermissions = 0600"));
+    asterisk.restart();
+    refused(&asterisk, &portal, &["refuses the portal's user", "astctlpermissions = 0660", "astctlgroup"]);
+}
+
+#[test]
+fn folders_above_that_are_closed_to_the_portal() {
+    let (asterisk, portal) = host();
+    portal.create_user("Alice", "alice@example.com");
+    portal.apply("suite");
+    portal.create_user("Bob", "bob@example.com");
+    let (User(owner), User(others)) = (lab::ASTERISK, lab::BROWSER);
+    let (etc, pjsip_d) = (asterisk.etc(), asterisk.etc().join("pjsip.d"));
+    let entered = |folder: &Path| format!("may not enter {}: ", folder.display());
+    for folder in [&etc, &pjsip_d, &etc.join("extensions.d")] {
+        lab::make_dir(folder, owner, others, 0o750);
+        let group = format!("usermod -aG {others} pbx-portal), then restart the portal");
+        refused(&asterisk, &portal, &[&entered(folder), &group]);
+        lab::make_dir(folder, owner, owner, 0o740);
+        refused(&asterisk, &portal, &[&entered(folder), &format!("(chmod g+x {})", folder.display())]);
+        lab::make_dir(folder, owner, 0, 0o750);
+        refused(&asterisk, &portal, &[&entered(folder), &format!("chgrp asterisk {}", folder.display())]);
+        lab::make_dir(folder, owner, owner, 0o750);
+    }
+    // One that holds what is included.
+    let private = etc.join("private");
+    lab::make_dir(&private, owner, owner, 0o700);
+    asterisk.write_config("private/more.conf", "[alice]\ntype=endpoint\n");
+    asterisk.edit_config("pjsip.conf", |text| format!("{text}#include private/more.conf\n"));
+    refused(&asterisk, &portal, &["private/more.conf can't be read", &entered(&private)]);
+    lab::make_dir(&private, owner, owner, 0o750);
     portal.apply("suite");
 }
 
@@ -108,6 +261,11 @@ fn a_file_that_cant_be_read_and_a_module_that_is_missing() {
     refused(&asterisk, &portal, &["private.conf can't be read"]);
     fs::set_permissions(&private, fs::Permissions::from_mode(0o640)).expect("open a file");
 
+    let (dialplan, away) = (asterisk.etc().join("extensions.conf"), asterisk.etc().join("away"));
+    fs::rename(&dialplan, &away).expect("move the dialplan away");
+    refused(&asterisk, &portal, &["extensions.conf can't be read: No such file", "; it is missing: make it"]);
+    fs::rename(&away, &dialplan).expect("move it back");
+
     asterisk.rx("module unload func_sorcery.so");
     refused(&asterisk, &portal, &["func_sorcery.so"]);
     asterisk.rx("module load func_sorcery.so");
@@ -117,7 +275,15 @@ fn a_file_that_cant_be_read_and_a_module_that_is_missing() {
 #[test]
 fn folders_that_are_not_there() {
     let (asterisk, portal) = host();
-    let folder = asterisk.endpoints_file().parent().expect("a folder").to_owned();
-    fs::remove_dir(&folder).expect("remove the folder");
-    refused(&asterisk, &portal, &["install -d -o pbx-portal -g asterisk -m 2750", &folder.display().to_string()]);
+    // The first holds the lock file.
+    for file in [asterisk.routing_file(), asterisk.endpoints_file()] {
+        let folder = file.parent().expect("a folder");
+        fs::remove_dir_all(folder).expect("remove the folder");
+        let used = format!("{}/", folder.display());
+        let install = "install -d -o pbx-portal -g asterisk -m 2750";
+        refused(&asterisk, &portal, &[used.trim_end_matches('/'), "can't be used: No such file", install]);
+        let (User(owner), User(group)) = (lab::PORTAL, lab::ASTERISK);
+        lab::make_dir(folder, owner, group, 0o2750);
+    }
+    portal.apply("suite");
 }
