@@ -7,10 +7,9 @@
 //! goes on after the include (seen on 22.10). `#exec` is not followed: what a program prints can't be known without running it.
 
 use std::borrow::Cow;
-use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use super::files;
@@ -66,7 +65,7 @@ pub struct Include {
     pub tries: bool,
     /// What it names, as it is written.
     pub written: String,
-    pattern: glob::Pattern,
+    patterns: Vec<glob::Pattern>,
     found: Vec<PathBuf>,
 }
 
@@ -76,13 +75,13 @@ impl Include {
     pub fn includes(&self, path: &Path) -> bool {
         let is =
             |found: &PathBuf| matches!((fs::canonicalize(found), fs::canonicalize(path)), (Ok(a), Ok(b)) if a == b);
-        self.pattern.matches_path_with(path, AS_THE_SHELL) || self.found.iter().any(is)
+        self.patterns.iter().any(|pattern| pattern.matches_path_with(path, AS_THE_SHELL)) || self.found.iter().any(is)
     }
 
-    /// Whether there is nothing that it names. Asterisk takes `{a,b}` for either, which is not followed here.
+    /// Whether there is no file that it names.
     #[must_use]
     pub fn finds_nothing(&self) -> bool {
-        self.found.is_empty() && !self.written.contains('{')
+        self.found.is_empty()
     }
 }
 
@@ -227,30 +226,21 @@ impl Config {
             return Ok(());
         }
         let written = argument.trim().trim_matches(['"', '<', '>']).to_owned();
-        let pattern = if written.starts_with('/') {
-            written.clone()
-        } else {
-            format!("{}/{written}", glob::Pattern::escape(&config_dir.to_string_lossy()))
-        };
-        let (Ok(found), Ok(parsed)) = (glob::glob_with(&pattern, AS_THE_SHELL), glob::Pattern::new(&pattern)) else {
-            return Ok(());
-        };
-        let found = found.collect::<Result<Vec<_>, _>>();
-        let mut found = found.map_err(|error| Unreadable { path: error.path().to_owned(), error: error.into() })?;
-        // As Asterisk, which skips folders and links to nothing.
-        found.retain(|path| match fs::metadata(path) {
-            Ok(found) => found.is_file(),
-            Err(error) => error.kind() != io::ErrorKind::NotFound,
-        });
-        // Nothing is found in a folder that is closed either.
-        let named: PathBuf =
-            Path::new(&pattern).components().take_while(|part| !has_wildcard(part.as_os_str())).collect();
-        if let (true, Err(error)) = (found.is_empty(), fs::metadata(&named))
-            && error.kind() == io::ErrorKind::PermissionDenied
-        {
-            return Err(Unreadable { path: named, error });
+        let (mut patterns, mut found) = (Vec::new(), Vec::new());
+        for pattern in alternatives(&written) {
+            let pattern = if pattern.starts_with('/') {
+                pattern
+            } else {
+                format!("{}/{pattern}", glob::Pattern::escape(&config_dir.to_string_lossy()))
+            };
+            let (Ok(paths), Ok(parsed)) = (glob::glob_with(&pattern, AS_THE_SHELL), glob::Pattern::new(&pattern))
+            else {
+                return Ok(());
+            };
+            found.extend(files_among(&pattern, paths)?);
+            patterns.push(parsed);
         }
-        self.includes.push(Include { place, tries, written, pattern: parsed, found: found.clone() });
+        self.includes.push(Include { place, tries, written, patterns, found: found.clone() });
         for path in found {
             self.read_file(config_dir, &path, section, depth + 1)?;
         }
@@ -290,8 +280,40 @@ impl Entry {
     }
 }
 
-fn has_wildcard(part: &OsStr) -> bool {
-    part.to_string_lossy().contains(['*', '?', '['])
+/// `a{b,c}` is `ab` and `ac`.
+fn alternatives(pattern: &str) -> Vec<String> {
+    let close = pattern.find('}');
+    let Some((open, close)) = close.and_then(|close| Some((pattern[..close].rfind('{')?, close))) else {
+        return vec![pattern.to_owned()];
+    };
+    let mut all = Vec::new();
+    for between in pattern[open + 1..close].split(',') {
+        for one in alternatives(&format!("{}{between}{}", &pattern[..open], &pattern[close + 1..])) {
+            if !all.contains(&one) {
+                all.push(one);
+            }
+        }
+    }
+    all
+}
+
+/// What a pattern finds and Asterisk reads: it skips folders, and links to nothing.
+fn files_among(pattern: &str, paths: glob::Paths) -> Result<Vec<PathBuf>, Unreadable> {
+    let found = paths.collect::<Result<Vec<_>, _>>();
+    let mut found = found.map_err(|error| Unreadable { path: error.path().to_owned(), error: error.into() })?;
+    found.retain(|path| match fs::metadata(path) {
+        Ok(found) => found.is_file(),
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    });
+    // Nothing is found in a folder that is closed either.
+    let has_wildcard = |part: &Component| part.as_os_str().to_string_lossy().contains(['*', '?', '[']);
+    let named: PathBuf = Path::new(pattern).components().take_while(|part| !has_wildcard(part)).collect();
+    match fs::metadata(&named) {
+        Err(error) if found.is_empty() && error.kind() == io::ErrorKind::PermissionDenied => {
+            Err(Unreadable { path: named, error })
+        }
+        _ => Ok(found),
+    }
 }
 
 /// The part of a line that is no comment; `depth` is how many enclosing comments are open, over lines.
@@ -344,6 +366,14 @@ mod tests {
         assert_eq!(kept("a ;-- b\nc=1\nd --; e\nf"), ["a", "", "e", "f"]);
         assert_eq!(kept(";-- a ;-- b --; c --; d"), ["d"]);
         assert_eq!(kept(";--- a\nb"), ["", "b"]);
+    }
+
+    #[test]
+    fn braces_are_alternatives() {
+        assert_eq!(alternatives("a.conf"), ["a.conf"]);
+        assert_eq!(alternatives("{a,b*}/{c,d}"), ["a/c", "a/d", "b*/c", "b*/d"]);
+        assert_eq!(alternatives("a{,{b,c}}"), ["a", "ab", "ac"]);
+        assert_eq!(alternatives("}a{b"), ["}a{b"]);
     }
 
     #[test]

@@ -4,7 +4,9 @@ use std::fs::{self, File};
 
 use serde_json::{Value, json};
 
-use crate::fixtures::{Database, TWO_OF_ONE_NAME, account, failed_apply, host, id, psql, serves, sqlite, try_apply};
+use crate::fixtures::{
+    Database, TWO_OF_ONE_NAME, account, failed_apply, host, id, left_overs, psql, serves, sqlite, try_apply,
+};
 use crate::support::portal::Settings;
 use crate::support::process::Signal;
 use crate::support::{Asterisk, Portal, Postgres, asterisk, secs, strace, wait_until};

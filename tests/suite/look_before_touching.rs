@@ -40,7 +40,7 @@ fn foreign_sections_and_priorities() {
         ("[tmpl](!)\nTYPE=aor\n[1999](tmpl)\n", "AOR 1999"),
         ("[1000](+type=endpoint)\ncontext=other\n", "addition to section 1000"),
     ];
-    asterisk.edit_config("pjsip.conf", |text| format!("{text}#include hand*.conf\n"));
+    asterisk.edit_config("pjsip.conf", |text| format!("{text}#include {{none,hand*}}.conf\n"));
     for (text, what) in pjsip {
         asterisk.write_config("hand-written.conf", &format!("; by hand\n{text}"));
         let line = if text.contains("(!)") { 4 } else { 2 };
@@ -85,8 +85,8 @@ fn an_administrators_own_additions_are_no_failure() {
     });
     // Asterisk takes the file, and leaves the folder out.
     asterisk.write_config("pjsip.d/own.conf", "[bob]\ntype=endpoint\n");
-    asterisk
-        .edit_config("pjsip.conf", |text| format!("{text}#include pjsip.d/*\n#include {{none,pjsip.d/own}}.conf\n"));
+    asterisk.edit_config("pjsip.conf", |text| format!("{text}#include pjsip.d/*\n#include {{none,also}}.conf\n"));
+    asterisk.write_config("also.conf", "");
     assert_eq!(portal.apply("suite")["users_applied"].as_u64(), Some(1));
     assert_eq!(portal.apply("suite")["users_applied"].as_u64(), Some(1));
     assert!(asterisk.endpoints().contains(&"bob".to_owned()), "{:?}", asterisk.endpoints());
@@ -180,29 +180,28 @@ fn a_generated_file_that_is_included_twice() {
 
 #[test]
 fn whatever_module_is_missing() {
-    let modules = [
+    let leaves = [
         "app_dial.so",
         "chan_pjsip.so",
         "func_logic.so",
         "func_md5.so",
         "func_sorcery.so",
         "pbx_config.so",
-        "res_pjsip.so",
         "res_pjsip_authenticator_digest.so",
         "res_pjsip_endpoint_identifier_user.so",
         "res_pjsip_nat.so",
         "res_pjsip_registrar.so",
         "res_pjsip_sdp_rtp.so",
-        "res_pjsip_session.so",
         "res_rtp_asterisk.so",
-        "res_sorcery_astdb.so",
-        "res_sorcery_config.so",
     ];
-    let noload = modules.map(|module| format!("noload={module}\n")).concat();
-    let asterisk = Asterisk::start_with(&asterisk::Options { modules: noload, ..asterisk::Options::default() });
-    let portal = Portal::start(&Settings::of(&asterisk));
-    portal.create_user("Alice", "alice@example.com");
-    refused(&asterisk, &portal, &modules);
+    let roots = ["res_pjsip.so", "res_pjsip_session.so", "res_sorcery_astdb.so", "res_sorcery_config.so"];
+    for missing in [&leaves[..], &roots] {
+        let modules: String = missing.iter().map(|module| format!("noload={module}\n")).collect();
+        let asterisk = Asterisk::start_with(&asterisk::Options { modules, ..asterisk::Options::default() });
+        let portal = Portal::start(&Settings::of(&asterisk));
+        portal.create_user("Alice", "alice@example.com");
+        refused(&asterisk, &portal, missing);
+    }
 }
 
 #[test]
