@@ -6,6 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::fixtures::{TWO_OF_ONE_NAME, account, host, id};
+use crate::look_before_touching::refused;
 use crate::support::lab::{self, Folder, User};
 use crate::support::portal::{Settings, run};
 use crate::support::sipp::{Called, Phones};
@@ -119,6 +120,17 @@ fn of_include_lines() {
     asterisk.write_config("nested.conf", "; by hand\n#tryinclude pjsip.d/*/generated_*.conf\n");
     Table::of(&settings).nothing_fails();
     Table::of(&settings).says("the include lines", "ok", &["nested.conf:2"]);
+
+    asterisk.edit_config("pjsip.conf", |text| format!("#include nested.conf\n{text}"));
+    let advice = Table::of(&settings).says("the include lines", "failure", &["included twice", "nested.conf:2"]);
+    assert!(advice.starts_with("remove one of the two lines"), "{advice}");
+    let text = "#include nothing.d/*.conf\n";
+    asterisk.edit_config("pjsip.conf", |pjsip| pjsip.replacen("#include nested.conf\n", text, 1));
+    let advice =
+        Table::of(&settings).says("files to include", "failure", &["pjsip.conf:1: '#include nothing.d/*.conf'"]);
+    assert!(advice.starts_with("write #tryinclude there, or remove the line"), "{advice}");
+    asterisk.edit_config("pjsip.conf", |pjsip| pjsip.replace(text, ""));
+    Table::of(&settings).nothing_fails();
 }
 
 #[test]
@@ -131,6 +143,41 @@ fn of_folders_and_rights() {
     fs::remove_dir(&folder).expect("remove a folder");
     let advice = Table::of(&settings).says("the two folders", "failure", &[&shown]);
     follow(between(&format!("{advice}\n"), "make it with: ", "\n"));
+    Table::of(&settings).nothing_fails();
+
+    let User(owner) = lab::PORTAL;
+    lab::make_dir(&folder, owner, 0, 0o755);
+    let advice = Table::of(&settings).says("the two folders", "failure", &[&shown, "can't be given its group"]);
+    follow(between(&advice, "(", ")"));
+    Table::of(&settings).nothing_fails();
+
+    let User(asterisks) = lab::ASTERISK;
+    lab::make_dir(&asterisk.etc(), asterisks, asterisks, 0o740);
+    let etc = asterisk.etc().display().to_string();
+    let advice = Table::of(&settings).says("the two folders", "failure", &["Permission denied", &shown]);
+    assert!(advice.contains(&format!("may not enter {etc}: ")), "{advice}");
+    follow(between(&advice, "(", ")"));
+    Table::of(&settings).nothing_fails();
+
+    let lock = folder.join(".pbx-portal.lock");
+    fs::create_dir(&lock).expect("make a folder");
+    Table::of(&settings).says("the two folders", "failure", &[".pbx-portal.lock is no regular file", "remove it"]);
+    fs::remove_dir(&lock).expect("remove it");
+    fs::write(&lock, "").expect("root's lock file");
+    let words = [".pbx-portal.lock can't be written by this user", "if no apply runs, remove it"];
+    Table::of(&settings).says("the two folders", "failure", &words);
+    fs::remove_file(&lock).expect("remove it");
+    Table::of(&settings).nothing_fails();
+
+    lab::make_dir(&folder, 0, asterisks, 0o3770);
+    fs::write(asterisk.endpoints_file(), "").expect("root's endpoints");
+    Table::of(&settings).says(
+        "the two folders",
+        "failure",
+        &["generated_endpoints.conf is somebody else's", "chmod -t"],
+    );
+    follow(&format!("chmod -t {shown}"));
+    fs::remove_file(asterisk.endpoints_file()).expect("remove it");
     Table::of(&settings).nothing_fails();
 
     lab::make_dir(&folder, 0, 0, 0o755);
@@ -149,6 +196,7 @@ fn of_folders_and_rights() {
     let private = asterisk.etc().join("private.conf");
     follow(&format!("chmod 600 {}", private.display()));
     let advice = Table::of(&settings).says("the include lines", "failure", &["private.conf can't be read"]);
+    Table::of(&settings).says("files to include", "failure", &["private.conf can't be read"]);
     assert!(advice.contains("chgrp asterisk and chmod g+r"), "{advice}");
     follow(&format!("chgrp asterisk {private}; chmod g+r {private}", private = private.display()));
     Table::of(&settings).nothing_fails();
@@ -167,6 +215,25 @@ fn of_sections_and_the_context() {
     let advice = Table::of(&settings).says("the numbers 1000 to 1999", "failure", &["hand.conf:2", "1000"]);
     assert!(advice.contains("rename or remove it"), "{advice}");
     asterisk.write_config("hand.conf", "");
+    Table::of(&settings).nothing_fails();
+
+    asterisk.write_config("pjsip_wizard.conf", "[1500]\ntype=wizard\n");
+    Table::of(&settings).says("the numbers 1000 to 1999", "failure", &["pjsip_wizard.conf:1", "wizard 1500"]);
+    asterisk.write_config("pjsip_wizard.conf", "");
+    asterisk.write_config("sorcery.conf", "[res_pjsip]\ncontact=memory\n");
+    let advice = Table::of(&settings).says("where registrations are kept", "failure", &["sorcery.conf:2", "memory"]);
+    assert!(advice.starts_with("remove the line and restart Asterisk"), "{advice}");
+    asterisk.write_config("sorcery.conf", "[res_pjsip]\n");
+    Table::of(&settings).nothing_fails();
+
+    // No reload of ours takes away what AEL says.
+    asterisk.write_config("extensions.ael", "context synergy-internal {\n 1777 => { NoOp(); };\n};\n");
+    asterisk.rx("module load pbx_ael.so");
+    let words = ["priority 1 of extension 1777", "not from a file", "remove it there"];
+    Table::of(&settings).says("where routing comes from", "failure", &words);
+    refused(&asterisk, &portal, &words);
+    asterisk.write_config("extensions.ael", "context other {\n 1777 => { NoOp(); };\n};\n");
+    asterisk.rx("module reload pbx_ael.so");
     Table::of(&settings).nothing_fails();
 
     asterisk.edit_config("extensions.conf", |text| format!("{text}[synergy-internal](+)\nexten => _1XXX,1,NoOp()\n"));

@@ -26,6 +26,17 @@ fn two_sections_of_one_name_and_type() {
 }
 
 #[test]
+fn what_only_asterisk_itself_knows() {
+    let (asterisk, portal) = host();
+    portal.create_user("Alice", "alice@example.com");
+    asterisk.edit_config("pjsip.conf", |text| format!("{text}[alice\ntype=endpoint\n"));
+    failed_apply(&portal, &["endpoints missing: 1000", "none was found", "Asterisk's own log (messages.log) says"]);
+    assert!(asterisk.log().contains("no closing ']'"), "{}", asterisk.log());
+    asterisk.edit_config("pjsip.conf", |text| text.replace("[alice\n", "[alice]\n"));
+    portal.apply("suite");
+}
+
+#[test]
 fn a_folder_that_asterisk_may_not_read() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");

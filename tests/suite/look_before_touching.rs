@@ -194,7 +194,8 @@ fn whatever_module_is_missing() {
         "res_pjsip_sdp_rtp.so",
         "res_rtp_asterisk.so",
     ];
-    let roots = ["res_pjsip.so", "res_pjsip_session.so", "res_sorcery_astdb.so", "res_sorcery_config.so"];
+    // Asterisk does not start without res_sorcery_config.so.
+    let roots = ["res_pjsip.so", "res_pjsip_session.so", "res_sorcery_astdb.so"];
     for missing in [&leaves[..], &roots] {
         let modules: String = missing.iter().map(|module| format!("noload={module}\n")).collect();
         let asterisk = Asterisk::start_with(&asterisk::Options { modules, ..asterisk::Options::default() });
@@ -205,7 +206,7 @@ fn whatever_module_is_missing() {
 }
 
 #[test]
-fn a_control_socket_that_refuses_the_portal_or_that_there_is_no_handle_for() {
+fn a_control_socket_that_refuses_the_portal_or_a_question_or_that_no_handle_is_left_for() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
     portal.apply("suite");
@@ -214,6 +215,13 @@ fn a_control_socket_that_refuses_the_portal_or_that_there_is_no_handle_for() {
     strace::under(portal.pid(), &without_handles, || {
         refused(&asterisk, &portal, &["can't be reached", "no file handle left: raise its limit (LimitNOFILE="]);
     });
+    asterisk.write_config("cli_permissions.conf", "[general]\ndefault_perm=deny\n[root]\npermit=all\n");
+    asterisk.restart();
+    refused(
+        &asterisk,
+        &portal,
+        &["'core waitfullybooted' is not understood", "permission", "; look at Asterisk's own log (messages.log)"],
+    );
     asterisk.edit_config("asterisk.conf", |text| text.replace("astctlpermissions = 0660", "astctlpermissions = 0600"));
     asterisk.restart();
     refused(&asterisk, &portal, &["refuses the portal's user", "astctlpermissions = 0660", "astctlgroup"]);
