@@ -31,7 +31,7 @@ pub enum Foreign {
     Unreadable(#[from] Unreadable),
 }
 
-/// Looks through pjsip.conf, pjsip_wizard.conf, extensions.conf and what they include.
+/// Looks through pjsip.conf, `pjsip_wizard.conf`, extensions.conf and what they include.
 ///
 /// # Errors
 /// The first thing found, or the first file that can't be read.

@@ -197,7 +197,7 @@ fn whatever_module_is_missing() {
     // Asterisk does not start without res_sorcery_config.so.
     let roots = ["res_pjsip.so", "res_pjsip_session.so", "res_sorcery_astdb.so"];
     for missing in [&leaves[..], &roots] {
-        let modules: String = missing.iter().map(|module| format!("noload={module}\n")).collect();
+        let modules = format!("noload={}\n", missing.join("\nnoload="));
         let asterisk = Asterisk::start_with(&asterisk::Options { modules, ..asterisk::Options::default() });
         let portal = Portal::start(&Settings::of(&asterisk));
         portal.create_user("Alice", "alice@example.com");
