@@ -6,6 +6,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::apply::ownership::{self, OnDisk};
 use crate::asterisk::in_force::{self, Value};
 use crate::asterisk::{registrations, render};
 use crate::config::{ApiToken, DatabaseUrl, Secrets, Settings};
@@ -155,16 +156,19 @@ async fn next_apply(host: &Host, users: &[User]) -> Probed {
     Err(Trouble::Warning(format!("would {}; POST /apply", parts.join(", "))))
 }
 
-/// Phones that are registered as a number that nobody has.
+/// Phones that the next apply evicts: of numbers that nobody has, and of numbers that change hands.
 async fn old_registrations(host: &Host, users: &[User]) -> Probed {
+    let on_disk = OnDisk::read(&host.config_dir, &host.files)?;
+    let changing = ownership::changing_hands(&host.control, users, &on_disk).await?;
     let wanted: BTreeSet<_> = users.iter().map(|user| user.extension.number).collect();
-    let registered = registrations::list(&host.control).await?;
-    let old: BTreeSet<_> = registered.iter().map(|r| r.number).filter(|number| !wanted.contains(number)).collect();
+    let registered: BTreeSet<_> = registrations::list(&host.control).await?.into_iter().map(|r| r.number).collect();
+    let old: Vec<_> =
+        registered.into_iter().filter(|number| changing.contains(number) || !wanted.contains(number)).collect();
     if old.is_empty() {
-        return Ok("none of a number without a user".to_owned());
+        return Ok("none of somebody who had a number before".to_owned());
     }
     Err(Trouble::Warning(format!(
-        "phones are registered as {}, which nobody has; POST /apply evicts them",
+        "phones are registered as {} that are not, or no more, their users'; POST /apply evicts them",
         some_of(old)
     )))
 }

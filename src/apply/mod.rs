@@ -24,7 +24,7 @@
 //! nobody up, and it asks Asterisk hundreds of questions without a switch of threads. A client that hangs up does not end it.
 
 mod lock;
-mod ownership;
+pub(crate) mod ownership;
 mod proof;
 
 pub use lock::{HostLock, LockError};

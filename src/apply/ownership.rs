@@ -23,7 +23,7 @@ use crate::domain::{ExtensionNumber, User};
 
 /// What our two files say, whoever wrote them last.
 #[derive(Debug, Default)]
-pub(super) struct OnDisk {
+pub(crate) struct OnDisk {
     secrets: BTreeMap<ExtensionNumber, String>,
     pub(super) endpoints: BTreeSet<ExtensionNumber>,
     /// Whose priority 1 is our `Dial`, and not that of the quarantine.
@@ -32,7 +32,7 @@ pub(super) struct OnDisk {
 
 impl OnDisk {
     /// Reads both files; an absent one says nothing.
-    pub(super) fn read(config_dir: &Path, files: &GeneratedFiles) -> Result<Self, Unreadable> {
+    pub(crate) fn read(config_dir: &Path, files: &GeneratedFiles) -> Result<Self, Unreadable> {
         let read = |path: &Path| match Config::read(config_dir, path) {
             Err(Unreadable { error, .. }) if error.kind() == std::io::ErrorKind::NotFound => Ok(Config::default()),
             read => read,
@@ -58,7 +58,7 @@ impl OnDisk {
 }
 
 /// The numbers of `users` that change hands.
-pub(super) async fn changing_hands(
+pub(crate) async fn changing_hands(
     control: &Control,
     users: &[User],
     on_disk: &OnDisk,

@@ -7,10 +7,13 @@
 //! goes on after the include (seen on 22.10). `#exec` is not followed: what a program prints can't be known without running it.
 
 use std::borrow::Cow;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
+
+use rustix::fs::OFlags;
 
 use super::files;
 
@@ -40,6 +43,7 @@ impl Unreadable {
             io::ErrorKind::PermissionDenied => files::closed_above(&self.path).unwrap_or_else(|| {
                 "it is part of Asterisk's configuration: make it readable for the portal's user (by its group, say: chgrp asterisk and chmod g+r)".to_owned()
             }),
+            io::ErrorKind::InvalidInput => "put a file in its place, or remove the line that includes it".to_owned(),
             _ => files::advice(&self.error).to_owned(),
         }
     }
@@ -185,7 +189,7 @@ impl Config {
         mut section: Option<usize>,
         depth: usize,
     ) -> Result<(), Unreadable> {
-        let bytes = fs::read(path).map_err(|error| Unreadable { path: path.to_owned(), error })?;
+        let bytes = read_regular(path).map_err(|error| Unreadable { path: path.to_owned(), error })?;
         let text = String::from_utf8_lossy(&bytes);
         let file: Arc<Path> = path.into();
         self.files.push(file.clone());
@@ -278,6 +282,18 @@ impl Entry {
         let value = value.strip_prefix('>').unwrap_or(value).trim().to_owned();
         Some(Self { key, value, place: place.clone() })
     }
+}
+
+/// Reads a file, and nothing that an apply could wait for without end: no pipe, no device.
+fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
+    let flags = i32::try_from(OFlags::NONBLOCK.bits()).expect("an open flag fits");
+    let mut file = File::options().read(true).custom_flags(flags).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// `a{b,c}` is `ab` and `ac`.

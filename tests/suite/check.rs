@@ -335,16 +335,17 @@ fn of_what_is_not_applied_yet() {
     portal.apply("suite");
     Table::of(&settings).says("the next apply", "ok", &["changes nothing"]);
 
-    let (number, secret) = account(&users[1]);
-    let _phone = Phones::register(&asterisk, &[(&number, &secret)], Called::Answer);
+    let accounts = [0, 1].map(|index| account(&users[index]));
+    let accounts = accounts.each_ref().map(|(number, secret)| (number.as_str(), secret.as_str()));
+    let _phones = Phones::register(&asterisk, &accounts, Called::Answer);
     for user in &users[..2] {
         portal.delete_user(id(user));
     }
     portal.create_user("d", "d@example.com");
     let table = Table::of(&settings);
     table.says("the next apply", "warning", &["remove 1001", "change 1000"]);
-    table.says("old registrations", "warning", &["1001", "POST /apply"]);
-    portal.apply("suite");
+    table.says("old registrations", "warning", &["1000, 1001", "POST /apply"]);
+    assert_eq!(portal.apply("suite")["registrations_evicted"].as_array().map(Vec::len), Some(2));
     let table = Table::of(&settings);
     table.says("the next apply", "ok", &["changes nothing"]);
     table.says("old registrations", "ok", &[]);

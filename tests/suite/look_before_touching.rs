@@ -4,6 +4,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::process::Command;
 
 use serde_json::json;
 
@@ -276,6 +277,17 @@ fn a_file_that_cant_be_read_and_a_module_that_is_missing() {
     asterisk.rx("module unload func_sorcery.so");
     refused(&asterisk, &portal, &["func_sorcery.so"]);
     asterisk.rx("module load func_sorcery.so");
+    portal.apply("suite");
+}
+
+#[test]
+fn a_pipe_is_no_file_and_waited_for_by_nobody() {
+    let (asterisk, portal) = host();
+    asterisk.edit_config("pjsip.conf", |text| format!("{text}#tryinclude pipe.conf\n"));
+    let pipe = asterisk.etc().join("pipe.conf");
+    let made = Command::new("mkfifo").arg("--mode=644").arg(&pipe).status().expect("run mkfifo");
+    assert!(made.success());
+    // Asterisk ignores it too.
     portal.apply("suite");
 }
 
