@@ -115,7 +115,7 @@ fn by_an_asterisk_that_was_restarted_on_a_broken_pjsip_conf() {
     let registered = scene.registered();
     let mut left = registered.len();
     let sound = fs::read_to_string(scene.asterisk.etc().join("pjsip.conf")).expect("pjsip.conf");
-    for broken in ["#include nothing/*.conf\n", "[nobody](+type=endpoint)\n"] {
+    for broken in ["[nobody\n", "[nobody](+type=endpoint)\n"] {
         scene.asterisk.write_config("pjsip.conf", &format!("{sound}{broken}"));
         scene.asterisk.restart();
         let auths = scene.asterisk.rx("pjsip show auths");
