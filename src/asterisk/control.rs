@@ -106,7 +106,7 @@ pub enum ControlError {
         bound: Duration,
     },
     /// It keeps registrations that it was told to drop.
-    #[error("Asterisk keeps old registrations of {numbers} that it was told to drop: restart it, then apply again")]
+    #[error("Asterisk keeps old registrations of {numbers} that it was told to drop; restart it, then apply again")]
     Kept {
         /// Of which extensions.
         numbers: String,
