@@ -190,15 +190,25 @@ fn every_status_of_every_operation() {
     let cluster = Postgres::start(&Options::default());
     let orphan = Portal::start(&Settings::of(&asterisk).with("DATABASE_URL", cluster.new_database()));
     cluster.stop();
-    let mut client = Client { address: orphan.address(), seen: &mut seen };
-    for (method, path, body) in [
+    let asked = [
         ("POST", "/users", new_user(3)),
         ("GET", "/users", json!({})),
         ("DELETE", unknown, json!({})),
         ("POST", "/apply", by),
-    ] {
-        assert_eq!(phrase(client.json(method, path, &body)), is(503, "Database unavailable"));
-    }
+    ];
+    // At once, because each takes the seconds in which the database might come back.
+    std::thread::scope(|scope| {
+        let asking = asked.map(|(method, path, body)| {
+            let address = orphan.address();
+            scope.spawn(move || {
+                let mut seen = BTreeSet::new();
+                let answer = Client { address, seen: &mut seen }.json(method, path, &body);
+                assert_eq!(phrase(answer), is(503, "Database unavailable"));
+                seen
+            })
+        });
+        seen.extend(asking.into_iter().flat_map(|asking| asking.join().expect("an answer")));
+    });
 
     let document = document();
     let mut promised = BTreeSet::new();

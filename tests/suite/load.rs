@@ -158,10 +158,7 @@ struct Usage {
 
 impl Usage {
     fn of(portal: &Portal) -> Self {
-        let process = format!("/proc/{}", portal.pid());
-        let status = fs::read_to_string(format!("{process}/status")).expect("its status");
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
-        let kibibytes = resident.trim().trim_end_matches(" kB").parse().expect("a number");
-        Self { kibibytes, handles: fs::read_dir(format!("{process}/fd")).expect("its handles").count() }
+        let handles = fs::read_dir(format!("/proc/{}/fd", portal.pid())).expect("its handles");
+        Self { kibibytes: portal.memory("VmRSS"), handles: handles.count() }
     }
 }

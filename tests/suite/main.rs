@@ -32,6 +32,7 @@ mod principles;
 mod proxy;
 mod recordings;
 mod reloads;
+mod scenes;
 mod schemathesis;
 mod secrets_at_rest;
 mod settings;

@@ -5,7 +5,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::fixtures::{account, failed_apply, host, id, registrations, try_apply};
+use crate::fixtures::{account, failed_apply, host, id, registered, registrations, try_apply};
 use crate::support::sipp::{Called, Phones, call, register};
 use crate::support::{Asterisk, Portal, secs, wait_until};
 
@@ -50,17 +50,6 @@ impl Scene {
         assert_eq!(call(&self.asterisk, (&from.0, &from.1), &to), 200);
         assert_eq!(self.phones.requests("INVITE", &to), rung + 1);
     }
-}
-
-/// The keys of all registrations, with the contacts.
-fn registered(asterisk: &Asterisk) -> Vec<String> {
-    let rows = asterisk.rx("database show registrar/contact");
-    let row = |row: &str| {
-        let (key, value) = row.split_once(": ")?;
-        let value: Value = serde_json::from_str(value).ok()?;
-        Some(format!("{key} {}", value["uri"]))
-    };
-    rows.lines().filter_map(row).collect()
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, sleep};
 
-use crate::fixtures::{account, failed_apply, host, id, try_apply};
+use crate::fixtures::{SetWhenDropped, account, failed_apply, host, id, try_apply};
 use crate::support::lab::{self, Folder, User, install_program, make_dir};
 use crate::support::portal::Settings;
 use crate::support::process::Signal;
@@ -64,24 +64,15 @@ fn dropped_reloads_whole_or_of_one_module_are_sent_again() {
                 }
             });
         }
-        let _done = Done(&done);
+        let _done = SetWhenDropped(&done);
         // Most are dropped whole; one in some fifteen applies meets the end of the other reload.
-        wait_until(secs(120), "reloads are dropped, some whole and some in part", || {
+        wait_until(secs(300), "reloads are dropped, some whole and some in part", || {
             portal.delete_user(id(&users.pop().expect("a user")));
             assert_eq!(portal.apply("suite")["users_applied"].as_u64(), u64::try_from(users.len()).ok());
             [true, false].iter().all(|whole| dropped().contains(whole))
         });
     });
     assert_eq!(portal.log().matches("sent again").count(), dropped().len());
-}
-
-/// Ends the loops of other threads, even if the test panics.
-struct Done<'a>(&'a AtomicBool);
-
-impl Drop for Done<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 #[test]

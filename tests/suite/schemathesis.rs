@@ -12,7 +12,7 @@ use crate::support::{Asterisk, Portal, secs};
 #[test]
 fn contract_holds() {
     let (_asterisk, portal) = host();
-    keeps(&portal, &document(), &[]);
+    keeps(&portal, &document(), 150, &[]);
 }
 
 #[test]
@@ -24,7 +24,7 @@ fn contract_holds_with_a_token_and_no_operation_works_without_it() {
     let mut document = document();
     assert_eq!(document["security"], json!([{}, {"token": []}]));
     document["security"] = json!([{"token": []}]);
-    keeps(&portal, &document, &["--header", "Authorization: Bearer s3cret-token"]);
+    keeps(&portal, &document, 40, &["--header", "Authorization: Bearer s3cret-token"]);
 }
 
 fn document() -> Value {
@@ -33,7 +33,7 @@ fn document() -> Value {
 
 /// Every check there is, on a sequence of requests that is the same each time as far as the answers are; and every operation
 /// was seen to succeed: a delete can only in a chain that begins with a create.
-fn keeps(portal: &Portal, document: &Value, arguments: &[&str]) {
+fn keeps(portal: &Portal, document: &Value, examples: u8, arguments: &[&str]) {
     let folder = Folder::new("schemathesis");
     make_dir(folder.path(), BROWSER.0, BROWSER.0, 0o755);
     let file = folder.path().join("openapi.json");
@@ -44,7 +44,10 @@ fn keeps(portal: &Portal, document: &Value, arguments: &[&str]) {
     command.env("HOME", folder.path()).current_dir(folder.path());
     command.arg("run").arg(&file).args([&format!("--url=http://{}", portal.address()), "--no-color"]);
     command.args(["--checks=all", "--phases=examples,coverage,fuzzing,stateful", "--mode=all"]);
-    command.args(["--generation-deterministic", "--max-examples=150", "--continue-on-failure"]).args(arguments);
+    command
+        .args(["--generation-deterministic", "--continue-on-failure"])
+        .arg(format!("--max-examples={examples}"))
+        .args(arguments);
     let output = run_within(secs(300), &mut command);
     let (told, complained) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{told}{complained}");

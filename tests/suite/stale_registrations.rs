@@ -3,7 +3,7 @@
 use serde_json::Value;
 use std::net::SocketAddr;
 
-use crate::fixtures::{TWO_OF_ONE_NAME, account, failed_apply, host, id, registrations, sqlite};
+use crate::fixtures::{TWO_OF_ONE_NAME, account, evicted, failed_apply, host, id, registrations, sqlite};
 use crate::support::asterisk::Options;
 use crate::support::portal::Settings;
 use crate::support::sipp::{Called, Link, Phones, call, register};
@@ -79,12 +79,6 @@ impl Scene {
 
 /// Something that happens.
 type Happens = fn(&Scene);
-
-/// The extensions that an apply's answer names as evicted.
-fn evicted(applied: &Value) -> Vec<String> {
-    let registrations = applied["registrations_evicted"].as_array().expect("a list");
-    registrations.iter().map(|registration| registration["extension"].to_string()).collect()
-}
 
 #[test]
 fn a_deleted_users_phone_is_out_and_gets_no_more_options_reused_or_not() {

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::SocketAddr;
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output};
 use std::sync::{LazyLock, Mutex, MutexGuard};
@@ -145,6 +146,13 @@ impl Portal {
         self.process().as_mut().expect("the portal is running").signal(signal);
     }
 
+    /// A line of memory that the kernel tells of it in KiB, such as `VmRSS` or `VmHWM`.
+    pub fn memory(&self, line: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("read its status");
+        let value = status.lines().find_map(|text| text.strip_prefix(line)?.strip_prefix(':')?.strip_suffix(" kB"));
+        value.and_then(|value| value.trim().parse().ok()).unwrap_or_else(|| panic!("no {line} in {status}"))
+    }
+
     pub fn running(&self) -> bool {
         self.process().is_some()
     }
@@ -192,6 +200,13 @@ impl Portal {
         Ok(Answer { status, headers, text, json })
     }
 
+    /// Sends a request by hand, whose answer may be read, or waited for by nobody.
+    pub fn begin_post(&self, path: &str, body: &str) -> TcpStream {
+        let mut client = TcpStream::connect(self.address).expect("connect");
+        client.write_all(raw_post(path, body).as_bytes()).expect("send");
+        client
+    }
+
     /// Creates a user, which must succeed, and gives it as the portal does.
     #[track_caller]
     pub fn create_user(&self, name: &str, email: &str) -> Value {
@@ -233,6 +248,12 @@ impl Portal {
     fn process(&self) -> MutexGuard<'_, Option<Process>> {
         self.process.lock().expect("no test panics while it holds this")
     }
+}
+
+/// A POST of JSON as it goes over the wire.
+pub fn raw_post(path: &str, body: &str) -> String {
+    let head = format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json");
+    format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len())
 }
 
 /// Runs the binary to its end, at most a minute, in a folder of its own.

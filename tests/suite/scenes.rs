@@ -1,0 +1,158 @@
+//! An apply with strace at it: a number that changes hands, and a fault at one system call after the other.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::fixtures::{Database, account, id, left_overs, psql, sqlite};
+use crate::support::portal::Settings;
+use crate::support::strace::{self, Call};
+use crate::support::{Answer, Asterisk, Portal, Postgres, secs, wait_until};
+
+/// All threads of a process, and no program that it starts: strace counts calls by thread, so a fault at the second call of
+/// whichever comes first to it would hit `asterisk -rx`.
+pub const ALL_BUT_PROGRAMS: [&str; 3] = ["-f", "-b", "execve"];
+
+/// A number that gets another owner again and again, without a phone: for faults that are many and end alike.
+pub struct Succession {
+    pub asterisk: Asterisk,
+    pub portal: Portal,
+    url: Option<String>,
+    owner: Value,
+}
+
+impl Succession {
+    pub fn on(database: Database) -> Self {
+        let (asterisk, url) = (Asterisk::start(), (database == Database::Postgres).then(Postgres::database));
+        // With one worker thread, all that the service sends to PostgreSQL is of one thread.
+        let settings = Settings::of(&asterisk).with("TOKIO_WORKER_THREADS", 1);
+        let portal = Portal::start(&match &url {
+            Some(url) => settings.with("DATABASE_URL", url),
+            None => settings,
+        });
+        let owner = portal.create_user("Owner", "owner@example.com");
+        let mut succession = Self { asterisk, portal, url, owner };
+        succession.portal.apply("suite");
+        succession.next();
+        succession
+    }
+
+    /// The number gets another owner, and the audit log is empty.
+    pub fn next(&mut self) {
+        self.portal.delete_user(id(&self.owner));
+        self.owner = self.portal.create_user("Owner", "owner@example.com");
+        self.sql("DELETE FROM apply_audit_logs");
+    }
+
+    pub fn sql(&self, sql: &str) -> String {
+        match &self.url {
+            Some(url) => psql(url, sql),
+            None => sqlite(&self.portal, sql),
+        }
+    }
+
+    /// What the audit log says: nothing, or the outcome and the error.
+    pub fn row(&self) -> String {
+        self.sql("SELECT outcome || ' ' || coalesce(error_details, '') FROM apply_audit_logs").trim().to_owned()
+    }
+
+    /// Whether Asterisk serves the newest owner.
+    pub fn served(&self) -> bool {
+        let (number, secret) = account(&self.owner);
+        self.asterisk.rx(&format!("pjsip show auth {number}")).contains(&secret)
+            && self.asterisk.rx(&format!("dialplan show {number}@synergy-internal")).contains("Dial")
+    }
+
+    /// Applies with strace at the portal; gives the answer, if there is one, and what strace saw.
+    pub fn apply_under(&self, arguments: &[&str]) -> (Option<Answer>, Vec<Call>) {
+        self.apply_under_at(self.portal.pid(), &[&ALL_BUT_PROGRAMS[..], arguments].concat())
+    }
+
+    /// The same at one thread, say.
+    pub fn apply_under_at(&self, id: u32, arguments: &[impl AsRef<str>]) -> (Option<Answer>, Vec<Call>) {
+        let apply = || self.portal.try_request("POST", "/apply", Some(&json!({"triggered_by": "under strace"})));
+        let (answer, calls) = strace::under(id, arguments, apply);
+        (answer.ok(), calls)
+    }
+
+    /// The fault at each call of this name in turn, until an apply has no such call any more; how many there were. After each,
+    /// `check` what came of it; the next apply repairs everything.
+    pub fn at_each(
+        &mut self,
+        name: &str,
+        fault: &str,
+        select: impl Fn(&Portal) -> Selection,
+        check: impl Fn(&Self, Option<&Answer>, &str),
+    ) -> usize {
+        let mut when = 1;
+        loop {
+            self.next();
+            let point = format!("inject={name}:{fault}:when={when}");
+            let Selection(process, mut arguments) = select(&self.portal);
+            arguments.extend(["-e", &format!("trace={name}"), "-e", &point].map(str::to_owned));
+            let (answer, seen) = self.apply_under_at(process, &arguments);
+            let mut counts = BTreeMap::new();
+            for call in &seen {
+                *counts.entry(&call.thread).or_insert(0) += 1;
+            }
+            if counts.into_values().max().unwrap_or(0) < when {
+                assert_eq!(answer.map(|answer| answer.status), Some(200), "{point} is not reached");
+                return when - 1;
+            }
+            assert!(fault.starts_with("signal") || seen.iter().any(Call::failed_by_strace), "{point} is not put in");
+            check(self, answer.as_ref(), &point);
+            self.repaired(&point);
+            when += 1;
+        }
+    }
+
+    /// Told to stop in the middle of an apply, the service ends by itself when that is done; then it starts again.
+    pub fn stopped_after_success(&self, answer: Option<&Answer>, point: &str) {
+        let answer = answer.unwrap_or_else(|| panic!("{point}: no answer\n{}", self.portal.log()));
+        assert_eq!(answer.status, 200, "{point}: {}", answer.text);
+        wait_until(secs(20), &format!("{point}: the service ends"), || {
+            self.portal.ended().is_some_and(|status| status.success())
+        });
+        assert_eq!((self.row().as_str(), self.served()), ("success", true), "{point}");
+        self.portal.boot();
+    }
+
+    /// Killed, the service gave no answer; it starts again.
+    #[track_caller]
+    pub fn killed(&self, answer: Option<&Answer>, point: &str) {
+        assert!(answer.is_none(), "{point}: {answer:?}");
+        wait_until(secs(10), &format!("{point}: it is killed"), || self.portal.ended().is_some());
+        self.portal.boot();
+    }
+
+    /// After whatever fault: the files are whole, and the next apply repairs everything by itself.
+    pub fn repaired(&self, point: &str) {
+        whole(&self.asterisk, point);
+        self.portal.apply("repair");
+        assert!(self.served(), "{point}");
+        assert_eq!(left_overs(&self.asterisk), [""; 0], "{point}");
+    }
+}
+
+/// A process or a thread, and arguments that tell strace what of it to see.
+pub struct Selection(pub u32, pub Vec<String>);
+
+impl Selection {
+    /// All threads of a portal.
+    pub fn everything(portal: &Portal) -> Self {
+        Self(portal.pid(), ALL_BUT_PROGRAMS.map(str::to_owned).to_vec())
+    }
+}
+
+/// Both files are.
+pub fn whole(asterisk: &Asterisk, point: &str) {
+    for (file, ends) in [
+        (asterisk.endpoints_file(), ["qualify_frequency=60\n"].as_slice()),
+        // The last number may be in quarantine.
+        (asterisk.routing_file(), &["?17:19)})\n", ",1,Hangup(1)\n"]),
+    ] {
+        let text = fs::read_to_string(&file).expect("a generated file");
+        assert!(ends.iter().any(|end| text.ends_with(end)), "{point}: {} is half a file", file.display());
+    }
+}
