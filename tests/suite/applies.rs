@@ -100,6 +100,36 @@ fn with_no_users_both_include_lines_are_looked_for() {
 }
 
 #[test]
+fn of_an_emptied_database_warns_that_none_of_the_users_is_left() {
+    let (asterisk, portal) = host();
+    let message = |answer: &Value| answer["message"].as_str().expect("a message").to_owned();
+    let create = |names: &[&str]| {
+        for name in names {
+            portal.create_user(name, &format!("{name}@example.com"));
+        }
+    };
+    create(&["alice", "bob", "carol"]);
+    assert!(!message(&portal.apply("suite")).contains("Warning"), "nobody was served before");
+    portal.delete_user(id(&portal.users()[0]));
+    assert!(!message(&portal.apply("suite")).contains("Warning"), "two stay");
+
+    let warning = "none of the 2 users whom Asterisk served before is in the database any more";
+    for newcomers in [[].as_slice(), &["dave", "erin"]] {
+        sqlite(&portal, "PRAGMA foreign_keys = ON; DELETE FROM extensions; DELETE FROM users");
+        create(newcomers);
+        let logged = portal.log().len();
+        let answer = portal.apply("suite");
+        assert_eq!(answer["users_applied"].as_u64(), u64::try_from(newcomers.len()).ok());
+        assert!(message(&answer).contains(warning), "{answer}");
+        let log = portal.log();
+        assert!(log[logged..].lines().any(|line| line.contains(" WARN ") && line.contains(warning)), "{log}");
+        assert_eq!(asterisk.endpoints().len(), newcomers.len(), "it is applied all the same");
+        create(&["frank", "grace"][newcomers.len()..]);
+        portal.apply("suite");
+    }
+}
+
+#[test]
 fn without_cli_aliases_reloads_the_modules_themselves() {
     let asterisk =
         Asterisk::start_with(&asterisk::Options { without_cli_aliases: true, ..asterisk::Options::default() });

@@ -1,13 +1,14 @@
 //! A number that has another owner: the old owner's phone never rings for the new one.
 
-use serde_json::Value;
 use std::net::SocketAddr;
+
+use serde_json::{Value, json};
 
 use crate::fixtures::{TWO_OF_ONE_NAME, account, evicted, failed_apply, host, id, registrations, sqlite};
 use crate::support::asterisk::Options;
 use crate::support::portal::Settings;
 use crate::support::sipp::{Called, Link, Phones, call, register};
-use crate::support::{Asterisk, Portal, secs, wait_until};
+use crate::support::{Asterisk, Portal, secs, strace, wait_until};
 
 /// A number whose owner has a phone, and somebody who calls it.
 struct Scene {
@@ -308,6 +309,32 @@ fn an_interrupted_quarantine_is_finished_by_the_next_apply() {
     let applied = portal.apply("suite");
     assert_eq!(applied["registrations_evicted"][0]["extension"].as_u64(), number.parse().ok(), "{applied}");
     assert_eq!(std::fs::read_to_string(asterisk.routing_file()).expect("the routing"), routing);
+}
+
+#[test]
+fn in_quarantine_no_pattern_of_the_administrators_answers_for_a_number() {
+    let pattern = "\n[synergy-internal]\nexten => _1XXX,1,Dial(PJSIP/${EXTEN},25)\n".to_owned();
+    let mut scene = Scene::of(Asterisk::start_with(&Options { extensions: pattern, ..Options::default() }));
+    let (phone, secret) = (scene.phone(), scene.secret());
+    scene.delete();
+    scene.reuse();
+    // Where the endpoints would be replaced: the old secret is in force still.
+    let kill = ["-f", "-e", "trace=rename", "-e", "inject=rename:signal=KILL:when=2"];
+    let body = json!({"triggered_by": "killed"});
+    let killed = || scene.portal.try_request("POST", "/apply", Some(&body)).is_err();
+    assert!(strace::under(scene.portal.pid(), &kill, killed).0, "no answer");
+    // A phone that hammers: the registration that was evicted is back.
+    assert_eq!(register(&scene.asterisk, (&scene.number, &secret)), 200);
+    for reload in ["dialplan reload", "pjsip reload"] {
+        scene.asterisk.rx(reload);
+        assert_eq!((scene.call(), phone.requests("INVITE", &scene.number)), (404, 1), "after {reload}");
+    }
+    scene.asterisk.restart();
+    assert_eq!((scene.call(), phone.requests("INVITE", &scene.number)), (404, 1), "after a restart");
+    scene.portal.kill();
+    scene.portal.boot();
+    scene.portal.apply("suite");
+    scene.is_out(&phone, &secret, 480);
 }
 
 #[test]

@@ -7,10 +7,11 @@ use std::thread::scope;
 use serde_json::{Value, json};
 
 use crate::fixtures::{Database, account, id, left_overs, psql, serves, sqlite_file, try_apply};
+use crate::scenes::whole;
 use crate::support::lab::{Folder, PORTAL, User, install_program, make_dir, write_file};
 use crate::support::portal::Settings;
 use crate::support::process::Signal;
-use crate::support::{Asterisk, Portal, Postgres, secs, wait_until};
+use crate::support::{Asterisk, Portal, Postgres, secs, strace, wait_until};
 
 /// Two portals on one Asterisk and one database.
 struct Host {
@@ -159,6 +160,63 @@ fn nor_does_a_reload_that_outlives_its_holder_keep_the_lock() {
     assert!(serves(&host.asterisk, &account(&user).0));
     assert_eq!(left_overs(&host.asterisk), [""; 0]);
     host.audit_log_is(["one failure interrupted", "two success"]);
+}
+
+#[test]
+fn a_lock_file_that_is_removed_while_it_is_taken_is_not_the_lock() {
+    let host = Host::start(Database::Sqlite);
+    let [holder, other] = &host.portals;
+    holder.create_user("Alice", "alice@example.com");
+    let lock = host.asterisk.endpoints_file().with_file_name(".pbx-portal.lock");
+    let opened = || {
+        let handles = fs::read_dir(format!("/proc/{}/fd", holder.pid())).expect("its handles").flatten();
+        handles.filter_map(|handle| fs::read_link(handle.path()).ok()).any(|path| path == lock)
+    };
+    host.asterisk.signal(Signal::STOP);
+    // It opens the file, and locks it when the file is another's already.
+    let slowly = ["-f", "-e", "trace=flock", "-e", "inject=flock:delay_enter=3s:when=1"];
+    scope(|threads| {
+        let applying = threads.spawn(|| strace::under(holder.pid(), &slowly, || try_apply(holder)).0);
+        wait_until(secs(20), "the lock file is open", opened);
+        fs::remove_file(&lock).expect("remove the lock file");
+        wait_until(secs(20), "the holder applies", || holder.log().contains("snapshot and render"));
+        let refused = try_apply(other);
+        assert_eq!((refused.status, refused.json["error"].as_str()), (409, Some("Apply in progress")));
+        host.asterisk.signal(Signal::CONT);
+        assert_eq!(applying.join().expect("an answer").status, 200);
+    });
+}
+
+#[test]
+fn two_applies_at_once_because_somebody_removed_the_lock_file_leave_whole_files() {
+    let host = Host::start(Database::Postgres);
+    let [holder, other] = &host.portals;
+    let user = holder.create_user("Alice", "alice@example.com");
+    let lock = host.asterisk.endpoints_file().with_file_name(".pbx-portal.lock");
+    for _ in 0..5 {
+        let later = other.create_user("Later", "later@example.com");
+        let logged = host.portals.each_ref().map(|portal| portal.log().len());
+        host.asterisk.signal(Signal::STOP);
+        scope(|threads| {
+            let applying = [0, 1].map(|index| {
+                let portal = &host.portals[index];
+                let applying = threads.spawn(move || try_apply(portal));
+                wait_until(secs(10), "it applies", || portal.log()[logged[index]..].contains("snapshot and render"));
+                fs::remove_file(&lock).expect("remove the lock file");
+                applying
+            });
+            host.asterisk.signal(Signal::CONT);
+            for answer in applying.map(|applying| applying.join().expect("an answer")) {
+                // The one may take the other's temporary file away.
+                assert!([200, 500].contains(&answer.status), "{}", answer.text);
+            }
+        });
+        whole(&host.asterisk, "two at once");
+        assert_eq!(other.apply("suite")["users_applied"].as_u64(), Some(2));
+        assert!([&user, &later].iter().all(|user| serves(&host.asterisk, &account(user).0)));
+        assert_eq!(left_overs(&host.asterisk), [""; 0]);
+        holder.delete_user(id(&later));
+    }
 }
 
 #[test]
