@@ -19,8 +19,9 @@ use crate::support::sipp::{Called, Phones, call, register};
 use crate::support::strace::{self, Call};
 use crate::support::{Answer, Asterisk, Portal, secs, wait_until};
 
-/// What an apply does to files; to Asterisk's socket, and to start `asterisk -rx`.
+/// What an apply does to files.
 const FILES: &str = "trace=openat,flock,unlink,write,fchmod,fsync,rename";
+/// What it does to ask Asterisk, and to start `asterisk -rx`.
 const ASTERISK: [&str; 3] = ["connect", "clone3", "vfork"];
 
 /// A number that changes hands with the next apply.
@@ -185,6 +186,7 @@ fn by_sigkill_at_each_step_of_the_files() {
     let counts = FILES.trim_start_matches("trace=").split(',').map(|name| killed_at_each(&mut scene, name, &selected));
     let counts: Vec<_> = counts.collect();
     assert!(counts.iter().all(|count| *count > 0) && counts[6] == 3, "quarantine, endpoints, routing: {counts:?}");
+    assert!(scene.restarted_in.len() >= 5, "before and after each of three renames");
 }
 
 #[test]
@@ -192,9 +194,10 @@ fn by_sigkill_at_each_question_to_asterisk_and_each_reload() {
     let mut scene = Scene::new();
     let counts = ASTERISK.map(|name| killed_at_each(&mut scene, name, &[]));
     assert!(counts[0] > 10 && counts[1] + counts[2] >= 3, "questions and three reloads: {counts:?}");
+    assert!(scene.restarted_in.len() >= 5, "before and after an eviction and each of three reloads");
 }
 
-/// What tells strace to see only calls on the generated files and their lock, with which it sees a write only to a file.
+/// Lets strace see only calls on the generated files and their lock: then a write is one to a file, and wakes no event loop.
 fn generated(trace: &[Call]) -> Vec<String> {
     let words = trace.iter().flat_map(|call| call.text.split(['"', '<', '>']));
     let paths: BTreeSet<_> = words.filter(|word| word.contains("/synergycall")).collect();
@@ -262,7 +265,7 @@ fn refused_at_each(name: &str, error: &str, told: &str) -> usize {
 
 #[test]
 fn by_a_question_that_cant_be_sent() {
-    for (name, error, told) in [("sendto", "EPIPE", "Asterisk broke off"), ("connect", "EIO", "Asterisk")] {
+    for (name, error, told) in [("sendto", "EPIPE", "Asterisk broke off"), ("connect", "EIO", "nothing answers on")] {
         let points = refused_at_each(name, error, told);
         assert!(points > 10, "an apply has many questions: {points}");
     }

@@ -5,10 +5,13 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use serde_json::json;
 
 use crate::fixtures::{SetWhenDropped, id};
+use crate::support::inotify::Observer;
 use crate::support::lab::{self, Folder, Ports};
 use crate::support::portal::{Settings, portal_command, run};
 use crate::support::postgres::Options;
@@ -27,6 +30,8 @@ fn watch(folders: &[PathBuf], done: &AtomicBool) -> BTreeMap<PathBuf, BTreeSet<u
                 }
             }
         }
+        // Temporary files live as long as they are flushed.
+        thread::sleep(Duration::from_micros(200));
     }
     seen
 }
@@ -44,9 +49,9 @@ fn no_file_is_ever_open_to_others_whatever_the_umask() {
     let folders = [data.clone(), beside(&endpoints), beside(&routing)];
 
     let done = AtomicBool::new(false);
-    let seen = std::thread::scope(|scope| {
-        // Temporary files live for a moment: several look on.
-        let watching: Vec<_> = (0..3).map(|_| scope.spawn(|| watch(&folders, &done))).collect();
+    let observer = Observer::of(&asterisk.etc());
+    let seen = thread::scope(|scope| {
+        let watching = scope.spawn(|| watch(&folders, &done));
         let watched = SetWhenDropped(&done);
         portal.boot_through(&["sh", "-c", "umask 000; exec \"$@\"", "sh"]);
         for round in 0..10 {
@@ -58,13 +63,7 @@ fn no_file_is_ever_open_to_others_whatever_the_umask() {
             portal.delete_user(id(&portal.users()[0]));
         }
         drop(watched);
-        let mut all: BTreeMap<PathBuf, BTreeSet<u32>> = BTreeMap::new();
-        for thread in watching {
-            for (path, modes) in thread.join().expect("a watcher") {
-                all.entry(path).or_default().extend(modes);
-            }
-        }
-        all
+        watching.join().expect("a watcher")
     });
 
     assert_eq!(fs::metadata(&data).expect("the data folder").mode() & 0o777, 0o700);
@@ -73,7 +72,8 @@ fn no_file_is_ever_open_to_others_whatever_the_umask() {
         let open: Vec<_> = modes.iter().filter(|mode| *mode & !allowed != 0).map(|mode| format!("{mode:o}")).collect();
         assert!(open.is_empty(), "{}: {open:?}", path.display());
     }
-    let names: BTreeSet<_> = seen.keys().filter_map(|path| path.file_name()?.to_str()).collect();
+    let written = observer.written();
+    let names: BTreeSet<_> = seen.keys().chain(&written).filter_map(|path| path.file_name()?.to_str()).collect();
     for name in [
         "portal.db",
         "portal.db-wal",

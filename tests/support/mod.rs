@@ -6,6 +6,7 @@
 pub mod asterisk;
 pub mod baresip;
 pub mod chromium;
+pub mod inotify;
 pub mod lab;
 pub mod machine;
 pub mod network;
