@@ -11,12 +11,13 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::fixtures::{SetWhenDropped, id};
+use crate::scenes::ALL_BUT_PROGRAMS;
 use crate::support::inotify::Observer;
 use crate::support::lab::{self, Folder, Ports};
 use crate::support::portal::{Settings, portal_command, run};
 use crate::support::postgres::Options;
 use crate::support::process::{Process, Signal, command_as, run_within};
-use crate::support::{Asterisk, Portal, Postgres, secs, wait_until};
+use crate::support::{Asterisk, Portal, Postgres, secs, strace, wait_until};
 
 /// Every mode in which each file of these folders was ever seen, until `done`.
 fn watch(folders: &[PathBuf], done: &AtomicBool) -> BTreeMap<PathBuf, BTreeSet<u32>> {
@@ -85,6 +86,18 @@ fn no_file_is_ever_open_to_others_whatever_the_umask() {
         ".generated_routing.conf.final.tmp",
     ] {
         assert!(names.contains(name), "{name} was not seen, only {names:?}");
+    }
+    // With which mode each is made, before another is set: too short a moment to be seen from outside.
+    portal.create_user("Bob", "bob@example.com");
+    let traced = [&ALL_BUT_PROGRAMS[..], &["-e", "trace=openat"]].concat();
+    let (_, opened) = strace::under(portal.pid(), &traced, || portal.apply("suite"));
+    let created: Vec<_> = opened.iter().filter(|call| call.text.contains("O_CREAT")).collect();
+    let temporary = created.iter().filter(|call| call.text.contains(".tmp\"")).count();
+    assert_eq!(temporary, 3, "quarantine, endpoints, routing: {created:#?}");
+    for call in created {
+        let mode = call.text.rsplit_once(") = ").and_then(|(arguments, _)| arguments.rsplit(", ").next());
+        let mode = mode.and_then(|mode| u32::from_str_radix(mode, 8).ok()).expect("a mode");
+        assert_eq!(mode & !0o660, 0, "{}", call.text);
     }
     for file in [&endpoints, &routing] {
         assert_eq!(fs::metadata(file).expect("a generated file").mode() & 0o777, 0o640);
