@@ -1,7 +1,7 @@
 //! Two portals on one host that apply at once, and users who come and go meanwhile: one apply at a time, each of one snapshot.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread::scope;
 
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ struct Host {
     portals: [Portal; 2],
     asterisk: Asterisk,
     url: String,
-    _folder: Folder,
+    folders: Vec<Folder>,
 }
 
 impl Host {
@@ -37,7 +37,23 @@ impl Host {
         let settings = Settings::of(&asterisk).with("DATABASE_URL", &url);
         let settings = more.iter().fold(settings, |settings, (name, value)| settings.with(name, value));
         let portals = ["one", "two"].map(|name| Portal::start(&settings.clone().with("PORTAL_HOST", name)));
-        Self { portals, asterisk, url, _folder: folder }
+        Self { portals, asterisk, url, folders: vec![folder] }
+    }
+
+    /// With two files: the one is there once a reload has begun, which waits as long as the other is there.
+    fn that_holds_reloads() -> (Self, [PathBuf; 2]) {
+        let (folder, User(owner)) = (Folder::new("slow"), PORTAL);
+        make_dir(folder.path(), owner, owner, 0o700);
+        let [begun, hold, script, slow] =
+            ["begun", "hold", "asterisk.sh", "asterisk"].map(|name| folder.path().join(name));
+        let asterisk = Asterisk::start();
+        let wait = format!("touch {}; while [ -e {} ]; do sleep 0.02; done", begun.display(), hold.display());
+        write_file(&script, PORTAL, 0o644, &format!("#!/bin/sh\n{wait}\nexec {} \"$@\"\n", asterisk.bin().display()));
+        install_program(&script, &slow);
+        write_file(&hold, PORTAL, 0o644, "");
+        let mut host = Self::of(asterisk, Database::Sqlite, &[("ASTERISK_BIN", &slow.display().to_string())]);
+        host.folders.push(folder);
+        (host, [begun, hold])
     }
 
     fn sql(&self, sql: &str) -> String {
@@ -134,15 +150,7 @@ fn a_killed_holder_leaves_the_lock_to_the_other_at_once() {
 
 #[test]
 fn nor_does_a_reload_that_outlives_its_holder_keep_the_lock() {
-    let (folder, User(owner)) = (Folder::new("slow"), PORTAL);
-    make_dir(folder.path(), owner, owner, 0o700);
-    let [begun, hold, script, slow] = ["begun", "hold", "asterisk.sh", "asterisk"].map(|name| folder.path().join(name));
-    let asterisk = Asterisk::start();
-    let wait = format!("touch {}; while [ -e {} ]; do sleep 0.02; done", begun.display(), hold.display());
-    write_file(&script, PORTAL, 0o644, &format!("#!/bin/sh\n{wait}\nexec {} \"$@\"\n", asterisk.bin().display()));
-    install_program(&script, &slow);
-    write_file(&hold, PORTAL, 0o644, "");
-    let host = Host::of(asterisk, Database::Sqlite, &[("ASTERISK_BIN", &slow.display().to_string())]);
+    let (host, [begun, hold]) = Host::that_holds_reloads();
     let [holder, other] = &host.portals;
     let user = other.create_user("Alice", "alice@example.com");
     scope(|threads| {
@@ -188,35 +196,28 @@ fn a_lock_file_that_is_removed_while_it_is_taken_is_not_the_lock() {
 }
 
 #[test]
-fn two_applies_at_once_because_somebody_removed_the_lock_file_leave_whole_files() {
-    let host = Host::start(Database::Postgres);
-    let [holder, other] = &host.portals;
-    let user = holder.create_user("Alice", "alice@example.com");
-    let lock = host.asterisk.endpoints_file().with_file_name(".pbx-portal.lock");
-    for _ in 0..5 {
-        let later = other.create_user("Later", "later@example.com");
-        let logged = host.portals.each_ref().map(|portal| portal.log().len());
-        host.asterisk.signal(Signal::STOP);
-        scope(|threads| {
-            let applying = [0, 1].map(|index| {
-                let portal = &host.portals[index];
-                let applying = threads.spawn(move || try_apply(portal));
-                wait_until(secs(10), "it applies", || portal.log()[logged[index]..].contains("snapshot and render"));
-                fs::remove_file(&lock).expect("remove the lock file");
-                applying
-            });
-            host.asterisk.signal(Signal::CONT);
-            for answer in applying.map(|applying| applying.join().expect("an answer")) {
-                // The one may take the other's temporary file away.
-                assert!([200, 500].contains(&answer.status), "{}", answer.text);
-            }
-        });
-        whole(&host.asterisk, "two at once");
-        assert_eq!(other.apply("suite")["users_applied"].as_u64(), Some(2));
-        assert!([&user, &later].iter().all(|user| serves(&host.asterisk, &account(user).0)));
-        assert_eq!(left_overs(&host.asterisk), [""; 0]);
-        holder.delete_user(id(&later));
+fn two_at_once_because_somebody_removed_the_lock_file_leave_whole_files_and_one_says_so() {
+    let (host, [begun, hold]) = Host::that_holds_reloads();
+    let [first, second] = &host.portals;
+    let user = first.create_user("Alice", "alice@example.com");
+    let answers = scope(|threads| {
+        let one = threads.spawn(|| try_apply(first));
+        wait_until(secs(10), "the first reloads", || begun.exists());
+        fs::remove_file(host.asterisk.endpoints_file().with_file_name(".pbx-portal.lock")).expect("remove the lock");
+        let another = threads.spawn(|| try_apply(second));
+        wait_until(secs(10), "the second has prepared", || second.log().contains("step=\"prepare\""));
+        fs::remove_file(&hold).expect("let them go on");
+        [one, another].map(|applying| applying.join().expect("an answer"))
+    });
+    // There is one temporary file for both: who comes too late finds none, if it does not find the other's routing before.
+    for answer in &answers {
+        assert!(answer.status == 200 || answer.json["error_details"].is_string(), "{}", answer.text);
     }
+    assert!(answers.iter().any(|answer| answer.status == 500), "{answers:?}");
+    whole(&host.asterisk, "two at once");
+    assert_eq!(second.apply("suite")["users_applied"].as_u64(), Some(1));
+    assert!(serves(&host.asterisk, &account(&user).0));
+    assert_eq!(left_overs(&host.asterisk), [""; 0]);
 }
 
 #[test]
