@@ -110,6 +110,11 @@ impl Asterisk {
         self.etc().join(ROUTING)
     }
 
+    /// What Asterisk logged: notices, warnings, errors.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("log/messages.log")).unwrap_or_default()
+    }
+
     /// What `asterisk -rx` prints, standard output and error.
     pub fn rx(&self, command: &str) -> String {
         let output = run_within(secs(30), Command::new(self.bin()).args(["-rx", command]));
