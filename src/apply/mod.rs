@@ -38,6 +38,7 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::join;
 use tokio::runtime::{Builder, Handle};
+use tokio::task::yield_now;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -56,7 +57,7 @@ use crate::config::Settings;
 use crate::domain::{ExtensionNumber, Name, User};
 use crate::probes::{Host, Trouble};
 use crate::storage::{self, AuditEntry, Storage, StorageError};
-use ownership::OnDisk;
+use ownership::{OnDisk, Served};
 
 /// An apply ends within so many times the bound of one command, flushing to the disk and three calls of the database aside:
 /// an Asterisk that answers each of hundreds of questions slowly is as good as hung.
@@ -309,15 +310,14 @@ impl Applier {
         }
         self.publish(lock, routing, &self.host.files.routing, progress)?;
         // What Asterisk made of the endpoints is asked while it reads the routing.
-        let reload = self.command.reload(Reload::Dialplan, &mut progress.reload_results.dialplan_reload);
-        let (reloaded, objects) = join!(reload, proof::objects(&self.host.control, &users));
-        reloaded?;
-        let objects = objects?;
-        progress.done("routing, and proof of the endpoints");
-
-        let (dialplan, transport) = join!(proof::dialplan(&self.host.control, &users), self.host.transport());
-        let dialplan = dialplan?;
-        if let Err(found) = objects.verdict(dialplan) {
+        let routing = async {
+            self.command.reload(Reload::Dialplan, &mut progress.reload_results.dialplan_reload).await?;
+            Ok::<_, StepError>(proof::dialplan(&self.host.control, &users).await?)
+        };
+        let (routing, objects, transport) =
+            join!(routing, proof::objects(&self.host.control, &users), self.host.transport());
+        let routing = routing?;
+        if let Err(found) = objects?.verdict(routing) {
             return Err(self.not_proven(found).await);
         }
         // Without a user there is nothing that Asterisk could show: then the include lines are the proof.
@@ -331,27 +331,32 @@ impl Applier {
             }
             transport => drop(transport?),
         }
-        progress.done("proof of the routing");
+        progress.done("routing, and proof of everything");
         Ok(users.len())
     }
 
     /// Step 4: gives the numbers that change hands.
     async fn look(&self, users: &[User], progress: &mut Progress) -> Result<BTreeSet<ExtensionNumber>, StepError> {
         self.host.asterisk().await?;
-        let (modules, unwritten) = join!(self.host.modules(), proof::unwritten_first_priority(&self.host.control));
+        let files = async {
+            // Asterisk works on its answers meanwhile.
+            yield_now().await;
+            self.host.files.check_targets()?;
+            foreign::check(&self.host.config_dir, &self.host.files)?;
+            Ok::<_, StepError>(OnDisk::read(&self.host.config_dir, &self.host.files)?)
+        };
+        let control = &self.host.control;
+        let (modules, unwritten, on_disk, served) =
+            join!(self.host.modules(), proof::unwritten_first_priority(control), files, Served::ask(control, users));
         modules?;
         if let Some((number, source)) = unwritten? {
             return Err(StepError::Trouble(format!(
                 "priority 1 of extension {number} in {CONTEXT} comes from {source}, not from a file: remove it there, then apply again"
             )));
         }
-        progress.done("look at Asterisk");
-        self.host.files.check_targets()?;
-        foreign::check(&self.host.config_dir, &self.host.files)?;
-        let on_disk = OnDisk::read(&self.host.config_dir, &self.host.files)?;
-        progress.done("look at the files");
-        let changing = ownership::changing_hands(&self.host.control, users, &on_disk).await?;
-        progress.done("look who changes hands");
+        let on_disk = on_disk?;
+        let changing = ownership::changing_hands(users, &on_disk, &served?);
+        progress.done("look before touching");
         Ok(changing)
     }
 

@@ -108,9 +108,9 @@ fn a_file_that_cant_be_read_and_a_module_that_is_missing() {
     refused(&asterisk, &portal, &["private.conf can't be read"]);
     fs::set_permissions(&private, fs::Permissions::from_mode(0o640)).expect("open a file");
 
-    asterisk.rx("module unload func_sorcery.so");
-    refused(&asterisk, &portal, &["func_sorcery.so"]);
-    asterisk.rx("module load func_sorcery.so");
+    asterisk.rx("module unload func_pjsip_endpoint.so");
+    refused(&asterisk, &portal, &["func_pjsip_endpoint.so"]);
+    asterisk.rx("module load func_pjsip_endpoint.so");
     portal.apply("suite");
 }
 

@@ -49,7 +49,7 @@ fn are_what_asterisk_prints() {
         ("no-endpoints", "pjsip show endpoints"),
         ("no-registrations", "database show registrar/contact"),
         ("no-context", "dialplan show synergy-internal"),
-        ("no-value", "dialplan eval function AST_SORCERY(res_pjsip,auth,1000,password)"),
+        ("no-value", "dialplan eval function PJSIP_ENDPOINT(1000,callerid)"),
     ];
     record(&asterisk, &none);
     portal.apply("suite");
@@ -75,7 +75,9 @@ fn are_what_asterisk_prints() {
             ("transports", "pjsip show transports"),
             ("registrations", "database show registrar/contact"),
             ("dialplan", "dialplan show synergy-internal"),
-            ("digest", "dialplan eval function MD5(${AST_SORCERY(res_pjsip,endpoint,1000,callerid)})"),
+            ("digest", "dialplan eval function MD5(${PJSIP_ENDPOINT(1000,callerid)}:${PJSIP_ENDPOINT(1001,callerid)})"),
+            ("auth", "pjsip show auth 1000"),
+            ("no-auth", "pjsip show auth 1999"),
             ("booted", "core waitfullybooted"),
             ("modules", "module show like func_m"),
             ("a-module-that-does-not-run", "module show like func_odbc"),
