@@ -4,17 +4,15 @@
 //! - A listing counts only if it has as many rows as its trailer says ([`Control::listing`]).
 //! - A secret is what `pjsip show auth` says, a thousand of them on one connection; only who may rule Asterisk can read it
 //!   there. It goes nowhere else: no error tells such an answer.
-//! - Caller IDs are compared by digest, a dozen with one command: `MD5(${PJSIP_ENDPOINT(…)}:${PJSIP_ENDPOINT(…)}:…)` with
+//! - Caller IDs are compared by digest, a dozen with one command: `MD5(=${PJSIP_ENDPOINT(…)}:${PJSIP_ENDPOINT(…)}:…)` with
 //!   each expression expanded once; of a dozen that differs, each is asked about. An object that isn't there gives a blank
-//!   inside the digest. They are few questions, because Asterisk keeps a kilobyte for good for each function that it is asked
+//!   inside the digest, which is of nothing at all without the `=`, and fails. They are few questions, because Asterisk keeps a kilobyte for good for each function that it is asked
 //!   to evaluate (a topic `devicestate:all/CLIEval/…`, seen on 22.10), and all of them make its device states slower.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::LazyLock;
 
 use md5::{Digest as _, Md5};
-use regex::Regex;
 use tokio::try_join;
 
 use super::CONTEXT;
@@ -221,12 +219,12 @@ fn expression(number: ExtensionNumber) -> String {
 
 fn digest_command(batch: Batch) -> String {
     let expressions: Vec<_> = batch.iter().map(|(number, _)| expression(*number)).collect();
-    format!("dialplan eval function MD5({})", expressions.join(":"))
+    format!("dialplan eval function MD5(={})", expressions.join(":"))
 }
 
 fn digest_of(batch: Batch) -> String {
     let texts: Vec<_> = batch.iter().map(|(_, text)| *text).collect();
-    hexadecimal(&Md5::digest(texts.join(":")))
+    hexadecimal(&Md5::digest(format!("={}", texts.join(":"))))
 }
 
 fn hexadecimal(bytes: &[u8]) -> String {
@@ -326,33 +324,46 @@ fn parse_transports(text: &str) -> Option<bool> {
 }
 
 fn parse_dialplan(text: &str) -> Option<BTreeMap<ExtensionNumber, FirstPriority>> {
-    static HEAD: LazyLock<Regex> =
-        LazyLock::new(|| Regex::new(r"^  '(.*?)'( \(CID match '.*'\))? => +(.*)$").expect("a regex"));
-    static ROW: LazyLock<Regex> =
-        LazyLock::new(|| Regex::new(r"^ *(?:\[[^]]*\] +)?(?:(hint): |(\d+)\. )(.*\S) +\[([^]]*)\]$").expect("a regex"));
-    static TRAILER: LazyLock<Regex> = LazyLock::new(|| {
-        Regex::new(r"(?m)^-= \d+ extensions? \((\d+) priorit(?:y|ies)\) in 1 context\. =-$").expect("a regex")
-    });
-
-    let count: usize = TRAILER.captures(text)?[1].parse().ok()?;
+    let count: usize = text.lines().rev().find_map(trailer)?.parse().ok()?;
     let mut first_priorities = BTreeMap::new();
     let (mut rows, mut current) = (0, None);
     for line in text.lines() {
-        let rest = match HEAD.captures(line) {
-            Some(head) => {
-                current = ExtensionNumber::parse(&head[1]).filter(|_| head.get(2).is_none());
-                head.get(3).map_or("", |rest| rest.as_str())
-            }
-            None => line,
-        };
-        let Some(row) = ROW.captures(rest) else { continue };
+        let head = line.strip_prefix("  '").and_then(|head| head.split_once(" => "));
+        let rest = head.map_or(line, |(_, rest)| rest);
+        if let Some((name, _)) = head {
+            // A caller-ID match stands behind the closing quote.
+            current = name.strip_suffix('\'').and_then(ExtensionNumber::parse);
+        }
+        let Some((priority, first)) = row(rest) else { continue };
         rows += 1;
-        if let (Some(number), Some("1")) = (current, row.get(2).map(|priority| priority.as_str())) {
-            let first = FirstPriority { application: row[3].to_owned(), source: row[4].to_owned() };
+        if let (Some(number), "1") = (current, priority) {
             first_priorities.insert(number, first);
         }
     }
     (rows == count).then_some(first_priorities)
+}
+
+/// How many priorities there are: `-= 2 extensions (4 priorities) in 1 context. =-`.
+fn trailer(line: &str) -> Option<&str> {
+    let (_, count) = line.strip_prefix("-= ")?.strip_suffix(") in 1 context. =-")?.split_once('(')?;
+    count.split_once(' ').map(|(count, _)| count)
+}
+
+/// `1. Dial(…)  [file:line]`, with a label in brackets before it or not; a hint has no priority but `hint`.
+fn row(text: &str) -> Option<(&str, FirstPriority)> {
+    let text = text.trim_start_matches(' ');
+    let text = match text.strip_prefix('[') {
+        Some(labelled) => labelled.split_once("] ")?.1.trim_start_matches(' '),
+        None => text,
+    };
+    let (priority, text) = match text.strip_prefix("hint: ") {
+        Some(hint) => ("hint", hint),
+        None => text.split_once(". ").filter(|(p, _)| !p.is_empty() && p.bytes().all(|byte| byte.is_ascii_digit()))?,
+    };
+    let (application, source) = text.strip_suffix(']')?.rsplit_once(" [")?;
+    let application = application.trim_end_matches(' ');
+    let first = FirstPriority { application: application.to_owned(), source: source.to_owned() };
+    (!application.is_empty()).then_some((priority, first))
 }
 
 #[cfg(test)]
@@ -414,7 +425,7 @@ mod tests {
 
     #[test]
     fn results_and_modules() {
-        let expected = ["\"Alice\" <1000>:\"Bob\" <1001>"].map(|text| hexadecimal(&Md5::digest(text)));
+        let expected = ["=\"Alice\" <1000>:\"Bob\" <1001>"].map(|text| hexadecimal(&Md5::digest(text)));
         assert_eq!(parse_digests(recorded!("digest"), 1).expect("a result"), expected);
         assert_eq!(parse_digests(recorded!("no-value"), 1), None);
         assert_eq!(parse_digests(recorded!("digest"), 2), None);

@@ -75,7 +75,10 @@ fn are_what_asterisk_prints() {
             ("transports", "pjsip show transports"),
             ("registrations", "database show registrar/contact"),
             ("dialplan", "dialplan show synergy-internal"),
-            ("digest", "dialplan eval function MD5(${PJSIP_ENDPOINT(1000,callerid)}:${PJSIP_ENDPOINT(1001,callerid)})"),
+            (
+                "digest",
+                "dialplan eval function MD5(=${PJSIP_ENDPOINT(1000,callerid)}:${PJSIP_ENDPOINT(1001,callerid)})",
+            ),
             ("auth", "pjsip show auth 1000"),
             ("no-auth", "pjsip show auth 1999"),
             ("booted", "core waitfullybooted"),
