@@ -30,6 +30,7 @@ test: setup $(CARGO_DEB) ## all tests, the demo among them
 	cargo test --locked
 
 bench: setup ## how fast it is, beside its floors; writes docs/performance.md
+	cargo test --locked --release --test bench -- build
 	cargo test --locked --release --test bench
 
 soak: setup ## twenty minutes of everything; writes docs/performance/soak.md

@@ -86,7 +86,7 @@ pub fn dial(number: ExtensionNumber) -> String {
     format!("Dial(PJSIP/{number},25)")
 }
 
-/// What the called phone shows, as written and as `AST_SORCERY(res_pjsip,endpoint,…,callerid)` tells it.
+/// What the called phone shows, as written and as `PJSIP_ENDPOINT(…,callerid)` tells it.
 ///
 /// Left out of the name: `"` and `\` (they end or change the quoted text), `;` (starts a comment), `$`, `{` and `}`
 /// (a dialplan that evaluates a caller ID would run them), `<` and `>` (they delimit the number). What remains is cut

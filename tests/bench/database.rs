@@ -63,6 +63,23 @@ impl Database {
         }
     }
 
+    /// Bare lists a second by so many clients at once.
+    pub fn lists_at_once(&self, clients: usize, times: usize) -> f64 {
+        match self {
+            Self::Sqlite(_) => {
+                let took = timed(|| {
+                    std::thread::scope(|scope| {
+                        for _ in 0..clients {
+                            scope.spawn(|| self.sqlite3(&vec![LIST; times]));
+                        }
+                    });
+                });
+                (clients * times) as f64 / took * 1000.0
+            }
+            Self::Postgres(url) => rate(&pgbench(url, LIST, clients, times)),
+        }
+    }
+
     /// Bare creates a second: by as many clients, or by SQLite's one writer.
     pub fn creates(&self, clients: usize, count: usize) -> f64 {
         match self {
@@ -76,9 +93,7 @@ impl Database {
                 let create = format!(
                     "BEGIN;\nSELECT 1 FROM tenants WHERE id = {TENANT} FOR NO KEY UPDATE;\nINSERT INTO users (id, tenant_id, name, email, created_at) VALUES (gen_random_uuid(), {TENANT}, 'User', gen_random_uuid() || '@example.com', now()) RETURNING id \\gset\n{LOWEST_FREE} \\gset\nINSERT INTO extensions (id, number, user_id, secret, created_at) VALUES (gen_random_uuid(), :number, :id, 'secret', now());\nCOMMIT;\n"
                 );
-                let text = pgbench(url, &create, clients, count / clients);
-                let rate = text.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
-                rate.unwrap_or_else(|| panic!("{text}"))
+                rate(&pgbench(url, &create, clients, count / clients))
             }
         }
     }
@@ -111,6 +126,12 @@ impl Database {
         assert!(process.wait().expect("its end").success(), "sqlite3");
         took
     }
+}
+
+/// Transactions a second, as `pgbench` tells them.
+fn rate(text: &str) -> f64 {
+    let rate = text.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
+    rate.unwrap_or_else(|| panic!("{text}"))
 }
 
 /// What `pgbench` says of a script that each client runs so many times, on open connections.
