@@ -124,6 +124,17 @@ fn values_are_compared_not_only_names() {
     asterisk.edit_config("pjsip.conf", |text| format!("{text}{TWO_OF_ONE_NAME}"));
     failed_apply(&portal, &["old secrets in force: 1000", "[alice] of type=auth", "pjsip.conf:"]);
     asterisk.edit_config("pjsip.conf", |text| text.replace(TWO_OF_ONE_NAME, ""));
+    portal.create_user("Bob", "bob@example.com");
+    portal.apply("suite");
+    // The same with the caller ID of one of two.
+    let text = fs::read_to_string(asterisk.endpoints_file()).expect("the endpoints");
+    fs::write(asterisk.endpoints_file(), text.replace("\"Alice\"", "\"Mallory\"")).expect("edit the endpoints");
+    asterisk.rx("pjsip reload");
+    let twice =
+        TWO_OF_ONE_NAME.replace("type=auth\nauth_type=userpass\nusername=alice\npassword=x\n", "type=endpoint\n");
+    asterisk.edit_config("pjsip.conf", |text| format!("{text}{twice}"));
+    failed_apply(&portal, &["serve what the database holds: old caller IDs in force: 1000; likely", "type=endpoint"]);
+    asterisk.edit_config("pjsip.conf", |text| text.replace(&twice, ""));
     portal.apply("suite");
 }
 
