@@ -38,7 +38,7 @@ soak: setup ## twenty minutes of everything; writes docs/performance/soak.md
 
 lint: setup $(DENY) ## format, clippy, licences and bans of the dependencies, shell scripts
 	cargo fmt --check
-	cargo clippy --all-targets --locked -- -D warnings
+	cargo clippy --all-targets --test bench --test soak --locked -- -D warnings
 	$(DENY) check bans licenses sources
 	shellcheck .ci/run lab/*.sh packaging/postinst packaging/postrm
 

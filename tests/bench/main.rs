@@ -3,6 +3,8 @@
 //! turn with it, in the same run; databases flush to the disk. Writes `docs/performance.md` and its plots, and fails where
 //! something is not reached.
 
+#![expect(clippy::cast_precision_loss, reason = "counts are small")]
+
 mod database;
 mod document;
 #[allow(dead_code)] // the soak uses all of it
@@ -23,9 +25,13 @@ use document::{Document, Part, Size};
 use figures::{Usage, median, milliseconds, timed};
 use http::Client;
 use memory::Server;
+use pbx_control_portal::asterisk::control::Control;
+use pbx_control_portal::asterisk::in_force;
+use pbx_control_portal::domain::ExtensionNumber;
 use support::portal::Settings;
 use support::postgres::Options;
-use support::{Asterisk, Portal, Postgres};
+use support::{Asterisk, Portal, Postgres, secs};
+use tokio::runtime::Builder;
 
 const ROUNDS: usize = 15;
 const USERS: usize = 1000;
@@ -77,7 +83,7 @@ impl Bench<'_> {
         let before = Usage::of(self.portal.pid()).memory;
         for _ in 0..3 {
             self.portal.apply("bench");
-            self.list_at_once(self.portal.address());
+            list_at_once(self.portal.address());
         }
         let after = Usage::of(self.portal.pid()).memory;
         let figure = format!("{after:.1} MiB; before the last applies and lists {before:.1}");
@@ -145,6 +151,41 @@ impl Bench<'_> {
             |text| with_new_secrets(text, 1),
         );
         self.portal.apply("bench");
+        self.questions();
+    }
+
+    /// What each question of an apply of 1000 costs by itself, with nothing beside it.
+    fn questions(&mut self) {
+        let control = Control::new(&self.asterisk.run_dir(), secs(30));
+        let numbers: Vec<_> = (1000..2000).map(|number| ExtensionNumber::try_from(number).expect("a number")).collect();
+        let caller_ids =
+            (0..).zip(&numbers).map(|(index, number)| (*number, format!("\"User {index}\" <{number}>"))).collect();
+        let runtime = Builder::new_current_thread().enable_all().build().expect("an event loop");
+        let each = |ask: &dyn Fn()| median(&(0..ROUNDS).map(|_| timed(ask)).collect::<Vec<_>>());
+        let questions: [(&str, f64); 5] = [
+            ("modules", each(&|| _ = runtime.block_on(in_force::missing_modules(&control)).expect("an answer"))),
+            ("dialplan", each(&|| _ = runtime.block_on(in_force::dialplan(&control)).expect("an answer"))),
+            (
+                "endpoints, auths and AORs",
+                each(&|| _ = runtime.block_on(in_force::objects(&control)).expect("an answer")),
+            ),
+            (
+                "1000 secrets",
+                each(&|| {
+                    _ = runtime.block_on(in_force::secrets(&control, numbers.iter().copied())).expect("an answer");
+                }),
+            ),
+            (
+                "1000 caller IDs",
+                each(&|| {
+                    let others =
+                        runtime.block_on(in_force::other_caller_ids(&control, &caller_ids)).expect("an answer");
+                    assert!(others.is_empty(), "{others:?}");
+                }),
+            ),
+        ];
+        let questions = questions.map(|(name, took)| Part { name: name.to_owned(), milliseconds: took });
+        self.document.parts(self.database.name(), "each question alone", questions.into());
     }
 
     /// Applies and bare reloads in turn, each after a change of its own.
@@ -204,8 +245,8 @@ impl Bench<'_> {
         let server = Server::start(&file);
         let (mut ours, mut ready, mut bare) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..ROUNDS / 2 {
-            ours.push(self.list_at_once(self.portal.address()));
-            ready.push(self.list_at_once(server.address()));
+            ours.push(list_at_once(self.portal.address()));
+            ready.push(list_at_once(server.address()));
             bare.push(self.database.lists_at_once(LISTING_CLIENTS, QUERIES / 4));
         }
         let (at_once, text) = ratio(&ours, &ready, "/s");
@@ -215,21 +256,6 @@ impl Bench<'_> {
         let (_, text) = ratio(&ours, &bare, "/s");
         let what = format!("{LISTING_CLIENTS} connections listing 1000 / the bare query by as many");
         self.row(&what, &text, "told", true);
-    }
-
-    /// Lists a second.
-    fn list_at_once(&self, address: std::net::SocketAddr) -> f64 {
-        let took = timed(|| {
-            std::thread::scope(|scope| {
-                for _ in 0..LISTING_CLIENTS {
-                    scope.spawn(|| {
-                        let mut client = Client::connect(address);
-                        (0..QUERIES / 4).for_each(|_| _ = client.list());
-                    });
-                }
-            });
-        });
-        (LISTING_CLIENTS * (QUERIES / 4)) as f64 / took * 1000.0
     }
 
     fn starts(&mut self) {
@@ -243,6 +269,21 @@ impl Bench<'_> {
         let figure = format!("{:.0} ms", median(&starts));
         self.row("start to first answer", &figure, "< 200 ms", median(&starts) < 200.0);
     }
+}
+
+/// Lists a second.
+fn list_at_once(address: std::net::SocketAddr) -> f64 {
+    let took = timed(|| {
+        std::thread::scope(|scope| {
+            for _ in 0..LISTING_CLIENTS {
+                scope.spawn(|| {
+                    let mut client = Client::connect(address);
+                    (0..QUERIES / 4).for_each(|_| _ = client.list());
+                });
+            }
+        });
+    });
+    (LISTING_CLIENTS * (QUERIES / 4)) as f64 / took * 1000.0
 }
 
 /// The median of the rounds' own ratios, so that a machine that slows down meanwhile slows both; and all of it as text.

@@ -2,6 +2,8 @@
 //! listed and applied, phones register, short calls are made, and two people talk from the first minute to the last. Writes
 //! `docs/performance/soak.md` with its plots. It fails when memory or handles drift, or anything is refused or dropped.
 
+#![expect(clippy::cast_precision_loss, reason = "counts are small")]
+
 #[path = "../bench/figures.rs"]
 #[allow(dead_code)] // the benchmark uses all of it
 mod figures;
@@ -69,6 +71,9 @@ struct Sample {
     /// 50th and 99th percentile since the last sample, by kind.
     latencies: Vec<(f64, f64)>,
 }
+
+/// A figure of a sample.
+type Of = fn(&Sample) -> f64;
 
 fn main() {
     let minutes = std::env::var("SOAK_MINUTES").ok().and_then(|text| text.parse().ok()).unwrap_or(20);
@@ -157,9 +162,8 @@ fn once(
     accounts: &[(&str, &str)],
     guests: &Mutex<VecDeque<Value>>,
 ) -> Result<(), String> {
-    let expect = |answer: support::Answer, status| match answer.status == status {
-        true => Ok(answer.json),
-        false => Err(format!("{}: {}", answer.status, answer.text)),
+    let expect = |answer: support::Answer, status| {
+        if answer.status == status { Ok(answer.json) } else { Err(format!("{}: {}", answer.status, answer.text)) }
     };
     let ask = |method, path: &str, body: Option<&Value>| {
         portal.try_request(method, path, body).map_err(|error| error.to_string())
@@ -248,7 +252,6 @@ fn report(samples: &[Sample], failed: usize, talk_goes_on: bool) -> bool {
     }
     page += "\n| what | first half | second half | |\n|---|---|---|---|\n";
     let mut well = failed == 0 && talk_goes_on;
-    type Of = fn(&Sample) -> f64;
     let held: [(&str, Of); 4] = [
         ("portal: resident memory, MiB", |sample| sample.portal.memory),
         ("portal: file handles", |sample| sample.portal.handles as f64),
