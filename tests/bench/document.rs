@@ -46,7 +46,13 @@ impl Document {
     }
 
     pub fn row(&mut self, database: &str, what: &str, figure: &str, reach: &str, reached: bool) {
-        let state = if reached { "reached" } else { "**not reached**" };
+        let state = if reach.is_empty() {
+            "told"
+        } else if reached {
+            "reached"
+        } else {
+            "**not reached**"
+        };
         println!("{database}: {what}: {figure}, {reach}: {state}");
         self.rows.push((database.to_owned(), format!("| {what} | {figure} | {reach} | {state} |")));
         self.reached &= reached;
