@@ -1,14 +1,13 @@
 //! `pbx-portal check`: the preflight. Looks at everything that an apply needs, in the order in which it needs it, and at what
 //! the next one would change. It changes nothing: no table is made, no file is written, nobody is evicted.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::Serialize;
 
-use crate::apply::ownership::{self, OnDisk};
-use crate::asterisk::in_force::{self, Value};
-use crate::asterisk::{registrations, render};
+use crate::apply::ownership::{self, OnDisk, Served};
+use crate::asterisk::{in_force, registrations, render};
 use crate::config::{ApiToken, DatabaseUrl, Secrets, Settings};
 use crate::domain::{ExtensionNumber, User, some_of};
 use crate::probes::{Finding, Host, Probed, State, Trouble};
@@ -136,14 +135,12 @@ async fn next_apply(host: &Host, users: &[User]) -> Probed {
     let removed: BTreeSet<_> = served.copied().filter(|number| !wanted.contains(number)).collect();
     let (there, added): (BTreeSet<_>, BTreeSet<_>) = wanted.iter().copied().partition(whole);
 
-    let values = |value: fn(&User) -> String| -> BTreeMap<_, _> {
-        let there = users.iter().filter(|user| there.contains(&user.extension.number));
-        there.map(|user| (user.extension.number, value(user))).collect()
-    };
-    let secrets = values(|user| user.extension.secret.reveal().to_owned());
-    let caller_ids = values(|user| render::caller_id(&user.name, user.extension.number));
-    let mut changed = in_force::differing(control, Value::Secret, &secrets).await?;
-    changed.extend(in_force::differing(control, Value::CallerId, &caller_ids).await?);
+    let there: Vec<_> = users.iter().filter(|user| there.contains(&user.extension.number)).collect();
+    let caller_id = |user: &User| (user.extension.number, render::caller_id(&user.name, user.extension.number));
+    let secrets = in_force::secrets(control, there.iter().map(|user| user.extension.number)).await?;
+    let caller_ids = there.iter().map(|user| caller_id(user)).collect();
+    let mut changed = in_force::other_caller_ids(control, &caller_ids).await?;
+    changed.extend(in_force::other_secrets(there, &secrets));
 
     let parts: Vec<_> = [("add", added), ("remove", removed), ("change", changed)]
         .into_iter()
@@ -159,7 +156,7 @@ async fn next_apply(host: &Host, users: &[User]) -> Probed {
 /// Phones that the next apply evicts: of numbers that nobody has, and of numbers that change hands.
 async fn old_registrations(host: &Host, users: &[User]) -> Probed {
     let on_disk = OnDisk::read(&host.config_dir, &host.files)?;
-    let changing = ownership::changing_hands(&host.control, users, &on_disk).await?;
+    let changing = ownership::changing_hands(users, &on_disk, &Served::ask(&host.control, users).await?);
     let wanted: BTreeSet<_> = users.iter().map(|user| user.extension.number).collect();
     let registered: BTreeSet<_> = registrations::list(&host.control).await?.into_iter().map(|r| r.number).collect();
     let old: Vec<_> =

@@ -40,6 +40,7 @@ use serde_json::json;
 use tokio::join;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::Mutex;
+use tokio::task::yield_now;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -58,7 +59,7 @@ use crate::config::Settings;
 use crate::domain::{ExtensionNumber, Name, User, some_of};
 use crate::probes::{Host, Trouble};
 use crate::storage::{self, AuditEntry, Storage, StorageError};
-use ownership::OnDisk;
+use ownership::{OnDisk, Served};
 
 /// An apply ends within so many times the bound of one command, flushing to the disk and two calls of the database aside:
 /// an Asterisk that answers each of hundreds of questions slowly is as good as hung.
@@ -322,15 +323,14 @@ impl Applier {
         }
         self.publish(lock, routing, &self.host.files.routing, progress)?;
         // What Asterisk made of the endpoints is asked while it reads the routing.
-        let reload = self.command.reload(Reload::Dialplan, &mut progress.reload_results.dialplan_reload);
-        let (reloaded, objects) = join!(reload, proof::objects(&self.host.control, &users));
-        reloaded?;
-        let objects = objects?;
-        progress.done("routing, and proof of the endpoints");
-
-        let (dialplan, transport) = join!(proof::dialplan(&self.host.control, &users), self.host.transport());
-        let dialplan = dialplan?;
-        if let Err(found) = objects.verdict(dialplan) {
+        let routing = async {
+            self.command.reload(Reload::Dialplan, &mut progress.reload_results.dialplan_reload).await?;
+            Ok::<_, StepError>(proof::dialplan(&self.host.control, &users).await?)
+        };
+        let (routing, objects, transport) =
+            join!(routing, proof::objects(&self.host.control, &users), self.host.transport());
+        let routing = routing?;
+        if let Err(found) = objects?.verdict(routing) {
             return Err(self.not_proven(found).await);
         }
         // Without a user there is nothing that Asterisk could show: then the include lines are the proof.
@@ -341,22 +341,26 @@ impl Applier {
             Err(Trouble::Warning(warning)) => progress.warn(warning),
             transport => drop(transport?),
         }
-        progress.done("proof of the routing");
+        progress.done("routing, and proof of everything");
         Ok(users.len())
     }
 
     /// Step 4: gives the numbers that change hands.
     async fn look(&self, users: &[User], progress: &mut Progress) -> Result<BTreeSet<ExtensionNumber>, StepError> {
         self.host.asterisk().await?;
-        let (modules, routing) = join!(self.host.modules(), self.host.routing_from_files());
+        let files = async {
+            // Asterisk works on its answers meanwhile.
+            yield_now().await;
+            self.host.files.check_targets()?;
+            self.host.refusals()?;
+            foreign::check(&self.host.config_dir, &self.host.files)?;
+            Ok::<_, StepError>(OnDisk::read(&self.host.config_dir, &self.host.files)?)
+        };
+        let (modules, routing, on_disk, served) =
+            join!(self.host.modules(), self.host.routing_from_files(), files, Served::ask(&self.host.control, users));
         modules.and(routing)?;
-        progress.done("look at Asterisk");
-        self.host.files.check_targets()?;
-        self.host.refusals()?;
-        foreign::check(&self.host.config_dir, &self.host.files)?;
-        let on_disk = OnDisk::read(&self.host.config_dir, &self.host.files)?;
-        progress.done("look at the files");
-        let changing = ownership::changing_hands(&self.host.control, users, &on_disk).await?;
+        let on_disk = on_disk?;
+        let changing = ownership::changing_hands(users, &on_disk, &served?);
         let stays = |number: &ExtensionNumber| {
             !changing.contains(number) && users.iter().any(|user| user.extension.number == *number)
         };
@@ -366,7 +370,7 @@ impl Applier {
                 "none of the {before} users whom Asterisk served before is in the database any more; if that is not meant, look at DATABASE_URL, or restore a backup, then apply again"
             ));
         }
-        progress.done("look who changes hands");
+        progress.done("look before touching");
         Ok(changing)
     }
 

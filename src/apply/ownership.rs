@@ -17,8 +17,7 @@ use tokio::try_join;
 use crate::asterisk::config::{Config, Unreadable};
 use crate::asterisk::control::{Control, ControlError};
 use crate::asterisk::files::GeneratedFiles;
-use crate::asterisk::in_force::{self, Value};
-use crate::asterisk::{foreign, registrations, render};
+use crate::asterisk::{foreign, in_force, registrations, render};
 use crate::domain::{ExtensionNumber, User};
 
 /// What our two files say, whoever wrote them last.
@@ -57,27 +56,30 @@ impl OnDisk {
     }
 }
 
-/// The numbers of `users` that change hands.
-pub(crate) async fn changing_hands(
-    control: &Control,
-    users: &[User],
-    on_disk: &OnDisk,
-) -> Result<BTreeSet<ExtensionNumber>, ControlError> {
-    let (auths, registered) = try_join!(in_force::auths(control), registrations::list(control))?;
-    let registered: BTreeSet<_> = registered.into_iter().map(|registration| registration.number).collect();
-    let secrets = users.iter().map(|user| (user.extension.number, user.extension.secret.reveal().to_owned()));
-    let (served, unserved): (BTreeMap<_, _>, BTreeMap<_, _>) = secrets.partition(|(number, _)| auths.contains(number));
+/// The secrets in force, and the numbers that have registrations.
+pub(crate) struct Served {
+    secrets: BTreeMap<ExtensionNumber, String>,
+    registered: BTreeSet<ExtensionNumber>,
+}
 
-    let mut changing = in_force::differing(control, Value::Secret, &served).await?;
-    changing.extend(unserved.into_iter().filter_map(|(number, secret)| {
-        let formers = on_disk.secrets.get(&number).map_or(registered.contains(&number), |former| *former != secret);
-        formers.then_some(number)
-    }));
-    changing.extend(
-        users
-            .iter()
-            .map(|user| user.extension.number)
-            .filter(|number| on_disk.endpoints.contains(number) && !on_disk.routed.contains(number)),
-    );
-    Ok(changing)
+impl Served {
+    /// Asks Asterisk about the numbers of `users`.
+    pub(crate) async fn ask(control: &Control, users: &[User]) -> Result<Self, ControlError> {
+        let numbers = users.iter().map(|user| user.extension.number);
+        let (secrets, registered) = try_join!(in_force::secrets(control, numbers), registrations::list(control))?;
+        Ok(Self { secrets, registered: registered.into_iter().map(|registration| registration.number).collect() })
+    }
+}
+
+/// The numbers of `users` that change hands.
+pub(crate) fn changing_hands(users: &[User], on_disk: &OnDisk, served: &Served) -> BTreeSet<ExtensionNumber> {
+    let changes = |user: &&User| {
+        let (number, secret) = (user.extension.number, user.extension.secret.reveal());
+        let another = match served.secrets.get(&number).or(on_disk.secrets.get(&number)) {
+            Some(former) => former != secret,
+            None => served.registered.contains(&number),
+        };
+        another || (on_disk.endpoints.contains(&number) && !on_disk.routed.contains(&number))
+    };
+    users.iter().filter(changes).map(|user| user.extension.number).collect()
 }

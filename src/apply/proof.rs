@@ -1,13 +1,13 @@
 //! The proof: what Asterisk serves of the numbers 1000 to 1999 is the snapshot, no more and no less, value by value. Only
 //! that makes an apply a success; "reloaded successfully" never does.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use tokio::try_join;
 
 use crate::asterisk::control::{Control, ControlError};
 use crate::asterisk::files::ROUTING_FILE_NAME;
-use crate::asterisk::in_force::{self, FirstPriority, Value};
+use crate::asterisk::in_force::{self, FirstPriority};
 use crate::asterisk::{CONTEXT, render};
 use crate::domain::{ExtensionNumber, User, some_of};
 
@@ -18,7 +18,15 @@ pub(super) struct Findings(Vec<String>);
 /// Compares the endpoints, auths and AORs in force, with their secrets and caller IDs, with `users`.
 pub(super) async fn objects(control: &Control, users: &[User]) -> Result<Findings, ControlError> {
     let wanted = numbers(users);
-    let objects = in_force::objects(control).await?;
+    let caller_ids = users
+        .iter()
+        .map(|user| (user.extension.number, render::caller_id(&user.name, user.extension.number)))
+        .collect();
+    let (objects, secrets, other_caller_ids) = try_join!(
+        in_force::objects(control),
+        in_force::secrets(control, wanted.iter().copied()),
+        in_force::other_caller_ids(control, &caller_ids)
+    )?;
     let endpoints: BTreeSet<_> = objects.endpoints.keys().copied().collect();
     let mut findings = Findings::default();
 
@@ -30,17 +38,9 @@ pub(super) async fn objects(control: &Control, users: &[User]) -> Result<Finding
         objects.endpoints.iter().filter(|(number, links)| wanted.contains(number) && !(links.auth && links.aor));
     findings.add("endpoints without their own auth and AOR", unlinked.map(|(number, _)| *number));
 
-    let secrets = users.iter().map(|user| (user.extension.number, user.extension.secret.reveal().to_owned()));
-    let secrets: BTreeMap<_, _> = secrets.filter(|(number, _)| objects.auths.contains(number)).collect();
-    let caller_ids =
-        users.iter().map(|user| (user.extension.number, render::caller_id(&user.name, user.extension.number)));
-    let caller_ids: BTreeMap<_, _> = caller_ids.filter(|(number, _)| endpoints.contains(number)).collect();
-    let (old_secrets, old_caller_ids) = try_join!(
-        in_force::differing(control, Value::Secret, &secrets),
-        in_force::differing(control, Value::CallerId, &caller_ids)
-    )?;
-    findings.add("old secrets in force", old_secrets);
-    findings.add("old caller IDs in force", old_caller_ids);
+    let old_secrets = in_force::other_secrets(users, &secrets);
+    findings.add("old secrets in force", old_secrets.intersection(&objects.auths).copied());
+    findings.add("old caller IDs in force", other_caller_ids.intersection(&endpoints).copied());
     Ok(findings)
 }
 
@@ -89,19 +89,10 @@ fn numbers(users: &[User]) -> BTreeSet<ExtensionNumber> {
 /// The numbers of `users` whose secret is not in force: an old phone could still register as them.
 pub(super) async fn still_old(
     control: &Control,
-    users: impl Iterator<Item = &User>,
+    users: impl Iterator<Item = &User> + Clone,
 ) -> Result<BTreeSet<ExtensionNumber>, ControlError> {
-    let secrets: BTreeMap<_, _> =
-        users.map(|user| (user.extension.number, user.extension.secret.reveal().to_owned())).collect();
-    if secrets.is_empty() {
-        return Ok(BTreeSet::new());
-    }
-    let auths = in_force::auths(control).await?;
-    let (served, unserved): (BTreeMap<_, _>, BTreeMap<_, _>) =
-        secrets.into_iter().partition(|(number, _)| auths.contains(number));
-    let mut old = in_force::differing(control, Value::Secret, &served).await?;
-    old.extend(unserved.into_keys());
-    Ok(old)
+    let secrets = in_force::secrets(control, users.clone().map(|user| user.extension.number)).await?;
+    Ok(in_force::other_secrets(users, &secrets))
 }
 
 impl Findings {

@@ -1,8 +1,9 @@
-//! Asterisk's control socket, `asterisk.ctl`: one command, one answer, without starting a process.
+//! Asterisk's control socket, `asterisk.ctl`: commands and what they print, without starting a process.
 //!
-//! It is what `asterisk -rx` does itself (`main/asterisk.c`): connect, read the greeting `host/pid/version` and a newline,
-//! send `cli quit after COMMAND` and a NUL byte, read to the end. The exit status of a command is never told: what it
-//! printed is all there is. A line of more than 511 bytes is never answered (a buffer of 512 bytes), and so is refused here.
+//! It is what a remote console does (`main/asterisk.c`): connect, send each command with a NUL byte behind it, and shut
+//! down the sending half; read the greeting `host/pid/version` and a newline, then what the commands print, in turn, to the
+//! end. The exit status of a command is never told: what it printed is all there is. A line of more than 511 bytes is never
+//! answered (a buffer of 512 bytes), and so is refused here.
 
 use std::fs;
 use std::io;
@@ -13,15 +14,14 @@ use rustix::io::Errno;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
+use tokio::try_join;
 use tracing::info;
-
-const QUIT_AFTER: &str = "cli quit after ";
 
 /// How errors tell the line that Asterisk sends first.
 const GREETING: &str = "(its greeting)";
 
-/// The longest command that is sent, in bytes: the line on the socket stays below 500.
-pub const MAX_COMMAND_BYTES: usize = 499 - QUIT_AFTER.len();
+/// The longest command that is sent, in bytes.
+pub const MAX_COMMAND_BYTES: usize = 499;
 
 /// How often a listing that lost lines is read.
 const READINGS: usize = 10;
@@ -132,6 +132,14 @@ impl ControlError {
         }
         Self::Unexpected { command: shortened(command), answer: beginning }
     }
+
+    /// The same without what Asterisk answered, which holds secrets.
+    pub(super) fn without_answer(self) -> Self {
+        match self {
+            Self::Unexpected { command, .. } => Self::Unexpected { command, answer: "it is not whole".to_owned() },
+            other => other,
+        }
+    }
 }
 
 impl Control {
@@ -149,12 +157,30 @@ impl Control {
     /// # Panics
     /// If the command could not fit Asterisk's buffer, or is more than one: a mistake of the caller.
     pub async fn ask(&self, command: &str) -> Result<String, ControlError> {
-        assert!(
-            command.len() <= MAX_COMMAND_BYTES && !command.contains(['\0', '\n']),
-            "a command that fits: {command}"
-        );
-        let hung = |_| ControlError::Hung { command: shortened(command), bound: self.bound };
-        timeout(self.bound, self.exchange(command)).await.map_err(hung)?
+        self.ask_all(&[command]).await
+    }
+
+    /// What Asterisk prints for all of `commands`, in turn. None waits for the answer to another, so hundreds cost little more
+    /// than Asterisk's own work; all together are given the bound of one.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    ///
+    /// # Panics
+    /// As [`Control::ask`] does.
+    pub async fn ask_all(&self, commands: &[impl AsRef<str>]) -> Result<String, ControlError> {
+        let Some(first) = commands.first().map(AsRef::as_ref) else { return Ok(String::new()) };
+        let mut lines = Vec::new();
+        for command in commands.iter().map(AsRef::as_ref) {
+            assert!(
+                command.len() <= MAX_COMMAND_BYTES && !command.contains(['\0', '\n']),
+                "a command that fits: {command}"
+            );
+            lines.extend_from_slice(command.as_bytes());
+            lines.push(0);
+        }
+        let hung = |_| ControlError::Hung { command: shortened(first), bound: self.bound };
+        timeout(self.bound, self.exchange(first, &lines)).await.map_err(hung)?
     }
 
     /// A listing, which `parse` takes only if it is whole: to a reader that stalls, Asterisk drops lines in the middle. Such a
@@ -163,15 +189,28 @@ impl Control {
     /// # Errors
     /// [`ControlError`]; `Unexpected` if it never was whole.
     pub async fn listing<T>(&self, command: &str, parse: impl Fn(&str) -> Option<T>) -> Result<T, ControlError> {
+        self.listings(&[command], parse).await
+    }
+
+    /// The same of several commands, whose answers `parse` is given as one.
+    ///
+    /// # Errors
+    /// [`ControlError`]; `Unexpected` if it never was whole.
+    pub async fn listings<T>(
+        &self,
+        commands: &[impl AsRef<str>],
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Result<T, ControlError> {
+        let first = shortened(commands.first().map_or("", AsRef::as_ref));
         let mut answer = String::new();
         for _ in 0..READINGS {
-            answer = self.ask(command).await?;
+            answer = self.ask_all(commands).await?;
             if let Some(parsed) = parse(&answer) {
                 return Ok(parsed);
             }
-            info!(command, "the listing lost lines; it is read again");
+            info!(command = first, "the listing lost lines; it is read again");
         }
-        Err(ControlError::unexpected(command, &answer))
+        Err(ControlError::unexpected(&first, &answer))
     }
 
     /// Who answers: its version by its greeting, its user and the groups it belongs to by the kernel.
@@ -199,15 +238,20 @@ impl Control {
         Ok(Server { version: version.to_owned(), uid: peer.uid(), groups })
     }
 
-    async fn exchange(&self, command: &str) -> Result<String, ControlError> {
-        let broken = |error| ControlError::Broken { command: shortened(command), error };
-        let mut stream = BufReader::new(self.connect().await?);
-        let mut greeting = Vec::new();
-        stream.read_until(b'\n', &mut greeting).await.map_err(broken)?;
-        stream.write_all(format!("{QUIT_AFTER}{command}\0").as_bytes()).await.map_err(broken)?;
+    async fn exchange(&self, first: &str, lines: &[u8]) -> Result<String, ControlError> {
+        let broken = |error| ControlError::Broken { command: shortened(first), error };
+        let mut stream = self.connect().await?;
+        let (mut from, mut to) = stream.split();
         let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).await.map_err(broken)?;
-        Ok(String::from_utf8_lossy(&answer).into_owned())
+        let send = async {
+            to.write_all(lines).await?;
+            to.shutdown().await
+        };
+        // Both at once: Asterisk drops what it can't get rid of within 100 ms.
+        try_join!(send, from.read_to_end(&mut answer)).map_err(broken)?;
+        let answer = String::from_utf8_lossy(&answer);
+        let (_greeting, answer) = answer.split_once('\n').ok_or_else(|| broken(io::ErrorKind::UnexpectedEof.into()))?;
+        Ok(answer.to_owned())
     }
 
     async fn connect(&self) -> Result<UnixStream, ControlError> {

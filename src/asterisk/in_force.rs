@@ -2,25 +2,22 @@
 //! dialplan, and the modules that all of it needs.
 //!
 //! - A listing counts only if it has as many rows as its trailer says ([`Control::listing`]).
-//! - Values are compared by digest, some ten with one command, so no secret is ever printed: Asterisk computes
-//!   `MD5(${AST_SORCERY(…)}:${AST_SORCERY(…)}:…)` with each expression expanded once. Of a batch that differs, each number
-//!   is asked about. An object that isn't there gives a blank inside the digest, so only listed ones are asked about.
+//! - A secret is what `pjsip show auth` says, a thousand of them on one connection; only who may rule Asterisk can read it
+//!   there. It goes nowhere else: no error tells such an answer.
+//! - Caller IDs are compared by digest, a dozen with one command: `MD5(=${PJSIP_ENDPOINT(…)}:${PJSIP_ENDPOINT(…)}:…)` with
+//!   each expression expanded once; of a dozen that differs, each is asked about. An object that isn't there gives a blank
+//!   inside the digest, which is of nothing at all without the `=`, and fails. They are few questions, because Asterisk keeps a kilobyte for good for each function that it is asked
+//!   to evaluate (a topic `devicestate:all/CLIEval/…`, seen on 22.10), and all of them make its device states slower.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::LazyLock;
 
-use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use md5::{Digest as _, Md5};
-use regex::Regex;
 use tokio::try_join;
 
 use super::CONTEXT;
 use super::control::{Control, ControlError, MAX_COMMAND_BYTES};
-use crate::domain::ExtensionNumber;
-
-/// How many questions are under way at once: Asterisk answers each on a thread of its own.
-const AT_A_TIME: usize = 2;
+use crate::domain::{ExtensionNumber, User};
 
 /// What `dialplan eval function` expands into: 1,024 bytes with the terminator.
 const MAX_EXPANDED_BYTES: usize = 1000;
@@ -31,7 +28,7 @@ const MODULES: [&str; 16] = [
     "chan_pjsip.so",
     "func_logic.so",
     "func_md5.so",
-    "func_sorcery.so",
+    "func_pjsip_endpoint.so",
     "pbx_config.so",
     "res_pjsip.so",
     "res_pjsip_authenticator_digest.so",
@@ -72,25 +69,6 @@ pub struct FirstPriority {
     pub application: String,
     /// `file:line` (the file's base name), or the registrar where it came from no file.
     pub source: String,
-}
-
-/// A value that is compared by digest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Value {
-    /// The password of an auth.
-    Secret,
-    /// The caller ID of an endpoint.
-    CallerId,
-}
-
-impl Value {
-    fn expression(self, number: ExtensionNumber) -> String {
-        let (object, option) = match self {
-            Self::Secret => ("auth", "password"),
-            Self::CallerId => ("endpoint", "callerid"),
-        };
-        format!("${{AST_SORCERY(res_pjsip,{object},{number},{option})}}")
-    }
 }
 
 /// Waits until Asterisk is fully booted: it answers before its modules are loaded.
@@ -170,46 +148,64 @@ pub async fn dialplan(control: &Control) -> Result<Option<BTreeMap<ExtensionNumb
         .await
 }
 
-/// Which of `expected` have another value in force. Only objects that are listed may be asked about.
+/// The secrets in force of `numbers`; one that has no auth has none.
+///
+/// # Errors
+/// [`ControlError`], which tells no secret.
+pub async fn secrets(
+    control: &Control,
+    numbers: impl IntoIterator<Item = ExtensionNumber>,
+) -> Result<BTreeMap<ExtensionNumber, String>, ControlError> {
+    let numbers: Vec<_> = numbers.into_iter().collect();
+    let commands: Vec<_> = numbers.iter().map(|number| format!("pjsip show auth {number}")).collect();
+    control.listings(&commands, |text| parse_secrets(text, &numbers)).await.map_err(ControlError::without_answer)
+}
+
+/// The numbers of `users` whose secret is another than the one in force, or has none there.
+#[must_use]
+pub fn other_secrets<'u>(
+    users: impl IntoIterator<Item = &'u User>,
+    in_force: &BTreeMap<ExtensionNumber, String>,
+) -> BTreeSet<ExtensionNumber> {
+    let differs =
+        |user: &&User| in_force.get(&user.extension.number).is_none_or(|own| own != user.extension.secret.reveal());
+    users.into_iter().filter(differs).map(|user| user.extension.number).collect()
+}
+
+/// Which of `expected` have another caller ID in force, or none.
 ///
 /// # Errors
 /// [`ControlError`]: a value that could not be read is not a value that differs.
-pub async fn differing(
+pub async fn other_caller_ids(
     control: &Control,
-    value: Value,
     expected: &BTreeMap<ExtensionNumber, String>,
 ) -> Result<BTreeSet<ExtensionNumber>, ControlError> {
     let expected: Vec<_> = expected.iter().map(|(number, text)| (*number, text.as_str())).collect();
-    let whole = batches(value, &expected);
-    let differing = batches_that_differ(control, value, whole).await?;
+    let differing = batches_that_differ(control, batches(&expected)).await?;
     let single = differing.iter().flat_map(|batch| batch.chunks(1)).collect();
-    let differing = batches_that_differ(control, value, single).await?;
+    let differing = batches_that_differ(control, single).await?;
     Ok(differing.into_iter().flatten().map(|(number, _)| *number).collect())
 }
 
-/// Asks about several batches at a time.
-async fn batches_that_differ<'a, 'b>(
-    control: &Control,
-    value: Value,
-    batches: Vec<&'a [(ExtensionNumber, &'b str)]>,
-) -> Result<Vec<&'a [(ExtensionNumber, &'b str)]>, ControlError> {
-    stream::iter(batches)
-        .map(|batch| async move { Ok((batch, in_force(control, value, batch).await?)) })
-        .buffer_unordered(AT_A_TIME)
-        .try_filter_map(|(batch, equal)| async move { Ok((!equal).then_some(batch)) })
-        .try_collect()
-        .await
+/// Caller IDs that are compared by one digest.
+type Batch<'a> = &'a [(ExtensionNumber, &'a str)];
+
+async fn batches_that_differ<'a>(control: &Control, batches: Vec<Batch<'a>>) -> Result<Vec<Batch<'a>>, ControlError> {
+    let commands: Vec<_> = batches.iter().map(|batch| digest_command(batch)).collect();
+    let digests = control.listings(&commands, |text| parse_digests(text, batches.len())).await?;
+    let differs = |(batch, digest): (Batch<'a>, String)| (digest != digest_of(batch)).then_some(batch);
+    Ok(batches.into_iter().zip(digests).filter_map(differs).collect())
 }
 
-/// As many values at a time as fit Asterisk's buffers.
-fn batches<'a, 'b>(value: Value, expected: &'a [(ExtensionNumber, &'b str)]) -> Vec<&'a [(ExtensionNumber, &'b str)]> {
+/// As many at a time as fit Asterisk's buffers.
+fn batches<'a>(expected: &'a [(ExtensionNumber, &'a str)]) -> Vec<Batch<'a>> {
     let mut batches = Vec::new();
-    let (mut start, mut command, mut expanded) = (0, digest_command("").len(), 0);
+    let (mut start, mut command, mut expanded) = (0, digest_command(&[]).len(), 0);
     for (index, (number, text)) in expected.iter().enumerate() {
-        let (more_command, more_expanded) = (value.expression(*number).len() + 1, text.len() + 1);
+        let (more_command, more_expanded) = (expression(*number).len() + 1, text.len() + 1);
         if command + more_command > MAX_COMMAND_BYTES || expanded + more_expanded > MAX_EXPANDED_BYTES {
             batches.push(&expected[start..index]);
-            (start, command, expanded) = (index, digest_command("").len(), 0);
+            (start, command, expanded) = (index, digest_command(&[]).len(), 0);
         }
         command += more_command;
         expanded += more_expanded;
@@ -219,30 +215,54 @@ fn batches<'a, 'b>(value: Value, expected: &'a [(ExtensionNumber, &'b str)]) -> 
     batches
 }
 
-async fn in_force(control: &Control, value: Value, batch: &[(ExtensionNumber, &str)]) -> Result<bool, ControlError> {
-    let expressions: Vec<_> = batch.iter().map(|(number, _)| value.expression(*number)).collect();
+fn expression(number: ExtensionNumber) -> String {
+    format!("${{PJSIP_ENDPOINT({number},callerid)}}")
+}
+
+fn digest_command(batch: Batch) -> String {
+    let expressions: Vec<_> = batch.iter().map(|(number, _)| expression(*number)).collect();
+    format!("dialplan eval function MD5(={})", expressions.join(":"))
+}
+
+fn digest_of(batch: Batch) -> String {
     let texts: Vec<_> = batch.iter().map(|(_, text)| *text).collect();
-    let expected = hexadecimal(&Md5::digest(texts.join(":")));
-    let command = digest_command(&expressions.join(":"));
-    let answer = control.ask(&command).await?;
-    match parse_result(&answer) {
-        Some(digest) if digest.len() == expected.len() => Ok(digest == expected),
-        _ => Err(ControlError::unexpected(&command, &answer)),
-    }
+    hexadecimal(&Md5::digest(format!("={}", texts.join(":"))))
 }
 
 fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
 }
 
-fn digest_command(expressions: &str) -> String {
-    format!("dialplan eval function MD5({expressions})")
+/// What commands of [`digest_command`] give; `None` unless all of it is there.
+fn parse_digests(text: &str, count: usize) -> Option<Vec<String>> {
+    let mut digests = Vec::with_capacity(count);
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        let digest = lines.next().filter(|_| line == "Return Value: Success (0)")?.strip_prefix("Result: ")?;
+        if digest.len() != 32 {
+            return None;
+        }
+        digests.push(digest.to_owned());
+    }
+    (digests.len() == count).then_some(digests)
 }
 
-/// What `dialplan eval function` gives; `None` for a failure.
-fn parse_result(text: &str) -> Option<&str> {
-    let result = text.strip_prefix("Return Value: Success (0)\nResult: ")?;
-    Some(result.trim_end_matches('\n'))
+/// What `pjsip show auth` gives for each of `numbers`; `None` unless all of it is there.
+fn parse_secrets(text: &str, numbers: &[ExtensionNumber]) -> Option<BTreeMap<ExtensionNumber, String>> {
+    let mut secrets = BTreeMap::new();
+    let mut lines = text.lines();
+    for number in numbers {
+        let absent = format!("Unable to find object {number}.");
+        let head = format!("     Auth:  {number}/");
+        if lines.find(|line| *line == absent || line.starts_with(&head))? != absent {
+            let is_password = |line: &&str| line.split_whitespace().next() == Some("password");
+            let secret = lines.find(is_password)?.split_once(" : ")?.1;
+            // The last line: without it, the next head may be missed.
+            lines.find(|line| line.split_whitespace().next() == Some("username"))?;
+            secrets.insert(*number, secret.to_owned());
+        }
+    }
+    Some(secrets)
 }
 
 fn parse_modules(text: &str) -> Option<BTreeSet<String>> {
@@ -306,33 +326,46 @@ fn parse_transports(text: &str) -> Option<bool> {
 }
 
 fn parse_dialplan(text: &str) -> Option<BTreeMap<ExtensionNumber, FirstPriority>> {
-    static HEAD: LazyLock<Regex> =
-        LazyLock::new(|| Regex::new(r"^  '(.*?)'( \(CID match '.*'\))? => +(.*)$").expect("a regex"));
-    static ROW: LazyLock<Regex> =
-        LazyLock::new(|| Regex::new(r"^ *(?:\[[^]]*\] +)?(?:(hint): |(\d+)\. )(.*\S) +\[([^]]*)\]$").expect("a regex"));
-    static TRAILER: LazyLock<Regex> = LazyLock::new(|| {
-        Regex::new(r"(?m)^-= \d+ extensions? \((\d+) priorit(?:y|ies)\) in 1 context\. =-$").expect("a regex")
-    });
-
-    let count: usize = TRAILER.captures(text)?[1].parse().ok()?;
+    let count: usize = text.lines().rev().find_map(trailer)?.parse().ok()?;
     let mut first_priorities = BTreeMap::new();
     let (mut rows, mut current) = (0, None);
     for line in text.lines() {
-        let rest = match HEAD.captures(line) {
-            Some(head) => {
-                current = ExtensionNumber::parse(&head[1]).filter(|_| head.get(2).is_none());
-                head.get(3).map_or("", |rest| rest.as_str())
-            }
-            None => line,
-        };
-        let Some(row) = ROW.captures(rest) else { continue };
+        let head = line.strip_prefix("  '").and_then(|head| head.split_once(" => "));
+        let rest = head.map_or(line, |(_, rest)| rest);
+        if let Some((name, _)) = head {
+            // A caller-ID match stands behind the closing quote.
+            current = name.strip_suffix('\'').and_then(ExtensionNumber::parse);
+        }
+        let Some((priority, first)) = row(rest) else { continue };
         rows += 1;
-        if let (Some(number), Some("1")) = (current, row.get(2).map(|priority| priority.as_str())) {
-            let first = FirstPriority { application: row[3].to_owned(), source: row[4].to_owned() };
+        if let (Some(number), "1") = (current, priority) {
             first_priorities.insert(number, first);
         }
     }
     (rows == count).then_some(first_priorities)
+}
+
+/// How many priorities there are: `-= 2 extensions (4 priorities) in 1 context. =-`.
+fn trailer(line: &str) -> Option<&str> {
+    let (_, count) = line.strip_prefix("-= ")?.strip_suffix(") in 1 context. =-")?.split_once('(')?;
+    count.split_once(' ').map(|(count, _)| count)
+}
+
+/// `1. Dial(…)  [file:line]`, with a label in brackets before it or not; a hint has no priority but `hint`.
+fn row(text: &str) -> Option<(&str, FirstPriority)> {
+    let text = text.trim_start_matches(' ');
+    let text = match text.strip_prefix('[') {
+        Some(labelled) => labelled.split_once("] ")?.1.trim_start_matches(' '),
+        None => text,
+    };
+    let (priority, text) = match text.strip_prefix("hint: ") {
+        Some(hint) => ("hint", hint),
+        None => text.split_once(". ").filter(|(p, _)| !p.is_empty() && p.bytes().all(|byte| byte.is_ascii_digit()))?,
+    };
+    let (application, source) = text.strip_suffix(']')?.rsplit_once(" [")?;
+    let application = application.trim_end_matches(' ');
+    let first = FirstPriority { application: application.to_owned(), source: source.to_owned() };
+    (!application.is_empty()).then_some((priority, first))
 }
 
 #[cfg(test)]
@@ -394,9 +427,10 @@ mod tests {
 
     #[test]
     fn results_and_modules() {
-        let digest = parse_result(recorded!("digest")).expect("a result");
-        assert_eq!(digest, hexadecimal(&Md5::digest("\"Alice\" <1000>")));
-        assert_eq!(parse_result(recorded!("no-value")), None);
+        let expected = ["=\"Alice\" <1000>:\"Bob\" <1001>"].map(|text| hexadecimal(&Md5::digest(text)));
+        assert_eq!(parse_digests(recorded!("digest"), 1).expect("a result"), expected);
+        assert_eq!(parse_digests(recorded!("no-value"), 1), None);
+        assert_eq!(parse_digests(recorded!("digest"), 2), None);
         let running = parse_modules(recorded!("modules")).expect("a whole listing");
         assert!(running.contains("func_md5.so"), "{running:?}");
         assert_eq!(parse_modules(recorded!("a-module-that-does-not-run")), Some(BTreeSet::new()));
@@ -424,24 +458,35 @@ mod tests {
             same_or_none!(parse_transports, "transports");
             same_or_none!(parse_dialplan, "dialplan");
             same_or_none!(parse_modules, "modules");
+            same_or_none!(|text: &str| parse_digests(text, 1), "digest");
+            same_or_none!(|text: &str| parse_secrets(text, &[number(1000)]), "auth");
+        }
+    }
+
+    #[test]
+    fn secrets_of_those_that_have_one() {
+        let three = [1000, 1001, 1999].map(number);
+        let text = [recorded!("auth"), &recorded!("auth").replace("1000", "1001"), recorded!("no-auth")].concat();
+        let secrets = parse_secrets(&text, &three).expect("whole");
+        assert!(secrets.keys().copied().eq(numbers(&[1000, 1001])), "{secrets:?}");
+        assert!(secrets.values().all(|secret| secret == "SECRET"), "{secrets:?}");
+        for lost in ["     Auth:  1001", " password  ", " username", "Unable"] {
+            let kept = text.lines().filter(|line| !line.starts_with(lost)).collect::<Vec<_>>().join("\n");
+            assert_eq!(parse_secrets(&kept, &three), None, "{lost}");
         }
     }
 
     #[test]
     fn a_batch_fits_the_buffers_of_asterisk() {
-        let long = "x".repeat(90);
-        let expected: Vec<_> =
-            numbers(&(1000..2000).collect::<Vec<_>>()).into_iter().map(|number| (number, long.as_str())).collect();
-        for value in [Value::Secret, Value::CallerId] {
-            let batches = batches(value, &expected);
+        let long = "x".repeat(88);
+        for text in ["x", &long] {
+            let expected: Vec<_> = (1000..2000).map(|value| (number(value), text)).collect();
+            let batches = batches(&expected);
             assert_eq!(batches.concat(), expected);
-            assert!(batches.len() <= 125, "at least eight at a time");
+            assert!(batches.len() <= 1000 / 11 + 1, "at least eleven at a time");
             for batch in batches {
-                let expressions: Vec<_> = batch.iter().map(|(number, _)| value.expression(*number)).collect();
-                assert!(
-                    digest_command(&expressions.join(":")).len() <= MAX_COMMAND_BYTES
-                        && batch.len() * 91 <= MAX_EXPANDED_BYTES
-                );
+                let expanded = batch.len() * (text.len() + 1);
+                assert!(digest_command(batch).len() <= MAX_COMMAND_BYTES && expanded <= MAX_EXPANDED_BYTES);
             }
         }
     }
@@ -449,7 +494,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn nothing_that_asterisk_prints_makes_it_panic(text in "([ '=>\\[\\]()./0-9a-zA-Z:-]{0,60}\n){0,8}") {
-            let _ = (parse_endpoints(&text), parse_names(&text, "     Auth:  "), parse_dialplan(&text), parse_modules(&text), parse_result(&text));
+            let _ = (parse_endpoints(&text), parse_names(&text, "     Auth:  "), parse_dialplan(&text), parse_modules(&text), parse_digests(&text, 1), parse_secrets(&text, &[number(1000)]));
         }
     }
 }

@@ -97,7 +97,8 @@ async fn forget(
 
 /// `None` unless as many rows were seen as the trailer says.
 fn parse(text: &str) -> Option<Vec<Registration>> {
-    static TRAILER: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"(?m)^(\d+) results? found\.$").expect("a regex"));
+    static TRAILER: LazyLock<Regex> =
+        LazyLock::new(|| Regex::new(r"(?m)^([0-9]+) results? found\.$").expect("a regex"));
     // A phone's User-Agent is printed raw behind the key, so nothing but the anchored key is believed.
     static ROW: LazyLock<Regex> =
         LazyLock::new(|| Regex::new(r"^/registrar/contact/((1[0-9]{3});@[0-9a-f]{32}) *: (.*)$").expect("a regex"));

@@ -95,7 +95,7 @@ pub fn dial(number: ExtensionNumber) -> String {
 /// Priority 1 of a number in quarantine: 1 is the cause of an unallocated number, which SIP tells as 404.
 pub const QUARANTINED: &str = "Hangup(1)";
 
-/// What the called phone shows, as written and as `AST_SORCERY(res_pjsip,endpoint,…,callerid)` tells it.
+/// What the called phone shows, as written and as `PJSIP_ENDPOINT(…,callerid)` tells it.
 ///
 /// Left out of the name: `"` and `\` (they end or change the quoted text), `;` (starts a comment), `$`, `{` and `}`
 /// (a dialplan that evaluates a caller ID would run them), `<` and `>` (they delimit the number). What remains is cut

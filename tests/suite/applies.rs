@@ -156,6 +156,17 @@ fn values_are_compared_not_only_names() {
     asterisk.edit_config("pjsip.conf", |text| format!("{text}{TWO_OF_ONE_NAME}"));
     failed_apply(&portal, &["old secrets in force: 1000", "[alice] of type=auth", "pjsip.conf:"]);
     asterisk.edit_config("pjsip.conf", |text| text.replace(TWO_OF_ONE_NAME, ""));
+    portal.create_user("Bob", "bob@example.com");
+    portal.apply("suite");
+    // The same with the caller ID of one of two.
+    let text = fs::read_to_string(asterisk.endpoints_file()).expect("the endpoints");
+    fs::write(asterisk.endpoints_file(), text.replace("\"Alice\"", "\"Mallory\"")).expect("edit the endpoints");
+    asterisk.rx("pjsip reload");
+    let twice =
+        TWO_OF_ONE_NAME.replace("type=auth\nauth_type=userpass\nusername=alice\npassword=x\n", "type=endpoint\n");
+    asterisk.edit_config("pjsip.conf", |text| format!("{text}{twice}"));
+    failed_apply(&portal, &["serve what the database holds: old caller IDs in force: 1000; likely", "type=endpoint"]);
+    asterisk.edit_config("pjsip.conf", |text| text.replace(&twice, ""));
     portal.apply("suite");
 }
 
@@ -183,12 +194,16 @@ fn a_hung_asterisk_is_given_up() {
 fn an_asterisk_that_is_too_slow_is_given_up() {
     let asterisk = Asterisk::start();
     let portal = Portal::start(&Settings::of(&asterisk).with("ASTERISK_TIMEOUT_SECS", 4));
-    for index in 0..100 {
-        portal.create_user("User", &format!("user{index}@example.com"));
-    }
+    portal.create_user("Alice", "alice@example.com");
     portal.apply("suite");
-    // Some fifty questions, each answered well within its own bound.
-    let slow = ["-f", "-e", "trace=connect", "-e", "inject=connect:delay_enter=600ms"];
+    // Each of them is evicted by a question of its own, which is answered well within its own bound.
+    for index in 0..100 {
+        let key = format!("19{index:02};@{}", "0123456789abcdef".repeat(2));
+        asterisk.rx(&format!(
+            r#"database put registrar/contact {key} "{{\"uri\":\"sip:x\",\"expiration_time\":\"4102444800\"}}""#
+        ));
+    }
+    let slow = ["-f", "-e", "trace=connect", "-e", "inject=connect:delay_enter=300ms"];
     strace::under(portal.pid(), &slow, || failed_apply(&portal, &["Asterisk is too slow", "given up after 20 s"]));
     portal.apply("suite");
 }

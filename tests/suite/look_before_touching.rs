@@ -186,7 +186,7 @@ fn whatever_module_is_missing() {
         "chan_pjsip.so",
         "func_logic.so",
         "func_md5.so",
-        "func_sorcery.so",
+        "func_pjsip_endpoint.so",
         "pbx_config.so",
         "res_pjsip_authenticator_digest.so",
         "res_pjsip_endpoint_identifier_user.so",
@@ -274,9 +274,9 @@ fn a_file_that_cant_be_read_and_a_module_that_is_missing() {
     refused(&asterisk, &portal, &["extensions.conf can't be read: No such file", "; it is missing: make it"]);
     fs::rename(&away, &dialplan).expect("move it back");
 
-    asterisk.rx("module unload func_sorcery.so");
-    refused(&asterisk, &portal, &["func_sorcery.so"]);
-    asterisk.rx("module load func_sorcery.so");
+    asterisk.rx("module unload func_pjsip_endpoint.so");
+    refused(&asterisk, &portal, &["func_pjsip_endpoint.so"]);
+    asterisk.rx("module load func_pjsip_endpoint.so");
     portal.apply("suite");
 }
 

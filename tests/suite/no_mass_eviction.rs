@@ -130,15 +130,15 @@ fn by_an_asterisk_that_was_restarted_on_a_broken_pjsip_conf() {
 }
 
 #[test]
-fn by_an_asterisk_without_func_sorcery() {
+fn by_an_asterisk_without_func_pjsip_endpoint() {
     let mut scene = Scene::new();
     let registered = scene.registered();
     scene.last_changes_hands();
     let modules = fs::read_to_string(scene.asterisk.etc().join("modules.conf")).expect("modules.conf");
-    scene.asterisk.write_config("modules.conf", &format!("{modules}noload=func_sorcery.so\n"));
+    scene.asterisk.write_config("modules.conf", &format!("{modules}noload=func_pjsip_endpoint.so\n"));
     scene.asterisk.restart();
     let before = fs::read(scene.asterisk.endpoints_file()).expect("the endpoints");
-    failed_apply(&scene.portal, &["func_sorcery.so"]);
+    failed_apply(&scene.portal, &["func_pjsip_endpoint.so"]);
     assert_eq!(fs::read(scene.asterisk.endpoints_file()).expect("the endpoints"), before);
     assert_eq!(scene.registered(), registered, "nobody is evicted");
     scene.rings(2);

@@ -187,6 +187,10 @@ impl Asterisk {
         self.boot();
     }
 
+    pub fn pid(&self) -> u32 {
+        self.process().as_ref().expect("Asterisk is running").pid()
+    }
+
     /// `Signal::STOP` hangs it, `Signal::CONT` lets it go on.
     pub fn signal(&self, signal: Signal) {
         self.process().as_mut().expect("Asterisk is running").signal(signal);
