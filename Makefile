@@ -11,7 +11,7 @@ CARGO_DEB_VERSION := 3.7.0
 DENY := target/tools/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 CARGO_DEB := target/tools/cargo-deb-$(CARGO_DEB_VERSION)/bin/cargo-deb
 
-.PHONY: help setup demo run test bench lint deb advisories
+.PHONY: help setup demo run test bench soak lint deb advisories
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
@@ -29,13 +29,17 @@ run: setup ## the portal and an Asterisk to play with, until Ctrl-C
 test: setup $(CARGO_DEB) ## all tests, the demo among them
 	cargo test --locked
 
-bench: setup ## how fast it is
+bench: setup ## how fast it is, beside its floors; writes docs/performance.md
+	cargo test --locked --release --test bench -- build
 	cargo test --locked --release --test bench
+
+soak: setup ## twenty minutes of everything; writes docs/performance/soak.md
+	cargo test --locked --release --test soak
 
 lint: setup $(DENY) ## format, clippy, licences and bans of the dependencies, shell scripts
 	@cargo clippy --version >/dev/null 2>&1 && cargo fmt --version >/dev/null 2>&1 || rustup component add clippy rustfmt
 	cargo fmt --check
-	cargo clippy --all-targets --locked -- -D warnings
+	cargo clippy --all-targets --test bench --test soak --locked -- -D warnings
 	$(DENY) check bans licenses sources
 	shellcheck .ci/run lab/*.sh packaging/postinst packaging/postrm
 

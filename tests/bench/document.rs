@@ -1,0 +1,216 @@
+//! `docs/performance.md`, from figures alone.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use crate::figures;
+use crate::plot::{self, Line};
+
+/// How long a part of something took.
+pub struct Part {
+    pub name: String,
+    pub milliseconds: f64,
+}
+
+/// An apply of so many users, and the bare reloads, in milliseconds.
+#[derive(Clone, Copy)]
+pub struct Size {
+    pub users: usize,
+    pub apply: f64,
+    pub bare: f64,
+}
+
+pub struct Document {
+    load: String,
+    rows: Vec<(String, String)>,
+    reached: bool,
+    sizes: Vec<(&'static str, Size)>,
+    parts: Vec<(&'static str, String, Vec<Part>)>,
+    creates: Vec<(&'static str, usize, f64, f64)>,
+}
+
+impl Document {
+    pub fn begin() -> Self {
+        let load = figures::load();
+        let mut document =
+            Self { load, rows: Vec::new(), reached: true, sizes: Vec::new(), parts: Vec::new(), creates: Vec::new() };
+        if let Some((bytes, _)) = measured_build() {
+            let size = bytes / 1024.0 / 1024.0;
+            document.row("", "release binary", &format!("{size:.2} MiB"), "< 15 MiB", size < 15.0);
+        }
+        document
+    }
+
+    pub fn row(&mut self, database: &str, what: &str, figure: &str, reach: &str, reached: bool) {
+        let state = if reach.is_empty() {
+            "told"
+        } else if reached {
+            "reached"
+        } else {
+            "**not reached**"
+        };
+        println!("{database}: {what}: {figure}, {reach}: {state}");
+        self.rows.push((database.to_owned(), format!("| {what} | {figure} | {reach} | {state} |")));
+        self.reached &= reached;
+    }
+
+    pub fn size(&mut self, database: &'static str, size: Size) {
+        self.sizes.push((database, size));
+    }
+
+    pub fn sizes(&self, database: &str) -> Vec<Size> {
+        self.sizes.iter().filter(|(own, _)| *own == database).map(|(_, size)| *size).collect()
+    }
+
+    pub fn parts(&mut self, database: &'static str, scene: &str, parts: Vec<Part>) {
+        self.parts.push((database, scene.to_owned(), parts));
+    }
+
+    pub fn creates(&mut self, database: &'static str, clients: usize, ours: f64, bare: f64) {
+        self.creates.push((database, clients, ours, bare));
+    }
+
+    /// Writes everything; gives whether all is reached.
+    pub fn end(&self) -> bool {
+        let mut page = format!(
+            "# Performance\n\nWritten by `make bench`; nothing here is typed by hand. The floor of an apply is Asterisk's own reload, of a list the database's own query, \
+             of a create the database's own commit. Each figure stands beside its baseline, which took turns with it in the same run: \
+             the median of the rounds' ratios (a quarter of the rounds was below, a quarter above), then both medians.\n\n\
+             Measured on {}; the machine's load as it began was {}, as it ended {}. Asterisk, both databases and the clients run on \
+             the same machine; both databases flush each commit to the disk.\n\nTo repeat it: `make bench`, which ends with status 1 where something is not reached. \
+             How it does over time: `make soak`, which writes [performance/soak.md](performance/soak.md).\n",
+            figures::machine(),
+            self.load,
+            figures::load()
+        );
+        for database in ["", "SQLite", "PostgreSQL"] {
+            let title = if database.is_empty() { "## The program" } else { &format!("## On {database}") };
+            writeln!(page, "\n{title}\n\n| what | figure | reach | |\n|---|---|---|---|").expect("text");
+            for (_, row) in self.rows.iter().filter(|(own, _)| own == database) {
+                writeln!(page, "{row}").expect("text");
+            }
+            if database.is_empty() {
+                page += &build();
+                continue;
+            }
+            self.plots(&mut page, database);
+        }
+        fs::write(root().join("docs/performance.md"), page).expect("write the page");
+        self.reached
+    }
+
+    fn plots(&self, page: &mut String, database: &'static str) {
+        let small = database.to_lowercase();
+        let mut plot = |name: &str, what: &str, svg: String| {
+            fs::create_dir_all(root().join("docs/performance")).expect("make the folder");
+            fs::write(root().join(format!("docs/performance/{name}-{small}.svg")), svg).expect("write a plot");
+            writeln!(page, "\n![{what}](performance/{name}-{small}.svg)").expect("text");
+        };
+        let sizes = self.sizes(database);
+        let line = |name: &str, value: fn(&Size) -> f64| Line {
+            name: name.to_owned(),
+            points: sizes.iter().map(|size| (size.users as f64, value(size))).collect(),
+        };
+        let lines = [
+            line("apply", |size| size.apply),
+            line("bare reloads", |size| size.bare),
+            line("our own share", |size| size.apply - size.bare),
+        ];
+        plot(
+            "apply",
+            "Apply against the number of users",
+            plot::lines(&format!("Apply, nothing changed ({database})"), "users", "milliseconds", &lines),
+        );
+        let own = || self.parts.iter().filter(|(own, ..)| *own == database);
+        let bars: Vec<_> = own()
+            .map(|(_, scene, parts)| {
+                (scene.clone(), parts.iter().map(|part| (part.name.clone(), part.milliseconds)).collect())
+            })
+            .collect();
+        plot(
+            "steps",
+            "Where the time of an apply goes",
+            plot::bars(&format!("Where the time of an apply of 1000 goes ({database})"), "milliseconds", &bars),
+        );
+        let creates: Vec<_> = self.creates.iter().filter(|(own, ..)| *own == database).collect();
+        let line = |name: &str, value: fn(&(&'static str, usize, f64, f64)) -> f64| Line {
+            name: name.to_owned(),
+            points: creates.iter().map(|row| (row.1 as f64, value(row))).collect(),
+        };
+        let lines = [line("creates", |row| row.2), line("bare transactions", |row| row.3)];
+        plot(
+            "creates",
+            "Creates a second against clients",
+            plot::lines(&format!("Creates ({database})"), "clients", "a second", &lines),
+        );
+        *page += "\nAn apply that is not within its reach is so because of what Asterisk has to answer: the proof of 1000 users costs it the \
+            questions below (the objects, the secrets twice, the caller IDs, the dialplan twice), next to the dialplan's reload, on \
+            as many cores as there are; the questions before the files are touched come on top, and a number that changes hands \
+            costs a third reload, which is the quarantine. A list by many connections at once is as many queries: no answer is kept \
+            in memory, because two hosts may share a database, and a list must show what another host has just created.\n";
+        writeln!(page, "\n| apply of 1000 | step | ms |\n|---|---|---|").expect("text");
+        for (_, scene, parts) in own() {
+            for part in parts {
+                writeln!(page, "| {scene} | {} | {:.1} |", part.name, part.milliseconds).expect("text");
+            }
+        }
+    }
+}
+
+/// The argument that makes this program measure a release build instead.
+pub const BUILD: &str = "build";
+
+/// Times a release build from nothing, without what the tests alone need, and keeps how long it took and how large it is.
+pub fn measure_build() {
+    let folder = root().join("target/bench-build");
+    let _ = fs::remove_dir_all(&folder);
+    let started = Instant::now();
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--release", "--locked", "--bin", "pbx-portal", "--target-dir"]).arg(&folder);
+    assert!(cargo.current_dir(root()).status().expect("run cargo").success());
+    let took = started.elapsed().as_secs();
+    let size = fs::metadata(folder.join("release/pbx-portal")).expect("the binary").len();
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(root().join("docs/performance")).expect("make the folder");
+    fs::write(build_file(), format!("{size} bytes\n{took} seconds\n")).expect("write how it went");
+}
+
+/// Bytes and seconds, if they were measured.
+fn measured_build() -> Option<(f64, f64)> {
+    let text = fs::read_to_string(build_file()).ok()?;
+    let mut numbers = text.lines().map(|line| line.split(' ').next()?.parse().ok());
+    Some((numbers.next()??, numbers.next()??))
+}
+
+fn build_file() -> PathBuf {
+    root().join("docs/performance/build.txt")
+}
+
+fn build() -> String {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["tree", "--locked", "--edges", "normal", "--prefix", "none", "--format", "{p}"]).current_dir(root());
+    let tree = String::from_utf8_lossy(&cargo.output().expect("run cargo tree").stdout).into_owned();
+    let crates: BTreeSet<_> = tree.lines().filter_map(|line| line.split(" (").next()).collect();
+    let time = measured_build().map_or("not measured".to_owned(), |(_, seconds)| format!("{seconds} seconds"));
+    format!(
+        "\n{} crates are compiled into the program, of which it names {} itself. A release build from nothing, with `lto = \"fat\"` and one unit of code: {time}.\n\n\
+         The heavy ones are kept, each for a part of the job that would be worse written anew: `sqlx` with SQLite's own sources and `rustls` with `ring` (two databases, TLS without the system's libraries), \
+         `axum` on `hyper` and `tokio`, `utoipa` with the documentation's page inside the binary (it needs no network).\n",
+        crates.len(),
+        direct_dependencies()
+    )
+}
+
+fn direct_dependencies() -> usize {
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).expect("Cargo.toml");
+    let (_, own) = manifest.split_once("\n[dependencies]\n").expect("dependencies");
+    own.lines().take_while(|line| !line.starts_with('[')).filter(|line| line.contains(" = ")).count()
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
