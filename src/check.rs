@@ -122,16 +122,14 @@ async fn database(url: &DatabaseUrl, storage: &Storage) -> Probed {
 /// What Asterisk serves beside what the database holds.
 async fn next_apply(host: &Host, users: &[User]) -> Probed {
     let control = &host.control;
-    let objects = in_force::objects(control).await?;
-    let routed = in_force::dialplan(control).await?.unwrap_or_default();
     let wanted: BTreeSet<_> = users.iter().map(|user| user.extension.number).collect();
+    let objects = in_force::objects(control, &wanted).await?;
+    let routed = in_force::dialplan(control).await?.unwrap_or_default();
     let whole = |number: &ExtensionNumber| {
         objects.endpoints.get(number).is_some_and(|links| links.auth && links.aor)
-            && objects.auths.contains(number)
-            && objects.aors.contains(number)
             && routed.get(number).is_some_and(|first| first.application == render::dial(*number))
     };
-    let served = objects.endpoints.keys().chain(&objects.auths).chain(&objects.aors).chain(routed.keys());
+    let served = objects.endpoints.keys().chain(&objects.other_auths).chain(&objects.other_aors).chain(routed.keys());
     let removed: BTreeSet<_> = served.copied().filter(|number| !wanted.contains(number)).collect();
     let (there, added): (BTreeSet<_>, BTreeSet<_>) = wanted.iter().copied().partition(whole);
 
@@ -155,7 +153,7 @@ async fn next_apply(host: &Host, users: &[User]) -> Probed {
 
 /// Phones that the next apply evicts: of numbers that nobody has, and of numbers that change hands.
 async fn old_registrations(host: &Host, users: &[User]) -> Probed {
-    let on_disk = OnDisk::read(&host.config_dir, &host.files)?;
+    let on_disk = OnDisk::of(host, &host.main_files())?;
     let changing = ownership::changing_hands(users, &on_disk, &Served::ask(&host.control, users).await?);
     let wanted: BTreeSet<_> = users.iter().map(|user| user.extension.number).collect();
     let registered: BTreeSet<_> = registrations::list(&host.control).await?.into_iter().map(|r| r.number).collect();

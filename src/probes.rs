@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use serde::Serialize;
 
-use crate::asterisk::config::{Config, Include, Place, Unreadable};
+use crate::asterisk::config::{Config, Include, MainFiles, Place};
 use crate::asterisk::control::{Control, Server};
 use crate::asterisk::files::GeneratedFiles;
 use crate::asterisk::{CONTEXT, foreign, in_force};
@@ -126,6 +126,7 @@ impl Host {
 
     /// All probes, the one most others depend on first.
     pub async fn probe(&self) -> Vec<Finding> {
+        let main = &self.main_files();
         let asterisk = Finding::of("Asterisk", self.asterisk().await);
         let up = asterisk.state == State::Ok;
         vec![
@@ -133,13 +134,13 @@ impl Host {
             Finding::if_possible("Asterisk's modules", up, self.modules()).await,
             Finding::if_possible("Asterisk's configuration folder", up, self.configuration_folder()).await,
             Finding::of("the two folders", self.folders()),
-            Finding::of("files to include", self.includes_that_find()),
-            Finding::of("the include lines", self.include_lines()),
+            Finding::of("files to include", self.includes_that_find(main)),
+            Finding::of("the include lines", self.include_lines(main)),
             Finding::if_possible("Asterisk may read the files", up, self.readable_by_asterisk()).await,
-            Finding::of("sections of one name and type", self.no_section_twice()),
-            Finding::of("the numbers 1000 to 1999", self.nothing_foreign()),
+            Finding::of("sections of one name and type", Self::no_section_twice(main)),
+            Finding::of("the numbers 1000 to 1999", self.nothing_foreign(main)),
             Finding::of("where registrations are kept", self.registrations_kept()),
-            Finding::of("the dialplan context", self.context_elsewhere()),
+            Finding::of("the dialplan context", self.context_elsewhere(main)),
             Finding::if_possible("where routing comes from", up, self.routing_from_files()).await,
             Finding::if_possible("a transport", up, self.transport()).await,
         ]
@@ -228,25 +229,25 @@ impl Host {
         Ok(folders.map(|folder| folder.display().to_string()).join(", "))
     }
 
-    /// What an apply refuses of Asterisk's configuration before it touches anything, [`foreign`] numbers aside.
+    /// What an apply refuses of Asterisk's configuration before it touches anything.
     ///
     /// # Errors
     /// [`Trouble`].
-    pub fn refusals(&self) -> Result<(), Trouble> {
-        self.includes_that_find()?;
-        self.included_once()?;
+    pub fn refusals(&self, main: &MainFiles) -> Result<(), Trouble> {
+        self.includes_that_find(main)?;
+        self.included_once(main)?;
         self.registrations_kept()?;
+        self.nothing_foreign(main)?;
         Ok(())
     }
 
     /// Asterisk refuses a file that includes nothing by `#include`. Before the first apply, ours are not there yet.
-    fn includes_that_find(&self) -> Probed {
-        for main in ["pjsip.conf", "extensions.conf"] {
-            let includes = self.read(main)?.includes;
+    fn includes_that_find(&self, main: &MainFiles) -> Probed {
+        for config in [main.pjsip()?, main.extensions()?] {
             let ours = |include: &Include| {
                 [&self.files.endpoints, &self.files.routing].iter().any(|generated| include.includes(generated))
             };
-            if let Some(include) = includes.iter().find(|i| !i.tries && i.finds_nothing() && !ours(i)) {
+            if let Some(include) = config.includes.iter().find(|i| !i.tries && i.finds_nothing() && !ours(i)) {
                 return failure(format!(
                     "{}: '#include {}' finds no file, so Asterisk refuses what stands in that file; write #tryinclude there, or remove the line, then apply again",
                     include.place, include.written
@@ -257,8 +258,8 @@ impl Host {
     }
 
     /// Both files are included, in the form that forgives a file that is not there.
-    fn include_lines(&self) -> Probed {
-        let includes = self.includes()?;
+    fn include_lines(&self, main: &MainFiles) -> Probed {
+        let includes = self.includes(main)?;
         for (generated, include) in &includes {
             if !include.tries {
                 return Err(Trouble::Warning(format!(
@@ -275,9 +276,9 @@ impl Host {
     ///
     /// # Errors
     /// Which line is missing, or which file can't be read.
-    pub fn includes(&self) -> Result<[(&Path, Include); 2], Trouble> {
-        let [endpoints, routing] = self.included_once()?;
-        let find = |main: &str, generated, include: Option<Include>| {
+    pub fn includes<'m>(&'m self, main: &'m MainFiles) -> Result<[(&'m Path, &'m Include); 2], Trouble> {
+        let [endpoints, routing] = self.included_once(main)?;
+        let find = |main: &str, generated, include: Option<&'m Include>| {
             include.map(|include| (generated, include)).ok_or_else(|| {
                 let line = Path::strip_prefix(generated, &self.config_dir).unwrap_or(generated).display();
                 let main = self.config_dir.join(main);
@@ -294,10 +295,9 @@ impl Host {
     }
 
     /// The line that includes each file, if there is one: two make two sections of one name and type.
-    fn included_once(&self) -> Result<[Option<Include>; 2], Trouble> {
-        let find = |main: &str, generated: &Path| {
-            let includes = self.read(main)?.includes;
-            let mut found = includes.into_iter().filter(|include| include.includes(generated));
+    fn included_once<'m>(&self, main: &'m MainFiles) -> Result<[Option<&'m Include>; 2], Trouble> {
+        let find = |main: &'m Config, generated: &Path| {
+            let mut found = main.includes.iter().filter(|include| include.includes(generated));
             match (found.next(), found.next()) {
                 (Some(first), Some(second)) => Err(Trouble::Failure(format!(
                     "{} is included twice, at {} and at {}; remove one of the two lines, then apply again",
@@ -308,7 +308,7 @@ impl Host {
                 (first, _) => Ok(first),
             }
         };
-        Ok([find("pjsip.conf", &self.files.endpoints)?, find("extensions.conf", &self.files.routing)?])
+        Ok([find(main.pjsip()?, &self.files.endpoints)?, find(main.extensions()?, &self.files.routing)?])
     }
 
     /// Neither a file's own mode nor a folder above it keeps the user that Asterisk runs as away.
@@ -328,8 +328,8 @@ impl Host {
     }
 
     /// Two sections of one name and type, of whatever name, make Asterisk refuse that type for everybody.
-    fn no_section_twice(&self) -> Probed {
-        let pjsip = self.read("pjsip.conf")?;
+    fn no_section_twice(main: &MainFiles) -> Probed {
+        let pjsip = main.pjsip()?;
         let mut seen: BTreeMap<(String, String), &Place> = BTreeMap::new();
         for section in pjsip.sections.iter().filter(|section| !section.template && !section.addition) {
             for kind in pjsip.values(section, "type") {
@@ -344,8 +344,10 @@ impl Host {
         Ok("none stands twice in pjsip.conf".to_owned())
     }
 
-    fn nothing_foreign(&self) -> Probed {
-        foreign::check(&self.config_dir, &self.files)?;
+    /// Neither in pjsip.conf, `pjsip_wizard.conf` and extensions.conf nor in what they include.
+    fn nothing_foreign(&self, main: &MainFiles) -> Probed {
+        let wizards = Config::read_if_there(&self.config_dir, &self.config_dir.join("pjsip_wizard.conf"))?;
+        foreign::check(main.pjsip()?, &wizards, main.extensions()?, &self.files)?;
         Ok("nothing of them stands outside the generated files".to_owned())
     }
 
@@ -368,8 +370,8 @@ impl Host {
     }
 
     /// An administrator's own additions are welcome, and worth knowing of.
-    fn context_elsewhere(&self) -> Probed {
-        let dialplan = self.read("extensions.conf")?;
+    fn context_elsewhere(&self, main: &MainFiles) -> Probed {
+        let dialplan = main.extensions()?;
         let generated = dialplan.included(&self.files.routing);
         let sections = dialplan.sections.iter().filter(|s| s.name == CONTEXT && !generated.contains(&s.place.file));
         let places: Vec<_> = sections.map(|section| section.place.to_string()).collect();
@@ -411,8 +413,10 @@ impl Host {
         ))
     }
 
-    fn read(&self, name: &str) -> Result<Config, Unreadable> {
-        Config::read(&self.config_dir, &self.config_dir.join(name))
+    /// What stands in them now.
+    #[must_use]
+    pub fn main_files(&self) -> MainFiles {
+        MainFiles::read(&self.config_dir)
     }
 }
 

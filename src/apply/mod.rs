@@ -33,6 +33,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -48,13 +49,11 @@ use tracing::{Instrument as _, Span, error, info, info_span, warn};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::asterisk::config::Unreadable;
 use crate::asterisk::control::ControlError;
 use crate::asterisk::files::{self, FileError, GeneratedFiles, Prepared, Stage};
-use crate::asterisk::foreign::{self, Foreign};
 use crate::asterisk::registrations::{self, Registration};
 use crate::asterisk::reload::{AsteriskCommand, CommandResult, Reload, ReloadError};
-use crate::asterisk::render;
+use crate::asterisk::{in_force, render};
 use crate::config::Settings;
 use crate::domain::{ExtensionNumber, Name, User, some_of};
 use crate::probes::{Host, Trouble};
@@ -64,6 +63,10 @@ use ownership::{OnDisk, Served};
 /// An apply ends within so many times the bound of one command, flushing to the disk and two calls of the database aside:
 /// an Asterisk that answers each of hundreds of questions slowly is as good as hung.
 const PATIENCE: u32 = 5;
+
+/// Before an apply's thread waits for more, it lets some come: Asterisk sends a listing line by line, and waking for each costs
+/// both more than the line. Meanwhile fewer come than its socket has room for.
+const NAP: Duration = Duration::from_micros(100);
 
 /// How often an eviction is tried in quarantine, and once the new secrets are in force.
 const FIRST_ATTEMPTS: usize = 3;
@@ -154,10 +157,6 @@ enum StepError {
     #[error(transparent)]
     Control(#[from] ControlError),
     #[error(transparent)]
-    Foreign(#[from] Foreign),
-    #[error(transparent)]
-    Unreadable(#[from] Unreadable),
-    #[error(transparent)]
     File(#[from] FileError),
     #[error(transparent)]
     Reload(#[from] ReloadError),
@@ -205,7 +204,8 @@ impl Applier {
         let request = Span::current();
         let run = move || {
             let _running = running;
-            let own_thread = Builder::new_current_thread().enable_all().build().expect("an event loop of its own");
+            let mut own_thread = Builder::new_current_thread();
+            let own_thread = own_thread.enable_all().on_thread_park(|| sleep(NAP)).build().expect("an event loop");
             own_thread.block_on(applier.run(triggered_by, &service).instrument(request))
         };
         self.tasks.spawn_blocking(run).await.expect("an apply that ends")
@@ -304,8 +304,9 @@ impl Applier {
         self.publish(lock, endpoints, &self.host.files.endpoints, progress)?;
         self.command.reload(Reload::Pjsip, &mut progress.reload_results.pjsip_reload).await?;
         // Read before the eviction: once the new secret is seen in force, no old phone can register any more.
-        let served = users.iter().filter(|user| changing.contains(&user.extension.number));
-        let still_old = proof::still_old(&self.host.control, served).await?;
+        let secrets = in_force::secrets(&self.host.control, changing.iter().copied()).await?;
+        let changed = users.iter().filter(|user| changing.contains(&user.extension.number));
+        let still_old = in_force::other_secrets(changed, &secrets);
         let unwanted = |number| changing.contains(&number) || !numbers.contains(&number);
         let eviction = registrations::evict(&self.host.control, ATTEMPTS, unwanted).await?;
         progress.evicted(eviction.evicted);
@@ -328,14 +329,14 @@ impl Applier {
             Ok::<_, StepError>(proof::dialplan(&self.host.control, &users).await?)
         };
         let (routing, objects, transport) =
-            join!(routing, proof::objects(&self.host.control, &users), self.host.transport());
+            join!(routing, proof::objects(&self.host.control, &users, secrets), self.host.transport());
         let routing = routing?;
         if let Err(found) = objects?.verdict(routing) {
             return Err(self.not_proven(found).await);
         }
         // Without a user there is nothing that Asterisk could show: then the include lines are the proof.
         if users.is_empty() {
-            self.host.includes()?;
+            self.host.includes(&self.host.main_files())?;
         }
         match transport {
             Err(Trouble::Warning(warning)) => progress.warn(warning),
@@ -352,9 +353,9 @@ impl Applier {
             // Asterisk works on its answers meanwhile.
             yield_now().await;
             self.host.files.check_targets()?;
-            self.host.refusals()?;
-            foreign::check(&self.host.config_dir, &self.host.files)?;
-            Ok::<_, StepError>(OnDisk::read(&self.host.config_dir, &self.host.files)?)
+            let main = self.host.main_files();
+            self.host.refusals(&main)?;
+            Ok::<_, StepError>(OnDisk::of(&self.host, &main)?)
         };
         let (modules, routing, on_disk, served) =
             join!(self.host.modules(), self.host.routing_from_files(), files, Served::ask(&self.host.control, users));

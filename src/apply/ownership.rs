@@ -14,11 +14,11 @@ use std::path::Path;
 
 use tokio::try_join;
 
-use crate::asterisk::config::{Config, Unreadable};
+use crate::asterisk::config::{Config, MainFiles, Section, Unreadable};
 use crate::asterisk::control::{Control, ControlError};
-use crate::asterisk::files::GeneratedFiles;
 use crate::asterisk::{foreign, in_force, registrations, render};
 use crate::domain::{ExtensionNumber, User};
+use crate::probes::{Host, Trouble};
 
 /// What our two files say, whoever wrote them last.
 #[derive(Debug, Default)]
@@ -30,30 +30,48 @@ pub(crate) struct OnDisk {
 }
 
 impl OnDisk {
-    /// Reads both files; an absent one says nothing.
-    pub(crate) fn read(config_dir: &Path, files: &GeneratedFiles) -> Result<Self, Unreadable> {
-        let read = |path: &Path| match Config::read(config_dir, path) {
-            Err(Unreadable { error, .. }) if error.kind() == std::io::ErrorKind::NotFound => Ok(Config::default()),
-            read => read,
-        };
-        let (endpoints, routing) = (read(&files.endpoints)?, read(&files.routing)?);
+    /// Takes both files from what includes them in `main`; one that is not included is read by itself, and an absent one says
+    /// nothing.
+    ///
+    /// # Errors
+    /// Which file can't be read.
+    pub(crate) fn of(host: &Host, main: &MainFiles) -> Result<Self, Trouble> {
         let mut on_disk = Self::default();
-        for section in &endpoints.sections {
-            let Some(number) = ExtensionNumber::parse(&section.name) else { continue };
-            if endpoints.values(section, "type").contains(&"endpoint") {
+        each_section(host, main.pjsip()?, &host.files.endpoints, |config, section| {
+            let Some(number) = ExtensionNumber::parse(&section.name) else { return };
+            if config.values(section, "type").contains(&"endpoint") {
                 on_disk.endpoints.insert(number);
             }
             on_disk
                 .secrets
-                .extend(endpoints.values(section, "password").first().map(|secret| (number, (*secret).to_owned())));
-        }
-        for section in &routing.sections {
-            let first_priorities = foreign::first_priorities(routing.entries(section));
+                .extend(config.values(section, "password").first().map(|secret| (number, (*secret).to_owned())));
+        })?;
+        each_section(host, main.extensions()?, &host.files.routing, |config, section| {
+            let first_priorities = foreign::first_priorities(config.entries(section));
             let called = first_priorities.filter(|(number, entry)| entry.value.ends_with(&render::dial(*number)));
             on_disk.routed.extend(called.map(|(number, _)| number));
-        }
+        })?;
         Ok(on_disk)
     }
+}
+
+fn each_section(
+    host: &Host,
+    main: &Config,
+    path: &Path,
+    mut take: impl FnMut(&Config, &Section),
+) -> Result<(), Unreadable> {
+    let files = main.included(path);
+    let alone;
+    let config = if files.is_empty() {
+        alone = Config::read_if_there(&host.config_dir, path)?;
+        &alone
+    } else {
+        main
+    };
+    let own = config.sections.iter().filter(|section| files.is_empty() || files.contains(&section.place.file));
+    own.for_each(|section| take(config, section));
+    Ok(())
 }
 
 /// The secrets in force, and the numbers that have registrations.

@@ -1,7 +1,7 @@
 //! The proof: what Asterisk serves of the numbers 1000 to 1999 is the snapshot, no more and no less, value by value. Only
 //! that makes an apply a success; "reloaded successfully" never does.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::try_join;
 
@@ -15,31 +15,38 @@ use crate::domain::{ExtensionNumber, User, some_of};
 #[derive(Default)]
 pub(super) struct Findings(Vec<String>);
 
-/// Compares the endpoints, auths and AORs in force, with their secrets and caller IDs, with `users`.
-pub(super) async fn objects(control: &Control, users: &[User]) -> Result<Findings, ControlError> {
+/// Compares the endpoints, auths and AORs in force, with their secrets and caller IDs, with `users`. `secrets` are those that
+/// were read since the endpoints were reloaded; the others are asked for.
+pub(super) async fn objects(
+    control: &Control,
+    users: &[User],
+    mut secrets: BTreeMap<ExtensionNumber, String>,
+) -> Result<Findings, ControlError> {
     let wanted = numbers(users);
-    let caller_ids = users
-        .iter()
-        .map(|user| (user.extension.number, render::caller_id(&user.name, user.extension.number)))
-        .collect();
-    let (objects, secrets, other_caller_ids) = try_join!(
-        in_force::objects(control),
-        in_force::secrets(control, wanted.iter().copied()),
+    let unread = wanted.iter().copied().filter(|number| !secrets.contains_key(number));
+    let caller_id = |user: &User| (user.extension.number, render::caller_id(&user.name, user.extension.number));
+    let caller_ids = users.iter().map(caller_id).collect();
+    let (objects, others, other_caller_ids) = try_join!(
+        in_force::objects(control, &wanted),
+        in_force::secrets(control, unread),
         in_force::other_caller_ids(control, &caller_ids)
     )?;
+    secrets.extend(others);
     let endpoints: BTreeSet<_> = objects.endpoints.keys().copied().collect();
     let mut findings = Findings::default();
 
-    for (what, served) in [("endpoints", &endpoints), ("auths", &objects.auths), ("AORs", &objects.aors)] {
-        findings.add(&format!("{what} missing"), wanted.difference(served).copied());
-        findings.add(&format!("{what} left over"), served.difference(&wanted).copied());
-    }
-    let unlinked =
-        objects.endpoints.iter().filter(|(number, links)| wanted.contains(number) && !(links.auth && links.aor));
-    findings.add("endpoints without their own auth and AOR", unlinked.map(|(number, _)| *number));
+    findings.add("endpoints missing", wanted.difference(&endpoints).copied());
+    findings.add("endpoints left over", endpoints.difference(&wanted).copied());
+    let ours = || objects.endpoints.iter().filter(|(number, _)| wanted.contains(number));
+    findings.add("auths missing", wanted.iter().filter(|number| !secrets.contains_key(number)));
+    findings.add("auths left over", objects.other_auths);
+    let unlinked = ours().filter(|(number, links)| secrets.contains_key(number) && !links.auth);
+    findings.add("endpoints without their own auth", unlinked.map(|(number, _)| *number));
+    findings.add("AORs missing", ours().filter(|(_, links)| !links.aor).map(|(number, _)| *number));
+    findings.add("AORs left over", objects.other_aors);
 
     let old_secrets = in_force::other_secrets(users, &secrets);
-    findings.add("old secrets in force", old_secrets.intersection(&objects.auths).copied());
+    findings.add("old secrets in force", old_secrets.into_iter().filter(|number| secrets.contains_key(number)));
     findings.add("old caller IDs in force", other_caller_ids.intersection(&endpoints).copied());
     Ok(findings)
 }
@@ -84,15 +91,6 @@ pub(super) async fn not_quarantined(
 
 fn numbers(users: &[User]) -> BTreeSet<ExtensionNumber> {
     users.iter().map(|user| user.extension.number).collect()
-}
-
-/// The numbers of `users` whose secret is not in force: an old phone could still register as them.
-pub(super) async fn still_old(
-    control: &Control,
-    users: impl Iterator<Item = &User> + Clone,
-) -> Result<BTreeSet<ExtensionNumber>, ControlError> {
-    let secrets = in_force::secrets(control, users.clone().map(|user| user.extension.number)).await?;
-    Ok(in_force::other_secrets(users, &secrets))
 }
 
 impl Findings {

@@ -60,6 +60,38 @@ pub struct Config {
     pub includes: Vec<Include>,
 }
 
+/// Asterisk's two files that include ours, each read once.
+#[derive(Debug)]
+pub struct MainFiles {
+    pjsip: Result<Config, Unreadable>,
+    extensions: Result<Config, Unreadable>,
+}
+
+impl MainFiles {
+    /// Reads both under `config_dir`, Asterisk's configuration folder.
+    #[must_use]
+    pub fn read(config_dir: &Path) -> Self {
+        let read = |name| Config::read(config_dir, &config_dir.join(name));
+        Self { pjsip: read("pjsip.conf"), extensions: read("extensions.conf") }
+    }
+
+    /// `pjsip.conf`.
+    ///
+    /// # Errors
+    /// Which file of it can't be read.
+    pub fn pjsip(&self) -> Result<&Config, &Unreadable> {
+        self.pjsip.as_ref()
+    }
+
+    /// `extensions.conf`.
+    ///
+    /// # Errors
+    /// Which file of it can't be read.
+    pub fn extensions(&self) -> Result<&Config, &Unreadable> {
+        self.extensions.as_ref()
+    }
+}
+
 /// An `#include` or `#tryinclude`.
 #[derive(Debug)]
 pub struct Include {
@@ -278,7 +310,7 @@ impl Section {
 impl Entry {
     fn parse(line: &str, place: &Place) -> Option<Self> {
         let (key, value) = line.split_once('=')?;
-        let key = key.trim().trim_end_matches('+').trim_end().to_lowercase();
+        let key = key.trim().trim_end_matches('+').trim_end().to_ascii_lowercase();
         let value = value.strip_prefix('>').unwrap_or(value).trim().to_owned();
         Some(Self { key, value, place: place.clone() })
     }

@@ -26,6 +26,9 @@ pub const MAX_COMMAND_BYTES: usize = 499;
 /// How often a listing that lost lines is read.
 const READINGS: usize = 10;
 
+/// Room for an answer to begin with, in bytes: most fit.
+const ROOM: usize = 64 * 1024;
+
 /// Asterisk lets two connections wait to be accepted; whoever comes then is told to try again.
 const QUEUE_RETRY: Duration = Duration::from_millis(1);
 
@@ -242,16 +245,17 @@ impl Control {
         let broken = |error| ControlError::Broken { command: shortened(first), error };
         let mut stream = self.connect().await?;
         let (mut from, mut to) = stream.split();
-        let mut answer = Vec::new();
+        let mut answer = Vec::with_capacity(ROOM);
         let send = async {
             to.write_all(lines).await?;
             to.shutdown().await
         };
         // Both at once: Asterisk drops what it can't get rid of within 100 ms.
         try_join!(send, from.read_to_end(&mut answer)).map_err(broken)?;
-        let answer = String::from_utf8_lossy(&answer);
-        let (_greeting, answer) = answer.split_once('\n').ok_or_else(|| broken(io::ErrorKind::UnexpectedEof.into()))?;
-        Ok(answer.to_owned())
+        let greeting = answer.iter().position(|byte| *byte == b'\n');
+        answer.drain(..=greeting.ok_or_else(|| broken(io::ErrorKind::UnexpectedEof.into()))?);
+        // A phone's User-Agent can be anything.
+        Ok(String::from_utf8(answer).unwrap_or_else(|raw| String::from_utf8_lossy(raw.as_bytes()).into_owned()))
     }
 
     async fn connect(&self) -> Result<UnixStream, ControlError> {

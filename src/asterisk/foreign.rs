@@ -4,61 +4,47 @@
 //! `[1000](+type=endpoint)` adds to ours and breaks all of pjsip.conf on the day 1000 is deleted. A second priority 1 of
 //! a number hides ours or is hidden by it. So each is looked for on disk, before anything is written.
 
-use std::path::Path;
-
 use super::CONTEXT;
-use super::config::{Config, Entry, Section, Unreadable};
+use super::config::{Config, Entry, Place, Section};
 use super::files::GeneratedFiles;
 use crate::domain::ExtensionNumber;
 
-/// What an apply would collide with, or can't know that it would not.
+/// Something of a number of ours stands elsewhere: an apply would collide with it.
 #[derive(Debug, thiserror::Error)]
-pub enum Foreign {
-    /// Something of a number of ours stands elsewhere.
-    #[error(
-        "{place}: {what} {number} belongs to the numbers 1000 to 1999, which the portal alone defines; rename or remove it, then apply again"
-    )]
-    Stands {
-        /// `file:line`.
-        place: String,
-        /// What it is.
-        what: &'static str,
-        /// Whose.
-        number: ExtensionNumber,
-    },
-    /// Asterisk's configuration can't be read.
-    #[error(transparent)]
-    Unreadable(#[from] Unreadable),
+#[error(
+    "{place}: {what} {number} belongs to the numbers 1000 to 1999, which the portal alone defines; rename or remove it, then apply again"
+)]
+pub struct Foreign {
+    place: Place,
+    what: &'static str,
+    number: ExtensionNumber,
 }
 
-/// Looks through pjsip.conf, `pjsip_wizard.conf`, extensions.conf and what they include.
+/// Looks through pjsip.conf, `pjsip_wizard.conf` and extensions.conf, each with what it includes.
 ///
 /// # Errors
-/// The first thing found, or the first file that can't be read.
-pub fn check(config_dir: &Path, ours: &GeneratedFiles) -> Result<(), Foreign> {
-    let pjsip = Config::read(config_dir, &config_dir.join("pjsip.conf"))?;
+/// The first thing found.
+pub fn check(pjsip: &Config, wizards: &Config, extensions: &Config, ours: &GeneratedFiles) -> Result<(), Foreign> {
+    let stands = |place: &Place, what, number| Err(Foreign { place: place.clone(), what, number });
     let generated = pjsip.included(&ours.endpoints);
     for section in pjsip.sections.iter().filter(|s| !s.template && !generated.contains(&s.place.file)) {
-        if let (Some(number), Some(what)) = (ExtensionNumber::parse(&section.name), collides(&pjsip, section)) {
-            return Err(Foreign::Stands { place: section.place.to_string(), what, number });
+        if let (Some(number), Some(what)) = (ExtensionNumber::parse(&section.name), collides(pjsip, section)) {
+            return stands(&section.place, what, number);
         }
     }
 
     // A wizard makes an endpoint, an auth and an AOR of its section's name.
-    let wizards = Config::read_if_there(config_dir, &config_dir.join("pjsip_wizard.conf"))?;
     for section in wizards.sections.iter().filter(|section| !section.template) {
         if let Some(number) = ExtensionNumber::parse(&section.name) {
-            return Err(Foreign::Stands { place: section.place.to_string(), what: "wizard", number });
+            return stands(&section.place, "wizard", number);
         }
     }
 
-    let dialplan = Config::read(config_dir, &config_dir.join("extensions.conf"))?;
-    let generated = dialplan.included(&ours.routing);
-    for section in dialplan.sections.iter().filter(|s| s.name == CONTEXT) {
-        for (number, entry) in first_priorities(dialplan.entries(section)) {
+    let generated = extensions.included(&ours.routing);
+    for section in extensions.sections.iter().filter(|s| s.name == CONTEXT) {
+        for (number, entry) in first_priorities(extensions.entries(section)) {
             if !generated.contains(&entry.place.file) {
-                let what = "priority 1 of extension";
-                return Err(Foreign::Stands { place: entry.place.to_string(), what, number });
+                return stands(&entry.place, "priority 1 of extension", number);
             }
         }
     }

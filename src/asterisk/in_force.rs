@@ -42,23 +42,23 @@ const MODULES: [&str; 16] = [
     "res_sorcery_config.so",
 ];
 
-/// The objects of the pool's numbers that Asterisk serves.
+/// The objects of the pool's numbers that Asterisk serves, but the auths and AORs that are expected.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Objects {
     /// With each, whether its auth and its AOR are those of its own name.
     pub endpoints: BTreeMap<ExtensionNumber, Links>,
-    /// `type=auth`.
-    pub auths: BTreeSet<ExtensionNumber>,
-    /// `type=aor`.
-    pub aors: BTreeSet<ExtensionNumber>,
+    /// `type=auth` of other numbers than the expected ones.
+    pub other_auths: BTreeSet<ExtensionNumber>,
+    /// `type=aor` of other numbers than the expected ones.
+    pub other_aors: BTreeSet<ExtensionNumber>,
 }
 
 /// Whether an endpoint uses the auth and the AOR of its own name.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Links {
-    /// Its `InAuth:` line.
+    /// Its `InAuth:` line, which is there only if the auth is.
     pub auth: bool,
-    /// Its `Aor:` line.
+    /// Its `Aor:` line, which is there only if the AOR is.
     pub aor: bool,
 }
 
@@ -103,25 +103,44 @@ pub async fn missing_modules(control: &Control) -> Result<Vec<&'static str>, Con
     Ok(MODULES.into_iter().filter(|module| !running.contains(*module)).collect())
 }
 
-/// The objects of our numbers: three listings.
+/// The objects of our numbers: a listing of the endpoints, which shows their auths and AORs too, and what there is of auths and
+/// AORs beside the `expected` numbers.
 ///
 /// # Errors
 /// [`ControlError`].
-pub async fn objects(control: &Control) -> Result<Objects, ControlError> {
-    let (endpoints, auths, aors) =
-        try_join!(control.listing("pjsip show endpoints", parse_endpoints), auths(control), aors(control))?;
-    Ok(Objects { endpoints, auths, aors })
+pub async fn objects(control: &Control, expected: &BTreeSet<ExtensionNumber>) -> Result<Objects, ControlError> {
+    let (auths, aors) = (list_beside("auths", expected), list_beside("aors", expected));
+    let (endpoints, mut other_auths, mut other_aors) = try_join!(
+        control.listing("pjsip show endpoints", parse_endpoints),
+        control.listing(&auths, |text| parse_names(text, "     Auth:  ")),
+        control.listing(&aors, |text| parse_names(text, "      Aor:  "))
+    )?;
+    other_auths.retain(|number| !expected.contains(number));
+    other_aors.retain(|number| !expected.contains(number));
+    Ok(Objects { endpoints, other_auths, other_aors })
 }
 
-/// The auths of our numbers.
-///
-/// # Errors
-/// [`ControlError`].
-pub async fn auths(control: &Control) -> Result<BTreeSet<ExtensionNumber>, ControlError> {
-    control.listing("pjsip show auths", |text| parse_names(text, "     Auth:  ")).await
+/// Asks for everything beside the `expected` numbers, as far as a command has room to say so: Asterisk lists a thousand much
+/// slower than it passes over them.
+fn list_beside(what: &str, expected: &BTreeSet<ExtensionNumber>) -> String {
+    let all = format!("pjsip list {what}");
+    let beside = format!("{all} like ^({})$", patterns_beside("1", expected).join("|"));
+    if beside.len() <= MAX_COMMAND_BYTES { beside } else { all }
 }
 
-/// The AORs of our numbers. Asking makes Asterisk drop contacts that have expired.
+/// Patterns of the pool's numbers that begin with some digits and are not `expected`, as few as there can be.
+fn patterns_beside(digits: &str, expected: &BTreeSet<ExtensionNumber>) -> Vec<String> {
+    let rest = 4 - digits.len();
+    let number = |digit: &str| ExtensionNumber::parse(&format!("{digits}{}", digit.repeat(rest)));
+    let (Some(first), Some(last)) = (number("0"), number("9")) else { return Vec::new() };
+    match expected.range(first..=last).count() {
+        0 => vec![format!("{digits}{}", ".".repeat(rest))],
+        count if count == 10_usize.pow(u32::try_from(rest).expect("a few")) => Vec::new(),
+        _ => (0..10).flat_map(|digit| patterns_beside(&format!("{digits}{digit}"), expected)).collect(),
+    }
+}
+
+/// The AORs of our numbers, asked for in the way that makes Asterisk drop contacts that have expired.
 ///
 /// # Errors
 /// [`ControlError`].
@@ -255,10 +274,9 @@ fn parse_secrets(text: &str, numbers: &[ExtensionNumber]) -> Option<BTreeMap<Ext
         let absent = format!("Unable to find object {number}.");
         let head = format!("     Auth:  {number}/");
         if lines.find(|line| *line == absent || line.starts_with(&head))? != absent {
-            let is_password = |line: &&str| line.split_whitespace().next() == Some("password");
-            let secret = lines.find(is_password)?.split_once(" : ")?.1;
+            let secret = lines.find(|line| line.starts_with(" password "))?.split_once(" : ")?.1;
             // The last line: without it, the next head may be missed.
-            lines.find(|line| line.split_whitespace().next() == Some("username"))?;
+            lines.find(|line| line.starts_with(" username "))?;
             secrets.insert(*number, secret.to_owned());
         }
     }
@@ -370,6 +388,8 @@ fn row(text: &str) -> Option<(&str, FirstPriority)> {
 
 #[cfg(test)]
 mod tests {
+    use regex::Regex;
+
     use super::*;
 
     fn number(number: i64) -> ExtensionNumber {
@@ -477,6 +497,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_beside_some_numbers_is_asked_for_briefly() {
+        let all = numbers(&(1000..2000).collect::<Vec<_>>());
+        assert_eq!(list_beside("auths", &BTreeSet::new()), "pjsip list auths like ^(1...)$");
+        assert_eq!(list_beside("auths", &all), "pjsip list auths like ^()$");
+        let some = numbers(&(1000..1980).filter(|number| *number != 1234).collect::<Vec<_>>());
+        assert_eq!(list_beside("aors", &some), "pjsip list aors like ^(1234|198.|199.)$");
+        let odd = numbers(&(1000..2000).filter(|number| number % 2 == 1).collect::<Vec<_>>());
+        assert_eq!(list_beside("aors", &odd), "pjsip list aors", "there is no room to say it");
+    }
+
+    #[test]
     fn a_batch_fits_the_buffers_of_asterisk() {
         let long = "x".repeat(88);
         for text in ["x", &long] {
@@ -492,6 +523,15 @@ mod tests {
     }
 
     proptest::proptest! {
+        #[test]
+        fn the_patterns_are_of_all_other_numbers_and_no_more(expected in proptest::collection::btree_set(1000_i64..2000, 0..1000)) {
+            let expected: BTreeSet<_> = expected.into_iter().map(number).collect();
+            let patterns = Regex::new(&format!("^({})$", patterns_beside("1", &expected).join("|"))).expect("a pattern");
+            for number in (1000..2000).map(number) {
+                proptest::prop_assert_eq!(patterns.is_match(&number.to_string()), !expected.contains(&number));
+            }
+        }
+
         #[test]
         fn nothing_that_asterisk_prints_makes_it_panic(text in "([ '=>\\[\\]()./0-9a-zA-Z:-]{0,60}\n){0,8}") {
             let _ = (parse_endpoints(&text), parse_names(&text, "     Auth:  "), parse_dialplan(&text), parse_modules(&text), parse_digests(&text, 1), parse_secrets(&text, &[number(1000)]));

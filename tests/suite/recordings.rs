@@ -70,7 +70,7 @@ fn are_what_asterisk_prints() {
         &asterisk,
         &[
             ("endpoints", "pjsip show endpoints"),
-            ("auths", "pjsip show auths"),
+            ("auths", "pjsip list auths like ^(1...|alice)$"),
             ("aors", "pjsip show aors"),
             ("transports", "pjsip show transports"),
             ("registrations", "database show registrar/contact"),
