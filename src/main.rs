@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use pbx_control_portal::api::guard::Guard;
-use pbx_control_portal::api::{self, Portal, server};
+use pbx_control_portal::api::{self, Listing, Portal, server};
 use pbx_control_portal::apply::Applier;
 use pbx_control_portal::check::{Report, check};
 use pbx_control_portal::config::{Cli, Command, LogFormat, Secrets, Settings};
@@ -220,7 +220,8 @@ async fn serve(settings: &Settings, secrets: Secrets, storage: Storage) -> Resul
         Some(token) => Guard::Token(token),
         None => Guard::Open { loopback: settings.listen.ip().is_loopback() },
     };
-    let router = api::router(Portal { storage, applier }, guard);
+    let listing = Listing::new(storage.clone());
+    let router = api::router(Portal { storage, listing, applier }, guard);
     info!(address = %settings.listen, version = env!("CARGO_PKG_VERSION"), "serving; the documentation is at /docs");
     tell_service_manager("READY=1");
 

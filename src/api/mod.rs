@@ -9,6 +9,7 @@ mod body;
 mod documentation;
 pub mod error;
 pub mod guard;
+mod listing;
 mod request_log;
 pub mod server;
 mod users;
@@ -32,6 +33,7 @@ use crate::storage::Storage;
 use documentation::Document;
 use error::ApiError;
 use guard::Guard;
+pub use listing::Listing;
 
 /// The largest body, in bytes: a name and an address are far smaller.
 const MAX_BODY_BYTES: usize = 16 * 1024;
@@ -39,8 +41,10 @@ const MAX_BODY_BYTES: usize = 16 * 1024;
 /// What the operations work on.
 #[derive(Debug, Clone)]
 pub struct Portal {
-    /// Users.
+    /// Users, one at a time.
     pub storage: Storage,
+    /// All of them.
+    pub listing: Listing,
     /// Applies.
     pub applier: Applier,
 }
@@ -65,10 +69,13 @@ pub fn openapi_document() -> String {
 /// Everything that is served.
 pub fn router(portal: Portal, guard: Guard) -> Router {
     let (operations, document) = operations();
+    layered(operations.with_state(portal).merge(documentation::page(document)), guard)
+}
+
+/// What each request passes on its way to one of `routes`.
+pub fn layered(routes: Router, guard: Guard) -> Router {
     let always = |name: HeaderName, value| SetResponseHeaderLayer::overriding(name, HeaderValue::from_static(value));
-    operations
-        .with_state(portal)
-        .merge(documentation::page(document))
+    routes
         .fallback(async || ApiError::NotFound)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 
 use axum::Json;
+use axum::body::Bytes;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse as _, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -87,6 +89,16 @@ struct ExtensionBody<'u> {
 pub(super) struct UserList<'u> {
     /// By extension number.
     users: Vec<UserBody<'u>>,
+}
+
+impl<'u> UserList<'u> {
+    pub(super) fn of(users: &'u [User]) -> Self {
+        Self { users: users.iter().map(UserBody::from).collect() }
+    }
+
+    pub(super) fn to_json(&self) -> Bytes {
+        serde_json::to_vec(self).expect("numbers and texts").into()
+    }
 }
 
 /// What a delete did.
@@ -208,8 +220,7 @@ pub(super) async fn create(State(portal): State<Portal>, mut fields: Fields) -> 
     )
 )]
 pub(super) async fn list(State(portal): State<Portal>) -> Result<Response, ApiError> {
-    let users = portal.storage.users().await.map_err(|failure| ApiError::storage(&failure, None))?;
-    Ok(Json(UserList { users: users.iter().map(UserBody::from).collect() }).into_response())
+    Ok(([(CONTENT_TYPE, "application/json")], portal.listing.body().await?).into_response())
 }
 
 /// Delete a user

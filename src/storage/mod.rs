@@ -42,6 +42,11 @@ pub enum Storage {
     Sqlite(sqlite::Backend),
 }
 
+/// What had been committed to the database at a moment. Two that are equal show the same users; of one database, two that
+/// differ need not differ in users. The default is none's.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct State(String);
+
 /// Why the database did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
@@ -169,6 +174,14 @@ impl Storage {
     /// [`StorageError::Unavailable`].
     pub async fn users(&self) -> Result<Vec<User>, StorageError> {
         on_either!(self, backend => backend.users().await)
+    }
+
+    /// The same, with the database's state that they show, unless that is `known`: then nothing was committed since.
+    ///
+    /// # Errors
+    /// [`StorageError::Unavailable`].
+    pub async fn users_unless(&self, known: State) -> Result<Option<(State, Vec<User>)>, StorageError> {
+        on_either!(self, backend => backend.users_unless(known).await)
     }
 
     /// What kind of database it is, and of which version the schema in it: `None` for no schema yet.

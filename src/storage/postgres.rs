@@ -18,9 +18,10 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
 
-use super::queries::{self, Access, Failure, LOOK_AND_TRY_AGAIN, Unavailable, queries};
+use super::queries::{self, Access, Failure, LOOK_AND_TRY_AGAIN, Unavailable, insert_extension, insert_user, queries};
 use super::{
-    AuditEntry, DEADLINE, DEFAULT_TENANT, MigrationError, SCHEMA_MAJOR_VERSION, StorageError, UserRow, now, parse_user,
+    AuditEntry, DEADLINE, DEFAULT_TENANT, MigrationError, SCHEMA_MAJOR_VERSION, State, StorageError, UserRow, now,
+    parse_user,
 };
 use crate::domain::{Email, Extension, ExtensionNumber, Name, Secret, User};
 
@@ -30,6 +31,13 @@ type Id = Uuid;
 
 /// Enough to keep a database busy; ten hosts stay well below a server's default of 100.
 const CONNECTIONS: u32 = 8;
+
+/// In one statement, whose end finds the user of its beginning.
+const INSERT_USER_AND_EXTENSION: &str = concat!("WITH created AS (", insert_user!(), ") ", insert_extension!());
+
+/// Which transactions a statement sees: the snapshot's text differs as soon as one more of them that wrote anything has ended.
+/// The server's start is beside it, because another server, or one that was restored, may come to the same numbers.
+const STATE: &str = "SELECT concat(txid_current_snapshot(), ' ', pg_postmaster_start_time())";
 
 const SERVER_VERSION: &str = "SELECT 'PostgreSQL ' || current_setting('server_version')";
 

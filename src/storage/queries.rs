@@ -3,18 +3,23 @@
 
 use super::StorageError;
 
-/// Fails on the unique index `users_email_key` if the address is taken.
-pub(super) const INSERT_USER: &str =
-    "INSERT INTO users (id, tenant_id, name, email, created_at) VALUES ($1, $2, $3, $4, $5)";
+/// A user: `$1` is its id, `$5` the time. Fails on the unique index `users_email_key` if the address is taken.
+macro_rules! insert_user {
+    () => {
+        "INSERT INTO users (id, tenant_id, name, email, created_at) VALUES ($1, $2, $3, $4, $5)"
+    };
+}
 
-/// The lowest free number: the first of the pool, or one above a taken one, that is not taken itself.
-pub(super) const LOWEST_FREE_NUMBER: &str = "\
-    SELECT candidates.number FROM (SELECT 1000 AS number UNION ALL SELECT number + 1 FROM extensions) AS candidates \
-    WHERE candidates.number <= 1999 AND NOT EXISTS (SELECT 1 FROM extensions WHERE extensions.number = candidates.number) \
-    ORDER BY candidates.number LIMIT 1";
-
-pub(super) const INSERT_EXTENSION: &str =
-    "INSERT INTO extensions (id, number, user_id, secret, created_at) VALUES ($1, $2, $3, $4, $5)";
+/// The same user's extension, which gives its number, the lowest free one: the first of the pool, or one above a taken one,
+/// that is not taken itself. Without a free one it gives, and does, nothing.
+macro_rules! insert_extension {
+    () => {
+        "INSERT INTO extensions (id, number, user_id, secret, created_at) SELECT $6, candidates.number, $1, $7, $5 \
+         FROM (SELECT 1000 AS number UNION ALL SELECT number + 1 FROM extensions) AS candidates \
+         WHERE candidates.number <= 1999 AND NOT EXISTS (SELECT 1 FROM extensions WHERE extensions.number = candidates.number) \
+         ORDER BY candidates.number LIMIT 1 RETURNING number"
+    };
+}
 
 pub(super) const DELETE_EXTENSION: &str = "DELETE FROM extensions WHERE user_id = $1 RETURNING number";
 
@@ -68,8 +73,10 @@ impl From<sqlx::Error> for Failure {
     }
 }
 
-/// The calls of [`super::Storage`] on a backend that has the types `Database`, `Connection` and `Id`, `SERVER_VERSION` and
-/// `migrations`, the field `runtime`, the methods `read_pool`, `write_pool`, `check`, `explain`, `no_answer` and
+pub(super) use {insert_extension, insert_user};
+
+/// The calls of [`super::Storage`] on a backend that has the types `Database`, `Connection` and `Id`, the statements
+/// `INSERT_USER_AND_EXTENSION`, `STATE` and `SERVER_VERSION`, the `migrations`, the field `runtime`, the methods `read_pool`, `write_pool`, `check`, `explain`, `no_answer` and
 /// `why_no_connection`, and the functions `begin_write`, `lock_allocation`, `violates_email` and `read_users`. A macro, because a
 /// function over any database would take a page of bounds to say so.
 ///
@@ -87,31 +94,23 @@ macro_rules! queries {
                     Box::pin(async move {
                         lock_allocation(connection).await?;
                         let (id, created_at) = (Uuid::new_v4(), now());
-                        let inserted = sqlx::query(queries::INSERT_USER)
+                        let inserted = sqlx::query_scalar(INSERT_USER_AND_EXTENSION)
                             .bind(Id::from(id))
                             .bind(Id::from(DEFAULT_TENANT))
                             .bind(name.as_str())
                             .bind(email.as_str())
                             .bind(created_at)
-                            .execute(&mut *connection)
+                            .bind(Id::from(Uuid::new_v4()))
+                            .bind(secret.reveal())
+                            .fetch_optional(connection)
                             .await;
-                        match inserted {
+                        let number: Option<i32> = match inserted {
                             Err(sqlx::Error::Database(refusal)) if violates_email(refusal.as_ref()) => {
                                 return Err(Failure::Refused(StorageError::EmailInUse));
                             }
                             inserted => inserted?,
                         };
-                        let number: Option<i32> =
-                            sqlx::query_scalar(queries::LOWEST_FREE_NUMBER).fetch_optional(&mut *connection).await?;
                         let number = number.ok_or(Failure::Refused(StorageError::PoolExhausted))?;
-                        sqlx::query(queries::INSERT_EXTENSION)
-                            .bind(Id::from(Uuid::new_v4()))
-                            .bind(number)
-                            .bind(Id::from(id))
-                            .bind(secret.reveal())
-                            .bind(created_at)
-                            .execute(&mut *connection)
-                            .await?;
                         let number =
                             ExtensionNumber::try_from(i64::from(number)).expect("the query stays within the pool");
                         let extension = Extension { number, secret };
@@ -123,6 +122,17 @@ macro_rules! queries {
 
             pub(super) async fn users(&self) -> Result<Vec<User>, StorageError> {
                 self.call(Access::Read, |connection| Box::pin(async move { Ok(read_users(connection).await?) })).await
+            }
+
+            /// The state is asked for first: what was committed between the two shows as another state the next time.
+            pub(super) async fn users_unless(&self, known: State) -> Result<Option<(State, Vec<User>)>, StorageError> {
+                self.call(Access::Read, |connection| {
+                    Box::pin(async move {
+                        let state = State(sqlx::query_scalar(STATE).fetch_one(&mut *connection).await?);
+                        if state == known { Ok(None) } else { Ok(Some((state, read_users(connection).await?))) }
+                    })
+                })
+                .await
             }
 
             pub(super) async fn versions(&self) -> Result<(String, Option<i64>), StorageError> {

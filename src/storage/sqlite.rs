@@ -21,17 +21,16 @@ use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
 
-use super::queries::{self, Access, Failure, LOOK_AND_TRY_AGAIN, Unavailable, queries};
+use super::queries::{self, Access, Failure, LOOK_AND_TRY_AGAIN, Unavailable, insert_extension, insert_user, queries};
 use super::{
-    AuditEntry, DEADLINE, DEFAULT_TENANT, MigrationError, SCHEMA_MAJOR_VERSION, StorageError, UserRow, now, parse_user,
+    AuditEntry, DEADLINE, DEFAULT_TENANT, MigrationError, SCHEMA_MAJOR_VERSION, State, StorageError, UserRow, now,
+    parse_user,
 };
 use crate::domain::{Email, Extension, ExtensionNumber, Name, Secret, User};
 
 type Database = Sqlite;
 type Connection = sqlx::SqliteConnection;
 type Id = Hyphenated;
-
-const READERS: u32 = 4;
 
 /// Everybody, fifty to a row. sqlx hands rows and values over from a thread of SQLite's one by one, which takes three times as
 /// long as the query itself; fifties are parsed while the next are read.
@@ -40,6 +39,16 @@ const USERS: &str = "\
     SELECT (SELECT json_group_array(json_array(users.id, users.tenant_id, users.name, users.email, users.created_at, extensions.number, extensions.secret)) \
             FROM extensions JOIN users ON users.id = extensions.user_id WHERE extensions.number BETWEEN first AND first + 49) \
     FROM fifties";
+
+/// At once: between two statements of a call, SQLite's thread and its caller wait for each other.
+const INSERT_USER_AND_EXTENSION: &str = concat!(insert_user!(), "; ", insert_extension!());
+
+/// A connection's count of what others committed, which says nothing on another connection.
+const STATE: &str = "SELECT connection || ' ' || data_version FROM temp.this_one, pragma_data_version";
+
+/// Names a connection as none before it was.
+const NAME_CONNECTION: &str =
+    "PRAGMA temp_store = MEMORY; CREATE TEMP TABLE this_one AS SELECT hex(randomblob(16)) AS connection";
 
 const SERVER_VERSION: &str = "SELECT 'SQLite ' || sqlite_version()";
 
@@ -63,7 +72,8 @@ const RETRY: Duration = Duration::from_millis(1);
 /// Connections to one database file.
 #[derive(Debug, Clone)]
 pub struct Backend {
-    readers: Pool<Sqlite>,
+    /// One, so that its state means something the next time; who lists meanwhile shares what it finds.
+    reader: Pool<Sqlite>,
     writer: Pool<Sqlite>,
     options: SqliteConnectOptions,
     file: Arc<DatabaseFile>,
@@ -91,16 +101,19 @@ impl Backend {
             .create_if_missing(false)
             .disable_statement_logging();
         let options = options.busy_timeout(DEADLINE);
-        let pool = |connections| {
-            SqlitePoolOptions::new().max_connections(connections).acquire_timeout(DEADLINE).test_before_acquire(false)
+        let one = |first: &'static str| {
+            SqlitePoolOptions::new()
+                .max_connections(1)
+                .acquire_timeout(DEADLINE)
+                .test_before_acquire(false)
+                .after_connect(move |connection, _| {
+                    Box::pin(async move { connection.execute(first).await.map(|_| ()) })
+                })
+                .connect_lazy_with(options.clone())
         };
         Self {
-            readers: pool(READERS).connect_lazy_with(options.clone()),
-            writer: pool(1)
-                .after_connect(|connection, _| {
-                    Box::pin(async move { connection.execute("PRAGMA busy_timeout = 0").await.map(|_| ()) })
-                })
-                .connect_lazy_with(options.clone()),
+            reader: one(NAME_CONNECTION),
+            writer: one("PRAGMA busy_timeout = 0"),
             options,
             file: Arc::default(),
             runtime: Handle::current(),
@@ -206,7 +219,7 @@ impl Backend {
     }
 
     fn read_pool(&self) -> &Pool<Sqlite> {
-        &self.readers
+        &self.reader
     }
 
     fn write_pool(&self) -> &Pool<Sqlite> {

@@ -91,7 +91,7 @@ impl Database {
             }
             Self::Postgres(url) => {
                 let create = format!(
-                    "BEGIN;\nSELECT 1 FROM tenants WHERE id = {TENANT} FOR NO KEY UPDATE;\nINSERT INTO users (id, tenant_id, name, email, created_at) VALUES (gen_random_uuid(), {TENANT}, 'User', gen_random_uuid() || '@example.com', now()) RETURNING id \\gset\n{LOWEST_FREE} \\gset\nINSERT INTO extensions (id, number, user_id, secret, created_at) VALUES (gen_random_uuid(), :number, :id, 'secret', now());\nCOMMIT;\n"
+                    "BEGIN;\nSELECT 1 FROM tenants WHERE id = {TENANT} FOR NO KEY UPDATE;\nWITH created AS (INSERT INTO users (id, tenant_id, name, email, created_at) VALUES (gen_random_uuid(), {TENANT}, 'User', gen_random_uuid() || '@example.com', now()) RETURNING id) INSERT INTO extensions (id, number, user_id, secret, created_at) SELECT gen_random_uuid(), free.number, created.id, 'secret', now() FROM ({LOWEST_FREE}) AS free, created RETURNING number;\nCOMMIT;\n"
                 );
                 rate(&pgbench(url, &create, clients, count / clients))
             }

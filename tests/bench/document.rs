@@ -147,11 +147,11 @@ impl Document {
             "Creates a second against clients",
             plot::lines(&format!("Creates ({database})"), "clients", "a second", &lines),
         );
-        *page += "\nAn apply that is not within its reach is so because of what Asterisk has to answer: the proof of 1000 users costs it the \
-            questions below (the objects, the secrets twice, the caller IDs, the dialplan twice), next to the dialplan's reload, on \
-            as many cores as there are; the questions before the files are touched come on top, and a number that changes hands \
-            costs a third reload, which is the quarantine. A list by many connections at once is as many queries: no answer is kept \
-            in memory, because two hosts may share a database, and a list must show what another host has just created.\n";
+        *page += "\nWhat an apply takes beside the bare reloads is what Asterisk has to answer: the proof of 1000 users costs it the questions \
+            below (the endpoints, the secrets before and after, the caller IDs, the dialplan before and after), next to the reload of \
+            the dialplan; a number that changes hands costs a third reload, which is the quarantine, and the dialplan once more. No \
+            question has a cheaper form that proves as much: a caller ID, the dearest, is told by Asterisk only by writing down \
+            all options of its endpoint. Where an apply is not within its reach, these are the reason.\n";
         writeln!(page, "\n| apply of 1000 | step | ms |\n|---|---|---|").expect("text");
         for (_, scene, parts) in own() {
             for part in parts {

@@ -1,6 +1,6 @@
 //! The floor of a list: the same stack, with an answer that lies ready in memory. A process of its own, as the portal is.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -10,7 +10,8 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
-use pbx_control_portal::api::server;
+use pbx_control_portal::api::guard::Guard;
+use pbx_control_portal::api::{self, server};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -28,8 +29,11 @@ impl Server {
     /// Answers `GET /users` with what is in the file.
     pub fn start(file: &Path) -> Self {
         let this = std::env::current_exe().expect("this program");
+        let mut command = Command::new(this);
+        // It logs its requests to a file, as the portal does.
+        let log = File::create(file.with_extension("log")).expect("make a log");
         let mut child =
-            Command::new(this).arg(ARGUMENT).arg(file).stdout(Stdio::piped()).spawn().expect("start this program");
+            command.arg(ARGUMENT).arg(file).stdout(Stdio::piped()).stderr(log).spawn().expect("start this program");
         lab::guard(child.id());
         let mut line = String::new();
         BufReader::new(child.stdout.take().expect("its output")).read_line(&mut line).expect("its address");
@@ -59,6 +63,8 @@ pub fn serve(file: &str) {
             async move { ([(CONTENT_TYPE, "application/json")], body) }
         }),
     );
+    tracing_subscriber::fmt().json().flatten_event(true).with_writer(std::io::stderr).init();
+    let router = api::layered(router, Guard::Open { loopback: true });
     tokio::runtime::Runtime::new().expect("threads").block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
         println!("{}", listener.local_addr().expect("its address"));

@@ -21,6 +21,7 @@ mod hammering;
 mod hosts;
 mod killed;
 mod limits;
+mod listing;
 mod load;
 mod look_before_touching;
 mod main_job;

@@ -1,0 +1,112 @@
+//! The list of all users shows what was committed before it was asked for, by whatever process, although it is not read anew
+//! each time.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use serde_json::Value;
+
+use crate::fixtures::{Database, SetWhenDropped, id, psql, sqlite_file, unavailable, without_asterisk};
+use crate::support::lab::{Folder, PORTAL, User, make_dir};
+use crate::support::postgres::Options;
+use crate::support::process::Signal;
+use crate::support::{Portal, Postgres};
+
+/// Two portals on one database.
+struct Two {
+    portals: [Portal; 2],
+    url: String,
+    _folder: Folder,
+}
+
+impl Two {
+    fn on(database: Database) -> Self {
+        let (folder, User(owner)) = (Folder::new("shared"), PORTAL);
+        let data = folder.path().join("data");
+        make_dir(&data, owner, owner, 0o700);
+        let url = match database {
+            Database::Sqlite => format!("sqlite://{}", data.join("portal.db").display()),
+            Database::Postgres => Postgres::database(),
+        };
+        let portals = [(); 2].map(|()| Portal::start(&without_asterisk().with("DATABASE_URL", &url)));
+        Self { portals, url, _folder: folder }
+    }
+
+    fn sql(&self, sql: &str) {
+        match self.url.strip_prefix("sqlite://") {
+            Some(file) => sqlite_file(file.as_ref(), sql),
+            None => psql(&self.url, sql),
+        };
+    }
+
+    fn both_show(&self, users: &[Value]) {
+        for portal in &self.portals {
+            assert_eq!(portal.users(), users);
+        }
+    }
+}
+
+#[test]
+fn shows_each_change_of_each_process_and_of_an_administrator_at_once() {
+    for database in [Database::Sqlite, Database::Postgres] {
+        let two = Two::on(database);
+        two.both_show(&[]);
+        for round in 0..20 {
+            let creator = &two.portals[round % 2];
+            let mut user = creator.create_user("Alice", "alice@example.com");
+            two.both_show(std::slice::from_ref(&user));
+            two.sql("UPDATE users SET name = 'Bob'");
+            user["name"] = "Bob".into();
+            two.both_show(std::slice::from_ref(&user));
+            two.portals[round / 2 % 2].delete_user(id(&user));
+            two.both_show(&[]);
+        }
+    }
+}
+
+#[test]
+fn shows_what_was_there_when_it_was_asked_for_however_many_ask_at_once() {
+    for database in [Database::Sqlite, Database::Postgres] {
+        let two = Two::on(database);
+        let (done, there) = (AtomicBool::new(false), Mutex::new(Vec::<Value>::new()));
+        thread::scope(|scope| {
+            let ended = SetWhenDropped(&done);
+            let lists: Vec<_> = (0..12)
+                .map(|client| {
+                    let (two, done, there) = (&two, &done, &there);
+                    scope.spawn(move || {
+                        let mut lists = 0;
+                        while !done.load(Ordering::Relaxed) {
+                            let before = there.lock().expect("nobody panicked").clone();
+                            let listed = two.portals[client % 2].users();
+                            assert!(listed.starts_with(&before), "{before:?} had been created before {listed:?}");
+                            lists += 1;
+                        }
+                        lists
+                    })
+                })
+                .collect();
+            for index in 0..60 {
+                let user = two.portals[index % 2].create_user("User", &format!("user{index}@example.com"));
+                there.lock().expect("nobody panicked").push(user);
+            }
+            drop(ended);
+            let lists: usize = lists.into_iter().map(|client| client.join().expect("each list is right")).sum();
+            assert!(lists > 60, "{lists} lists are too few to tell");
+        });
+        two.both_show(&there.into_inner().expect("nobody panicked"));
+    }
+}
+
+#[test]
+fn of_a_database_that_hangs_is_a_503_in_time_for_each_that_asks() {
+    let cluster = Postgres::start(&Options::default());
+    let portal = Portal::start(&without_asterisk().with("DATABASE_URL", cluster.new_database()));
+    let alice = portal.create_user("Alice", "alice@example.com");
+    assert_eq!(portal.users(), std::slice::from_ref(&alice));
+    cluster.signal(Signal::STOP);
+    unavailable(&portal, &["GET /users"; 12], "then try again");
+    cluster.signal(Signal::CONT);
+    assert_eq!(portal.users(), [alice]);
+}
