@@ -10,7 +10,8 @@ use futures_util::TryStreamExt as _;
 use sqlx::error::DatabaseError;
 use sqlx::migrate::Migrator;
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions};
+use sqlx::query::QueryScalar;
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _, Pool, Postgres};
 use time::OffsetDateTime;
 use tokio::runtime::Handle;
@@ -25,7 +26,6 @@ use super::{
 };
 use crate::domain::{Email, Extension, ExtensionNumber, Name, Secret, User};
 
-type Database = Postgres;
 type Connection = sqlx::PgConnection;
 type Id = Uuid;
 
@@ -125,12 +125,27 @@ impl Backend {
         }
     }
 
-    fn read_pool(&self) -> &Pool<Postgres> {
-        &self.pool
+    async fn borrow(&self, _access: Access) -> sqlx::Result<Borrowed> {
+        self.pool.acquire().await.map(|connection| Borrowed(Some(connection)))
+    }
+}
+
+/// A connection that is closed, not given back to the pool, unless that is said: after a panic too.
+struct Borrowed(Option<PoolConnection<Postgres>>);
+
+impl Borrowed {
+    fn connection(&mut self) -> &mut Connection {
+        self.0.as_mut().expect("it is there until it is given back")
     }
 
-    fn write_pool(&self) -> &Pool<Postgres> {
-        &self.pool
+    fn give_back(mut self) {
+        drop(self.0.take());
+    }
+}
+
+impl Drop for Borrowed {
+    fn drop(&mut self) {
+        drop(self.0.take().map(PoolConnection::detach));
     }
 }
 
@@ -191,8 +206,14 @@ async fn begin_write(connection: &mut Connection) -> sqlx::Result<()> {
     connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED").await.map(|_| ())
 }
 
-async fn lock_allocation(connection: &mut Connection) -> sqlx::Result<()> {
-    sqlx::query(LOCK_TENANT).bind(DEFAULT_TENANT).fetch_one(connection).await.map(|_| ())
+/// Once the tenant's row is locked, a statement sees what all earlier creates did.
+async fn begin_create<'q>(
+    connection: &mut Connection,
+    insert: impl Fn() -> QueryScalar<'q, Postgres, i32, PgArguments>,
+) -> sqlx::Result<Option<i32>> {
+    begin_write(connection).await?;
+    sqlx::query(LOCK_TENANT).bind(DEFAULT_TENANT).fetch_one(&mut *connection).await?;
+    insert().fetch_optional(connection).await
 }
 
 /// By extension number.

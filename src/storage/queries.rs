@@ -48,6 +48,8 @@ pub(super) enum Access {
     Read,
     /// In a transaction.
     Write,
+    /// In a transaction that it begins itself, with the lock that creates queue on.
+    Create,
 }
 
 /// Why the database does not do what it should.
@@ -75,9 +77,10 @@ impl From<sqlx::Error> for Failure {
 
 pub(super) use {insert_extension, insert_user};
 
-/// The calls of [`super::Storage`] on a backend that has the types `Database`, `Connection` and `Id`, the statements
-/// `INSERT_USER_AND_EXTENSION`, `STATE` and `SERVER_VERSION`, the `migrations`, the field `runtime`, the methods `read_pool`, `write_pool`, `check`, `explain`, `no_answer` and
-/// `why_no_connection`, and the functions `begin_write`, `lock_allocation`, `violates_email` and `read_users`. A macro, because a
+/// The calls of [`super::Storage`] on a backend that has the types `Connection` and `Id`, the statements
+/// `INSERT_USER_AND_EXTENSION`, `STATE` and `SERVER_VERSION`, the `migrations`, the field `runtime`, the methods `borrow`, `check`,
+/// `explain`, `no_answer` and `why_no_connection`, and the functions `begin_write`, `begin_create`, `violates_email` and
+/// `read_users`. What `borrow` gives has a `connection`, and closes it unless it is told to `give_back`. A macro, because a
 /// function over any database would take a page of bounds to say so.
 ///
 /// Transactions are begun and ended by plain statements: sqlx's own, cancelled while it begins, can go back to the pool open.
@@ -90,21 +93,20 @@ macro_rules! queries {
                 email: Email,
                 secret: Secret,
             ) -> Result<User, StorageError> {
-                self.call(Access::Write, move |connection| {
+                self.call(Access::Create, move |connection| {
                     Box::pin(async move {
-                        lock_allocation(connection).await?;
                         let (id, created_at) = (Uuid::new_v4(), now());
-                        let inserted = sqlx::query_scalar(INSERT_USER_AND_EXTENSION)
-                            .bind(Id::from(id))
-                            .bind(Id::from(DEFAULT_TENANT))
-                            .bind(name.as_str())
-                            .bind(email.as_str())
-                            .bind(created_at)
-                            .bind(Id::from(Uuid::new_v4()))
-                            .bind(secret.reveal())
-                            .fetch_optional(connection)
-                            .await;
-                        let number: Option<i32> = match inserted {
+                        let insert = || {
+                            sqlx::query_scalar(INSERT_USER_AND_EXTENSION)
+                                .bind(Id::from(id))
+                                .bind(Id::from(DEFAULT_TENANT))
+                                .bind(name.as_str())
+                                .bind(email.as_str())
+                                .bind(created_at)
+                                .bind(Id::from(Uuid::new_v4()))
+                                .bind(secret.reveal())
+                        };
+                        let number: Option<i32> = match begin_create(connection, insert).await {
                             Err(sqlx::Error::Database(refusal)) if violates_email(refusal.as_ref()) => {
                                 return Err(Failure::Refused(StorageError::EmailInUse));
                             }
@@ -215,23 +217,21 @@ macro_rules! queries {
             ) -> Result<T, StorageError> {
                 let deadline = Instant::now() + DEADLINE;
                 self.check().map_err(|gone| gone.told(false))?;
-                let pool = match access {
-                    Access::Read => self.read_pool(),
-                    Access::Write => self.write_pool(),
-                };
-                let mut borrowed = Borrowed(match pool.acquire().await {
-                    Ok(connection) => Some(connection),
+                let mut borrowed = match self.borrow(access).await {
+                    Ok(borrowed) => borrowed,
                     Err(sqlx::Error::PoolTimedOut) => return Err(self.why_no_connection(deadline).await.told(false)),
                     Err(error) => return Err(self.explain(&error).told(false)),
-                });
-                let connection = borrowed.0.as_mut().expect("it is only given back below");
+                };
+                let connection = borrowed.connection();
                 let mut committing = false;
                 let ended = timeout_at(deadline, async {
-                    if let Access::Read = access {
-                        return work(connection).await;
+                    if let Access::Write = access {
+                        begin_write(connection).await?;
                     }
-                    begin_write(connection).await?;
                     let done = work(connection).await?;
+                    if let Access::Read = access {
+                        return Ok(done);
+                    }
                     committing = true;
                     connection.execute("COMMIT").await?;
                     Ok(done)
@@ -251,7 +251,7 @@ macro_rules! queries {
                     Err(_) => return Err(self.no_answer().told(committing)),
                 };
                 self.check().map_err(|gone| gone.told(committing))?;
-                drop(borrowed.0.take());
+                borrowed.give_back();
                 outcome
             }
         }
@@ -271,15 +271,6 @@ macro_rules! queries {
                 .execute(connection)
                 .await
                 .map(|_| ())
-        }
-
-        /// A connection that is closed, not given back, unless it is taken out first: after a panic too.
-        struct Borrowed(Option<PoolConnection<Database>>);
-
-        impl Drop for Borrowed {
-            fn drop(&mut self) {
-                drop(self.0.take().map(PoolConnection::detach));
-            }
         }
 
         /// Runs the migrations, and refuses a schema of a later major version.

@@ -12,12 +12,13 @@ use futures_util::TryStreamExt as _;
 use serde::Deserialize;
 use sqlx::error::DatabaseError;
 use sqlx::migrate::Migrator;
-use sqlx::pool::PoolConnection;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{ConnectOptions as _, Connection as _, Executor as _, Pool, Sqlite};
+use sqlx::query::QueryScalar;
+use sqlx::sqlite::{SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
+use sqlx::{ConnectOptions as _, Connection as _, Executor as _, Sqlite};
 use time::OffsetDateTime;
 use tokio::runtime::Handle;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
 
@@ -28,7 +29,6 @@ use super::{
 };
 use crate::domain::{Email, Extension, ExtensionNumber, Name, Secret, User};
 
-type Database = Sqlite;
 type Connection = sqlx::SqliteConnection;
 type Id = Hyphenated;
 
@@ -41,7 +41,7 @@ const USERS: &str = "\
     FROM fifties";
 
 /// At once: between two statements of a call, SQLite's thread and its caller wait for each other.
-const INSERT_USER_AND_EXTENSION: &str = concat!(insert_user!(), "; ", insert_extension!());
+const INSERT_USER_AND_EXTENSION: &str = concat!("BEGIN IMMEDIATE; ", insert_user!(), "; ", insert_extension!());
 
 /// A connection's count of what others committed, which says nothing on another connection.
 const STATE: &str = "SELECT connection || ' ' || data_version FROM temp.this_one, pragma_data_version";
@@ -72,9 +72,8 @@ const RETRY: Duration = Duration::from_millis(1);
 /// Connections to one database file.
 #[derive(Debug, Clone)]
 pub struct Backend {
-    /// One, so that its state means something the next time; who lists meanwhile shares what it finds.
-    reader: Pool<Sqlite>,
-    writer: Pool<Sqlite>,
+    reader: One,
+    writer: One,
     options: SqliteConnectOptions,
     file: Arc<DatabaseFile>,
     runtime: Handle,
@@ -101,19 +100,9 @@ impl Backend {
             .create_if_missing(false)
             .disable_statement_logging();
         let options = options.busy_timeout(DEADLINE);
-        let one = |first: &'static str| {
-            SqlitePoolOptions::new()
-                .max_connections(1)
-                .acquire_timeout(DEADLINE)
-                .test_before_acquire(false)
-                .after_connect(move |connection, _| {
-                    Box::pin(async move { connection.execute(first).await.map(|_| ()) })
-                })
-                .connect_lazy_with(options.clone())
-        };
         Self {
-            reader: one(NAME_CONNECTION),
-            writer: one("PRAGMA busy_timeout = 0"),
+            reader: One { first: NAME_CONNECTION, connection: Arc::default() },
+            writer: One { first: "PRAGMA busy_timeout = 0", connection: Arc::default() },
             options,
             file: Arc::default(),
             runtime: Handle::current(),
@@ -218,12 +207,53 @@ impl Backend {
         )
     }
 
-    fn read_pool(&self) -> &Pool<Sqlite> {
-        &self.reader
+    async fn borrow(&self, access: Access) -> sqlx::Result<Borrowed> {
+        match access {
+            Access::Read => self.reader.borrow(&self.options).await,
+            Access::Write | Access::Create => self.writer.borrow(&self.options).await,
+        }
+    }
+}
+
+/// One connection, for one call at a time. A pool would ask SQLite's thread after each call whether it still lives.
+#[derive(Debug, Clone)]
+struct One {
+    /// What it is made ready with.
+    first: &'static str,
+    connection: Arc<Mutex<Option<Connection>>>,
+}
+
+impl One {
+    async fn borrow(&self, options: &SqliteConnectOptions) -> sqlx::Result<Borrowed> {
+        let connected = timeout(DEADLINE, async {
+            let mut place = self.connection.clone().lock_owned().await;
+            let connection = if let Some(connection) = place.take() {
+                connection
+            } else {
+                let mut connection = Connection::connect_with(options).await?;
+                connection.execute(self.first).await?;
+                connection
+            };
+            Ok(Borrowed { place, connection })
+        });
+        connected.await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+    }
+}
+
+/// A connection that is closed, not kept, unless that is said: after a panic too.
+struct Borrowed {
+    place: OwnedMutexGuard<Option<Connection>>,
+    connection: Connection,
+}
+
+impl Borrowed {
+    fn connection(&mut self) -> &mut Connection {
+        &mut self.connection
     }
 
-    fn write_pool(&self) -> &Pool<Sqlite> {
-        &self.writer
+    fn give_back(self) {
+        let Self { mut place, connection } = self;
+        *place = Some(connection);
     }
 }
 
@@ -248,17 +278,33 @@ fn is_damage(error: &sqlx::Error) -> bool {
 /// Tries until the caller's deadline ends it.
 async fn begin_write(connection: &mut Connection) -> sqlx::Result<()> {
     loop {
-        match connection.execute("BEGIN IMMEDIATE").await {
-            Err(error) if low_code(&error) == Some(SQLITE_BUSY) => sleep(RETRY).await,
-            begun => return begun.map(|_| ()),
+        if let Some(begun) = unless_locked(connection.execute("BEGIN IMMEDIATE").await).await {
+            return begun.map(|_| ());
         }
     }
 }
 
-/// The write lock is held since the transaction began.
-#[expect(clippy::unused_async, reason = "on PostgreSQL it is a query")]
-async fn lock_allocation(_connection: &mut Connection) -> sqlx::Result<()> {
-    Ok(())
+/// With the write lock, a statement sees what all earlier creates did. Tries until the caller's deadline ends it.
+async fn begin_create<'q>(
+    connection: &mut Connection,
+    insert: impl Fn() -> QueryScalar<'q, Sqlite, i32, SqliteArguments>,
+) -> sqlx::Result<Option<i32>> {
+    loop {
+        if let Some(inserted) = unless_locked(insert().fetch_optional(&mut *connection).await).await {
+            return inserted;
+        }
+    }
+}
+
+/// What came of an attempt; nothing, after a pause, if another process holds the lock.
+async fn unless_locked<T>(begun: sqlx::Result<T>) -> Option<sqlx::Result<T>> {
+    match begun {
+        Err(error) if low_code(&error) == Some(SQLITE_BUSY) => {
+            sleep(RETRY).await;
+            None
+        }
+        begun => Some(begun),
+    }
 }
 
 /// By extension number.
