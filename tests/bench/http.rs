@@ -24,6 +24,12 @@ impl Client {
         body
     }
 
+    /// An exchange that nobody has to do anything for.
+    pub fn nothing(&mut self) {
+        let request = format!("GET /nothing HTTP/1.1\r\nhost: {}\r\n\r\n", self.host);
+        assert_eq!(self.answer(&request).0, "404");
+    }
+
     pub fn create(&mut self, index: usize) {
         let body = format!(r#"{{"name":"User {index}","email":"user{index}@example.com"}}"#);
         let head = "content-type: application/json";

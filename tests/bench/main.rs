@@ -113,9 +113,23 @@ impl Bench<'_> {
                 bare.push(self.database.creates(clients, count));
             }
             self.database.delete_all();
-            let what = format!("creates by {clients} clients / the bare transaction");
-            let (ratio, text) = ratio(&ours, &bare, "/s");
-            self.row(&what, &text, "≥ 0.8 ×", ratio >= 0.8);
+            let what =
+                format!("creates by {clients} client{} / the bare transaction", if clients == 1 { "" } else { "s" });
+            let (reached, text) = ratio(&ours, &bare, "/s");
+            self.row(&what, &text, "≥ 0.8 ×", reached >= 0.8);
+            if clients == 1 {
+                // What the row above can't get over: a client's next request waits for its answer.
+                let mut client = Client::connect(self.portal.address());
+                let exchange = timed(|| (0..QUERIES).for_each(|_| client.nothing())) / QUERIES as f64;
+                let with_exchange: Vec<_> = bare.iter().map(|rate| 1000.0 / (1000.0 / rate + exchange)).collect();
+                let (_, text) = ratio(&ours, &with_exchange, "/s");
+                self.row(
+                    "creates by 1 client / the bare transaction and an HTTP exchange that does nothing",
+                    &text,
+                    "",
+                    true,
+                );
+            }
             self.document.creates(self.database.name(), clients, median(&ours), median(&bare));
         }
     }
