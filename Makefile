@@ -1,4 +1,4 @@
-# Everything that a developer or the CI runs. The tests, the demo and the benchmark need root, because they run
+# Everything that a developer or the CI runs. The tests, the demo, the benchmark and the soak need root, because they run
 # Asterisk, PostgreSQL and the portal as users of their own: cargo builds as you are, and runs the result by sudo.
 
 HOST := $(shell rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
@@ -30,7 +30,6 @@ test: setup $(CARGO_DEB) ## all tests, the demo among them
 	cargo test --locked
 
 bench: setup ## how fast it is, beside its floors; writes docs/performance.md
-	cargo test --locked --release --test bench -- build
 	cargo test --locked --release --test bench
 
 soak: setup ## twenty minutes of everything; writes docs/performance/soak.md

@@ -7,7 +7,7 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::apply::ownership::{self, OnDisk, Served};
-use crate::asterisk::{in_force, registrations, render};
+use crate::asterisk::{in_force, render};
 use crate::config::{ApiToken, DatabaseUrl, Secrets, Settings};
 use crate::domain::{ExtensionNumber, User, some_of};
 use crate::probes::{Finding, Host, Probed, State, Trouble};
@@ -134,9 +134,8 @@ async fn next_apply(host: &Host, users: &[User]) -> Probed {
     let (there, added): (BTreeSet<_>, BTreeSet<_>) = wanted.iter().copied().partition(whole);
 
     let there: Vec<_> = users.iter().filter(|user| there.contains(&user.extension.number)).collect();
-    let caller_id = |user: &User| (user.extension.number, render::caller_id(&user.name, user.extension.number));
     let secrets = in_force::secrets(control, there.iter().map(|user| user.extension.number)).await?;
-    let caller_ids = there.iter().map(|user| caller_id(user)).collect();
+    let caller_ids = render::caller_ids(there.iter().copied());
     let mut changed = in_force::other_caller_ids(control, &caller_ids).await?;
     changed.extend(in_force::other_secrets(there, &secrets));
 
@@ -154,11 +153,11 @@ async fn next_apply(host: &Host, users: &[User]) -> Probed {
 /// Phones that the next apply evicts: of numbers that nobody has, and of numbers that change hands.
 async fn old_registrations(host: &Host, users: &[User]) -> Probed {
     let on_disk = OnDisk::of(host, &host.main_files())?;
-    let changing = ownership::changing_hands(users, &on_disk, &Served::ask(&host.control, users).await?);
+    let served = Served::ask(&host.control, users).await?;
+    let changing = ownership::changing_hands(users, &on_disk, &served);
     let wanted: BTreeSet<_> = users.iter().map(|user| user.extension.number).collect();
-    let registered: BTreeSet<_> = registrations::list(&host.control).await?.into_iter().map(|r| r.number).collect();
     let old: Vec<_> =
-        registered.into_iter().filter(|number| changing.contains(number) || !wanted.contains(number)).collect();
+        served.registered.into_iter().filter(|number| changing.contains(number) || !wanted.contains(number)).collect();
     if old.is_empty() {
         return Ok("none of somebody who had a number before".to_owned());
     }

@@ -413,7 +413,7 @@ impl Host {
         ))
     }
 
-    /// What stands in them now.
+    /// pjsip.conf and extensions.conf, as they are now.
     #[must_use]
     pub fn main_files(&self) -> MainFiles {
         MainFiles::read(&self.config_dir)

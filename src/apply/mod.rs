@@ -21,7 +21,7 @@
 //! each apply starts from what Asterisk and the disk say, not from what an earlier one meant to do.
 //!
 //! An apply has a thread of its own, with an event loop of its own, for everything but the database: its file steps hold
-//! nobody up, and it asks Asterisk hundreds of questions without a switch of threads. A client that hangs up does not end it.
+//! nobody up, and it asks Asterisk thousands of questions without a switch of threads. A client that hangs up does not end it.
 
 mod lock;
 pub(crate) mod ownership;
@@ -61,7 +61,7 @@ use crate::storage::{self, AuditEntry, Storage, StorageError};
 use ownership::{OnDisk, Served};
 
 /// An apply ends within so many times the bound of one command, flushing to the disk and two calls of the database aside:
-/// an Asterisk that answers each of hundreds of questions slowly is as good as hung.
+/// an Asterisk that answers on each of many connections slowly is as good as hung.
 const PATIENCE: u32 = 5;
 
 /// Before an apply's thread waits for more, it lets some come: Asterisk sends a listing line by line, and waking for each costs

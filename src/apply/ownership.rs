@@ -77,7 +77,7 @@ fn each_section(
 /// The secrets in force, and the numbers that have registrations.
 pub(crate) struct Served {
     secrets: BTreeMap<ExtensionNumber, String>,
-    registered: BTreeSet<ExtensionNumber>,
+    pub(crate) registered: BTreeSet<ExtensionNumber>,
 }
 
 impl Served {

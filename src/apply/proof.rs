@@ -24,8 +24,7 @@ pub(super) async fn objects(
 ) -> Result<Findings, ControlError> {
     let wanted = numbers(users);
     let unread = wanted.iter().copied().filter(|number| !secrets.contains_key(number));
-    let caller_id = |user: &User| (user.extension.number, render::caller_id(&user.name, user.extension.number));
-    let caller_ids = users.iter().map(caller_id).collect();
+    let caller_ids = render::caller_ids(users);
     let (objects, others, other_caller_ids) = try_join!(
         in_force::objects(control, &wanted),
         in_force::secrets(control, unread),
@@ -42,7 +41,7 @@ pub(super) async fn objects(
     findings.add("auths left over", objects.other_auths);
     let unlinked = ours().filter(|(number, links)| secrets.contains_key(number) && !links.auth);
     findings.add("endpoints without their own auth", unlinked.map(|(number, _)| *number));
-    findings.add("AORs missing", ours().filter(|(_, links)| !links.aor).map(|(number, _)| *number));
+    findings.add("endpoints without their own AOR", ours().filter(|(_, links)| !links.aor).map(|(number, _)| *number));
     findings.add("AORs left over", objects.other_aors);
 
     let old_secrets = in_force::other_secrets(users, &secrets);

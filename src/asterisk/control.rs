@@ -163,7 +163,7 @@ impl Control {
         self.ask_all(&[command]).await
     }
 
-    /// What Asterisk prints for all of `commands`, in turn. None waits for the answer to another, so hundreds cost little more
+    /// What Asterisk prints for all of `commands`, in turn. None waits for the answer to another, so a thousand cost little more
     /// than Asterisk's own work; all together are given the bound of one.
     ///
     /// # Errors
@@ -204,16 +204,16 @@ impl Control {
         commands: &[impl AsRef<str>],
         parse: impl Fn(&str) -> Option<T>,
     ) -> Result<T, ControlError> {
-        let first = shortened(commands.first().map_or("", AsRef::as_ref));
+        let first = commands.first().map_or("", AsRef::as_ref);
         let mut answer = String::new();
         for _ in 0..READINGS {
             answer = self.ask_all(commands).await?;
             if let Some(parsed) = parse(&answer) {
                 return Ok(parsed);
             }
-            info!(command = first, "the listing lost lines; it is read again");
+            info!(command = shortened(first), "the listing lost lines; it is read again");
         }
-        Err(ControlError::unexpected(&first, &answer))
+        Err(ControlError::unexpected(first, &answer))
     }
 
     /// Who answers: its version by its greeting, its user and the groups it belongs to by the kernel.

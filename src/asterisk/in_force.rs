@@ -6,8 +6,9 @@
 //!   there. It goes nowhere else: no error tells such an answer.
 //! - Caller IDs are compared by digest, a dozen with one command: `MD5(=${PJSIP_ENDPOINT(…)}:${PJSIP_ENDPOINT(…)}:…)` with
 //!   each expression expanded once; of a dozen that differs, each is asked about. An object that isn't there gives a blank
-//!   inside the digest, which is of nothing at all without the `=`, and fails. They are few questions, because Asterisk keeps a kilobyte for good for each function that it is asked
-//!   to evaluate (a topic `devicestate:all/CLIEval/…`, seen on 22.10), and all of them make its device states slower.
+//!   inside the digest, which is of nothing at all without the `=`, and fails. There are few such questions, because Asterisk
+//!   keeps a kilobyte for good for each function that it is asked to evaluate (a topic `devicestate:all/CLIEval/…`, seen on
+//!   22.10), and all of them make its listings slower.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -42,7 +43,7 @@ const MODULES: [&str; 16] = [
     "res_sorcery_config.so",
 ];
 
-/// The objects of the pool's numbers that Asterisk serves, but the auths and AORs that are expected.
+/// The objects of the pool's numbers that Asterisk serves; of auths and AORs only those beside the expected numbers.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Objects {
     /// With each, whether its auth and its AOR are those of its own name.

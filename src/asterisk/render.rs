@@ -3,7 +3,7 @@
 //! A person's name is the only value in them that a person chose. Everything that could end its quotes, start a comment
 //! or run as an expression stays out of it, see [`caller_id`]; all other values are digits, letters and constants.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use super::CONTEXT;
@@ -108,6 +108,12 @@ pub fn caller_id(name: &Name, number: ExtensionNumber) -> String {
         "" => format!("\"{number}\" <{number}>"),
         shown => format!("\"{shown}\" <{number}>"),
     }
+}
+
+/// The caller ID of each of `users`.
+#[must_use]
+pub fn caller_ids<'u>(users: impl IntoIterator<Item = &'u User>) -> BTreeMap<ExtensionNumber, String> {
+    users.into_iter().map(|user| (user.extension.number, caller_id(&user.name, user.extension.number))).collect()
 }
 
 #[cfg(test)]

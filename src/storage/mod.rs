@@ -43,7 +43,7 @@ pub enum Storage {
 }
 
 /// What had been committed to the database at a moment. Two that are equal show the same users; of one database, two that
-/// differ need not differ in users. The default is none's.
+/// differ need not differ in users. The default is that of no database.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct State(String);
 

@@ -6,7 +6,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::TryStreamExt as _;
 use sqlx::error::DatabaseError;
 use sqlx::migrate::Migrator;
 use sqlx::pool::PoolConnection;
@@ -21,8 +20,7 @@ use uuid::Uuid;
 
 use super::queries::{self, Access, Failure, LOOK_AND_TRY_AGAIN, Unavailable, insert_extension, insert_user, queries};
 use super::{
-    AuditEntry, DEADLINE, DEFAULT_TENANT, MigrationError, SCHEMA_MAJOR_VERSION, State, StorageError, UserRow, now,
-    parse_user,
+    AuditEntry, DEADLINE, DEFAULT_TENANT, MigrationError, SCHEMA_MAJOR_VERSION, State, StorageError, now, parse_user,
 };
 use crate::domain::{Email, Extension, ExtensionNumber, Name, Secret, User};
 
@@ -125,7 +123,7 @@ impl Backend {
         }
     }
 
-    async fn borrow(&self, _access: Access) -> sqlx::Result<Borrowed> {
+    async fn borrow(&self, _access: Access, _deadline: Instant) -> sqlx::Result<Borrowed> {
         self.pool.acquire().await.map(|connection| Borrowed(Some(connection)))
     }
 }
@@ -218,11 +216,7 @@ async fn begin_create<'q>(
 
 /// By extension number.
 async fn read_users(connection: &mut Connection) -> sqlx::Result<Vec<User>> {
-    sqlx::query_as(USERS)
-        .fetch(connection)
-        .and_then(async |row: UserRow<OffsetDateTime>| parse_user(row))
-        .try_collect()
-        .await
+    sqlx::query_as(USERS).fetch_all(connection).await?.into_iter().map(parse_user::<OffsetDateTime>).collect()
 }
 
 fn violates_email(refusal: &dyn DatabaseError) -> bool {

@@ -1,5 +1,5 @@
-//! The SQL, once. `$1` and `RETURNING` work on both databases; what differs is named by the backend: its pool, its way to
-//! begin a write, its identifiers.
+//! The calls and nearly all SQL, once. `$1` and `RETURNING` work on both databases; what differs is named by the backend: its
+//! connections, its way to begin a write, its identifiers, its list and how it tells its state.
 
 use super::StorageError;
 
@@ -46,10 +46,8 @@ pub(super) enum Failure {
 #[derive(Clone, Copy)]
 pub(super) enum Access {
     Read,
-    /// In a transaction.
+    /// In a transaction, which its work begins.
     Write,
-    /// In a transaction that it begins itself, with the lock that creates queue on.
-    Create,
 }
 
 /// Why the database does not do what it should.
@@ -93,7 +91,7 @@ macro_rules! queries {
                 email: Email,
                 secret: Secret,
             ) -> Result<User, StorageError> {
-                self.call(Access::Create, move |connection| {
+                self.call(Access::Write, move |connection| {
                     Box::pin(async move {
                         let (id, created_at) = (Uuid::new_v4(), now());
                         let insert = || {
@@ -155,6 +153,7 @@ macro_rules! queries {
             pub(super) async fn delete_user(&self, id: Uuid) -> Result<Option<ExtensionNumber>, StorageError> {
                 self.call(Access::Write, move |connection| {
                     Box::pin(async move {
+                        begin_write(connection).await?;
                         let number: Option<i32> = sqlx::query_scalar(queries::DELETE_EXTENSION)
                             .bind(Id::from(id))
                             .fetch_optional(&mut *connection)
@@ -168,7 +167,10 @@ macro_rules! queries {
 
             pub(super) async fn begin_audit(&self, entry: AuditEntry) -> Result<(), StorageError> {
                 self.call(Access::Write, move |connection| {
-                    Box::pin(async move { Ok(insert_audit(connection, &entry).await?) })
+                    Box::pin(async move {
+                        begin_write(connection).await?;
+                        Ok(insert_audit(connection, &entry).await?)
+                    })
                 })
                 .await
             }
@@ -177,6 +179,7 @@ macro_rules! queries {
             pub(super) async fn finish_audit(&self, entry: AuditEntry) -> Result<(), StorageError> {
                 self.call(Access::Write, move |connection| {
                     Box::pin(async move {
+                        begin_write(connection).await?;
                         let updated = sqlx::query(queries::UPDATE_AUDIT)
                             .bind(Id::from(entry.id))
                             .bind(entry.outcome())
@@ -208,7 +211,7 @@ macro_rules! queries {
                 })
             }
 
-            /// The connection goes back to its pool only after a call that ended as it should, outside a transaction. It is closed
+            /// The connection is used again only after a call that ended as it should, outside a transaction. It is closed
             /// otherwise: a session that was opened while the database took no writes would never take any.
             async fn call_here<T>(
                 &self,
@@ -217,7 +220,7 @@ macro_rules! queries {
             ) -> Result<T, StorageError> {
                 let deadline = Instant::now() + DEADLINE;
                 self.check().map_err(|gone| gone.told(false))?;
-                let mut borrowed = match self.borrow(access).await {
+                let mut borrowed = match self.borrow(access, deadline).await {
                     Ok(borrowed) => borrowed,
                     Err(sqlx::Error::PoolTimedOut) => return Err(self.why_no_connection(deadline).await.told(false)),
                     Err(error) => return Err(self.explain(&error).told(false)),
@@ -225,9 +228,6 @@ macro_rules! queries {
                 let connection = borrowed.connection();
                 let mut committing = false;
                 let ended = timeout_at(deadline, async {
-                    if let Access::Write = access {
-                        begin_write(connection).await?;
-                    }
                     let done = work(connection).await?;
                     if let Access::Read = access {
                         return Ok(done);

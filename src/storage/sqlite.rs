@@ -18,7 +18,7 @@ use sqlx::{ConnectOptions as _, Connection as _, Executor as _, Sqlite};
 use time::OffsetDateTime;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, OwnedMutexGuard};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
 
@@ -98,8 +98,8 @@ impl Backend {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .create_if_missing(false)
+            .busy_timeout(DEADLINE)
             .disable_statement_logging();
-        let options = options.busy_timeout(DEADLINE);
         Self {
             reader: One { first: NAME_CONNECTION, connection: Arc::default() },
             writer: One { first: "PRAGMA busy_timeout = 0", connection: Arc::default() },
@@ -131,7 +131,7 @@ impl Backend {
                 file.display()
             )),
         };
-        let options = self.options.clone().create_if_missing(true).busy_timeout(DEADLINE);
+        let options = self.options.clone().create_if_missing(true);
         let mut connection = Connection::connect_with(&options).await.map_err(failed)?;
         let found: String =
             sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(&mut connection).await.map_err(failed)?;
@@ -207,10 +207,10 @@ impl Backend {
         )
     }
 
-    async fn borrow(&self, access: Access) -> sqlx::Result<Borrowed> {
+    async fn borrow(&self, access: Access, deadline: Instant) -> sqlx::Result<Borrowed> {
         match access {
-            Access::Read => self.reader.borrow(&self.options).await,
-            Access::Write | Access::Create => self.writer.borrow(&self.options).await,
+            Access::Read => self.reader.borrow(&self.options, deadline).await,
+            Access::Write => self.writer.borrow(&self.options, deadline).await,
         }
     }
 }
@@ -224,8 +224,8 @@ struct One {
 }
 
 impl One {
-    async fn borrow(&self, options: &SqliteConnectOptions) -> sqlx::Result<Borrowed> {
-        let connected = timeout(DEADLINE, async {
+    async fn borrow(&self, options: &SqliteConnectOptions, deadline: Instant) -> sqlx::Result<Borrowed> {
+        let connected = timeout_at(deadline, async {
             let mut place = self.connection.clone().lock_owned().await;
             let connection = if let Some(connection) = place.take() {
                 connection

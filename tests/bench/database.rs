@@ -115,7 +115,8 @@ impl Database {
                 while !tail.ends_with(b"done\n") {
                     let read = output.read(&mut buffer).expect("an answer");
                     assert!(read > 0, "sqlite3 ended");
-                    tail = buffer[read.saturating_sub(5)..read].to_vec();
+                    tail.extend_from_slice(&buffer[read.saturating_sub(5)..read]);
+                    tail.drain(..tail.len().saturating_sub(5));
                 }
             });
         };

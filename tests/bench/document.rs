@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
@@ -36,13 +36,7 @@ pub struct Document {
 impl Document {
     pub fn begin() -> Self {
         let load = figures::load();
-        let mut document =
-            Self { load, rows: Vec::new(), reached: true, sizes: Vec::new(), parts: Vec::new(), creates: Vec::new() };
-        if let Some((bytes, _)) = measured_build() {
-            let size = bytes / 1024.0 / 1024.0;
-            document.row("", "release binary", &format!("{size:.2} MiB"), "< 15 MiB", size < 15.0);
-        }
-        document
+        Self { load, rows: Vec::new(), reached: true, sizes: Vec::new(), parts: Vec::new(), creates: Vec::new() }
     }
 
     pub fn row(&mut self, database: &str, what: &str, figure: &str, reach: &str, reached: bool) {
@@ -75,17 +69,19 @@ impl Document {
     }
 
     /// Writes everything; gives whether all is reached.
-    pub fn end(&self) -> bool {
+    pub fn end(mut self) -> bool {
+        let load = figures::load();
+        let build = self.build();
         let mut page = format!(
-            "# Performance\n\nWritten by `make bench`; nothing here is typed by hand. The floor of an apply is Asterisk's own reload, of a list the database's own query, \
-             of a create the database's own commit. Each figure stands beside its baseline, which took turns with it in the same run: \
+            "# Performance\n\nWritten by `make bench`; nothing here is typed by hand. The floor of an apply is Asterisk's own reload, of a list the database's own query \
+             or memory, of a create the database's own commit. A ratio is of a figure and its baseline, which took turns in the same run: \
              the median of the rounds' ratios (a quarter of the rounds was below, a quarter above), then both medians.\n\n\
              Measured on {}; the machine's load as it began was {}, as it ended {}. Asterisk, both databases and the clients run on \
              the same machine; both databases flush each commit to the disk.\n\nTo repeat it: `make bench`, which ends with status 1 where something is not reached. \
              How it does over time: `make soak`, which writes [performance/soak.md](performance/soak.md).\n",
             figures::machine(),
             self.load,
-            figures::load()
+            load
         );
         for database in ["", "SQLite", "PostgreSQL"] {
             let title = if database.is_empty() { "## The program" } else { &format!("## On {database}") };
@@ -94,13 +90,40 @@ impl Document {
                 writeln!(page, "{row}").expect("text");
             }
             if database.is_empty() {
-                page += &build();
+                page += &build;
                 continue;
             }
             self.plots(&mut page, database);
         }
         fs::write(root().join("docs/performance.md"), page).expect("write the page");
         self.reached
+    }
+
+    /// Times a release build from nothing, without what the tests alone need, and looks at what comes of it.
+    fn build(&mut self) -> String {
+        let folder = root().join("target/bench-build");
+        let _ = fs::remove_dir_all(&folder);
+        let started = Instant::now();
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--release", "--locked", "--bin", "pbx-portal", "--target-dir"]).arg(&folder);
+        assert!(cargo.current_dir(root()).status().expect("run cargo").success());
+        let seconds = started.elapsed().as_secs();
+        let size = fs::metadata(folder.join("release/pbx-portal")).expect("the binary").len() as f64 / 1024.0 / 1024.0;
+        let _ = fs::remove_dir_all(&folder);
+        self.row("", "release binary", &format!("{size:.2} MiB"), "< 15 MiB", size < 15.0);
+
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo
+            .args(["tree", "--locked", "--edges", "normal", "--prefix", "none", "--format", "{p}"])
+            .current_dir(root());
+        let tree = String::from_utf8_lossy(&cargo.output().expect("run cargo tree").stdout).into_owned();
+        let crates: BTreeSet<_> = tree.lines().filter_map(|line| line.split(" (").next()).collect();
+        format!(
+            "\n{} crates are compiled for the program, of which it names {} itself. A release build from nothing: {seconds} seconds. \
+             [Cargo.toml](../Cargo.toml) has the reason for each.\n",
+            crates.len() - 1,
+            direct_dependencies()
+        )
     }
 
     fn plots(&self, page: &mut String, database: &'static str) {
@@ -147,11 +170,8 @@ impl Document {
             "Creates a second against clients",
             plot::lines(&format!("Creates ({database})"), "clients", "a second", &lines),
         );
-        *page += "\nWhat an apply takes beside the bare reloads is what Asterisk has to answer: the proof of 1000 users costs it the questions \
-            below (the endpoints, the secrets before and after, the caller IDs, the dialplan before and after), next to the reload of \
-            the dialplan; a number that changes hands costs a third reload, which is the quarantine, and the dialplan once more. No \
-            question has a cheaper form that proves as much: a caller ID, the dearest, is told by Asterisk only by writing down \
-            all options of its endpoint. Where an apply is not within its reach, these are the reason.\n";
+        *page += "\nWhat an apply takes beside the bare reloads, step by step, and what each of its questions takes by itself \
+            ([why](architecture.md#decisions-and-what-was-weighed)):\n";
         writeln!(page, "\n| apply of 1000 | step | ms |\n|---|---|---|").expect("text");
         for (_, scene, parts) in own() {
             for part in parts {
@@ -159,50 +179,6 @@ impl Document {
             }
         }
     }
-}
-
-/// The argument that makes this program measure a release build instead.
-pub const BUILD: &str = "build";
-
-/// Times a release build from nothing, without what the tests alone need, and keeps how long it took and how large it is.
-pub fn measure_build() {
-    let folder = root().join("target/bench-build");
-    let _ = fs::remove_dir_all(&folder);
-    let started = Instant::now();
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--release", "--locked", "--bin", "pbx-portal", "--target-dir"]).arg(&folder);
-    assert!(cargo.current_dir(root()).status().expect("run cargo").success());
-    let took = started.elapsed().as_secs();
-    let size = fs::metadata(folder.join("release/pbx-portal")).expect("the binary").len();
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(root().join("docs/performance")).expect("make the folder");
-    fs::write(build_file(), format!("{size} bytes\n{took} seconds\n")).expect("write how it went");
-}
-
-/// Bytes and seconds, if they were measured.
-fn measured_build() -> Option<(f64, f64)> {
-    let text = fs::read_to_string(build_file()).ok()?;
-    let mut numbers = text.lines().map(|line| line.split(' ').next()?.parse().ok());
-    Some((numbers.next()??, numbers.next()??))
-}
-
-fn build_file() -> PathBuf {
-    root().join("docs/performance/build.txt")
-}
-
-fn build() -> String {
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["tree", "--locked", "--edges", "normal", "--prefix", "none", "--format", "{p}"]).current_dir(root());
-    let tree = String::from_utf8_lossy(&cargo.output().expect("run cargo tree").stdout).into_owned();
-    let crates: BTreeSet<_> = tree.lines().filter_map(|line| line.split(" (").next()).collect();
-    let time = measured_build().map_or("not measured".to_owned(), |(_, seconds)| format!("{seconds} seconds"));
-    format!(
-        "\n{} crates are compiled into the program, of which it names {} itself. A release build from nothing, with `lto = \"fat\"` and one unit of code: {time}.\n\n\
-         The heavy ones are kept, each for a part of the job that would be worse written anew: `sqlx` with SQLite's own sources and `rustls` with `ring` (two databases, TLS without the system's libraries), \
-         `axum` on `hyper` and `tokio`, `utoipa` with the documentation's page inside the binary (it needs no network).\n",
-        crates.len(),
-        direct_dependencies()
-    )
 }
 
 fn direct_dependencies() -> usize {

@@ -1,14 +1,13 @@
-//! `make soak`: a quarter of a working day's worth of everything in twenty minutes, at a steady rate: users come and go, are
-//! listed and applied, phones register, short calls are made, and two people talk from the first minute to the last. Writes
+//! `make soak`: twenty minutes of everything, at a steady rate: users come and go, are listed and applied, phones register,
+//! short calls are made, and two people talk from the first minute to the last. Writes
 //! `docs/performance/soak.md` with its plots. It fails when memory or handles drift, or anything is refused or dropped.
 
 #![expect(clippy::cast_precision_loss, reason = "counts are small")]
 
 #[path = "../bench/figures.rs"]
-#[allow(dead_code)] // the benchmark uses all of it
 mod figures;
 #[path = "../bench/plot.rs"]
-#[allow(dead_code)]
+#[allow(dead_code)] // the benchmark uses all of it
 mod plot;
 #[path = "../support/mod.rs"]
 mod support;
@@ -68,8 +67,14 @@ struct Sample {
     minutes: f64,
     portal: Usage,
     asterisk: Usage,
-    /// 50th and 99th percentile since the last sample, by kind.
-    latencies: Vec<(f64, f64)>,
+}
+
+/// Something that was done.
+struct Done {
+    minutes: f64,
+    kind: Kind,
+    /// Milliseconds.
+    took: f64,
 }
 
 /// A figure of a sample.
@@ -78,6 +83,7 @@ type Of = fn(&Sample) -> f64;
 fn main() {
     let minutes = std::env::var("SOAK_MINUTES").ok().and_then(|text| text.parse().ok()).unwrap_or(20);
     let length = secs(minutes * 60);
+    assert!(length >= WARM * 4, "SOAK_MINUTES={minutes} is too short to tell a drift");
     let asterisk = Asterisk::start();
     let portal = Portal::start(&Settings::of(&asterisk));
     let users: Vec<_> =
@@ -91,7 +97,7 @@ fn main() {
     let all_hear = || talking[0].hears(TONES[1]) && talking[1].hears(TONES[0]);
     wait_until(secs(20), "both hear each other", all_hear);
     let called = &accounts[2..2 + CALLED];
-    let phones = Mutex::new(Phones::register(&asterisk, called, Called::Answer));
+    let mut phones = Phones::register(&asterisk, called, Called::Answer);
 
     let (done, failed, taken) = (AtomicBool::new(false), AtomicUsize::new(0), Mutex::new(Vec::new()));
     let guests = Mutex::new(VecDeque::new());
@@ -107,13 +113,17 @@ fn main() {
                     if done.load(Ordering::Relaxed) {
                         break;
                     }
-                    let mut well = Ok(());
+                    let mut outcome = Ok(true);
                     let index = index as usize;
-                    let took = timed(|| well = once(kind, index, portal, asterisk, accounts, guests));
-                    taken.lock().expect("nobody panicked").push((kind, took));
-                    if let Err(why) = well {
-                        failed.fetch_add(1, Ordering::Relaxed);
-                        eprintln!("{name} {index}: {why}");
+                    let minutes = started.elapsed().as_secs_f64() / 60.0;
+                    let took = timed(|| outcome = once(kind, index, portal, asterisk, accounts, guests));
+                    match outcome {
+                        Ok(true) => taken.lock().expect("nobody panicked").push(Done { minutes, kind, took }),
+                        Ok(false) => {}
+                        Err(why) => {
+                            failed.fetch_add(1, Ordering::Relaxed);
+                            eprintln!("{name} {index}: {why}");
+                        }
                     }
                 }
             });
@@ -125,28 +135,24 @@ fn main() {
             if registered.elapsed() > secs(150) {
                 let new = Phones::register(&asterisk, called, Called::Answer);
                 thread::sleep(secs(2));
-                *phones.lock().expect("nobody panicked") = new;
+                drop(std::mem::replace(&mut phones, new));
                 registered = Instant::now();
             }
-            let taken = std::mem::take(&mut *taken.lock().expect("nobody panicked"));
-            let latencies = KINDS.map(|(kind, ..)| {
-                let own: Vec<_> = taken.iter().filter(|(other, _)| *other == kind).map(|(_, took)| *took).collect();
-                (percentile(&own, 50), percentile(&own, 99))
-            });
             samples.push(Sample {
                 minutes: started.elapsed().as_secs_f64() / 60.0,
                 portal: Usage::of(portal.pid()),
                 asterisk: Usage::of(asterisk.pid()),
-                latencies: latencies.to_vec(),
             });
         }
         done.store(true, Ordering::Relaxed);
     });
-    let talk_goes_on = asterisk.rx("core show channels count").contains("1 active call") && {
-        wait_until(secs(20), "both still hear each other", all_hear);
-        true
-    };
-    let well = report(&samples, failed.into_inner(), talk_goes_on);
+    drop(phones);
+    let calls = || asterisk.rx("core show channels count").lines().any(|line| line == "1 active call");
+    let talk_goes_on = (0..20).any(|_| {
+        thread::sleep(secs(1));
+        calls() && all_hear()
+    });
+    let well = report(&samples, &taken.into_inner().expect("nobody panicked"), failed.into_inner(), talk_goes_on);
     assert!(portal.stop().success(), "the portal stops in order");
     if !well {
         eprintln!("something drifted, was refused or was dropped: see docs/performance/soak.md");
@@ -154,6 +160,7 @@ fn main() {
     }
 }
 
+/// Gives whether there was something to do.
 fn once(
     kind: Kind,
     index: usize,
@@ -161,7 +168,7 @@ fn once(
     asterisk: &Asterisk,
     accounts: &[(&str, &str)],
     guests: &Mutex<VecDeque<Value>>,
-) -> Result<(), String> {
+) -> Result<bool, String> {
     let expect = |answer: support::Answer, status| {
         if answer.status == status { Ok(answer.json) } else { Err(format!("{}: {}", answer.status, answer.text)) }
     };
@@ -179,9 +186,8 @@ fn once(
                 let mut guests = guests.lock().expect("nobody panicked");
                 if guests.len() > GUESTS { guests.pop_front() } else { None }
             };
-            if let Some(user) = left {
-                expect(ask("DELETE", &format!("/users/{}", user["id"].as_str().expect("an id")), None)?, 200)?;
-            }
+            let Some(user) = left else { return Ok(false) };
+            expect(ask("DELETE", &format!("/users/{}", user["id"].as_str().expect("an id")), None)?, 200)?;
         }
         Kind::List => _ = expect(ask("GET", "/users", None)?, 200)?,
         Kind::Apply => {
@@ -201,7 +207,7 @@ fn once(
             }
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 fn account(user: &Value) -> (String, String) {
@@ -210,7 +216,7 @@ fn account(user: &Value) -> (String, String) {
 }
 
 /// Writes the page; gives whether all is well.
-fn report(samples: &[Sample], failed: usize, talk_goes_on: bool) -> bool {
+fn report(samples: &[Sample], done: &[Done], failed: usize, talk_goes_on: bool) -> bool {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/performance");
     fs::create_dir_all(&folder).expect("make the folder");
     let line = |name: &str, value: &dyn Fn(&Sample) -> f64| Line {
@@ -221,29 +227,40 @@ fn report(samples: &[Sample], failed: usize, talk_goes_on: bool) -> bool {
     let write = |name: &str, svg: String| fs::write(folder.join(name), svg).expect("write a plot");
     write("soak-memory.svg", plot::lines("Resident memory", "minutes", "MiB", &memory));
     let handles = [
-        line("portal", &|sample| f64::from(u32::try_from(sample.portal.handles).expect("few"))),
-        line("Asterisk", &|sample| f64::from(u32::try_from(sample.asterisk.handles).expect("few"))),
+        line("portal", &|sample| sample.portal.handles as f64),
+        line("Asterisk", &|sample| sample.asterisk.handles as f64),
     ];
     write("soak-handles.svg", plot::lines("Open file handles", "minutes", "handles", &handles));
+    let between = |kind: Kind, from: f64, to: f64| -> Vec<f64> {
+        let own = done.iter().filter(|done| done.kind == kind && done.minutes >= from && done.minutes < to);
+        own.map(|done| done.took).collect()
+    };
+    let end = samples.last().map_or(0.0, |sample| sample.minutes);
+    let whole_minutes = || (0..).take_while(|minute| f64::from(*minute) < end - 0.5);
     let latencies: Vec<_> = KINDS
         .iter()
-        .enumerate()
-        .filter(|(_, (kind, ..))| !matches!(kind, Kind::Registration | Kind::Call))
-        .flat_map(|(index, (_, _, name))| {
-            [
-                line(&format!("{name}, median"), &|sample| sample.latencies[index].0),
-                line(&format!("{name}, 99th percentile"), &|sample| sample.latencies[index].1),
-            ]
+        .filter(|(kind, ..)| !matches!(kind, Kind::Registration | Kind::Call))
+        .flat_map(|(kind, _, name)| {
+            [(50, "median"), (99, "99th percentile")].map(|(percent, what)| {
+                let minute = |minute: u32| {
+                    let minute = f64::from(minute);
+                    (minute + 0.5, percentile(&between(*kind, minute, minute + 1.0), percent))
+                };
+                Line { name: format!("{name}, {what}"), points: whole_minutes().map(minute).collect() }
+            })
         })
         .collect();
-    write("soak-latency.svg", plot::lines("Latency of the API", "minutes", "milliseconds", &latencies));
+    write(
+        "soak-latency.svg",
+        plot::lines("Latency of the API, minute by minute", "minutes", "milliseconds", &latencies),
+    );
 
     let warm: Vec<_> = samples.iter().filter(|sample| sample.minutes * 60.0 > WARM.as_secs_f64()).collect();
     let (first, second) = warm.split_at(warm.len() / 2);
     let mut page = format!(
         "# Soak\n\nWritten by `make soak`; nothing here is typed by hand.\n\n{:.0} minutes on {}; load of the machine at the end {}. {STAYING} users stay, \
          {GUESTS} come and go; two phones talk from the first minute to the last.\n\n| what | how often |\n|---|---|\n",
-        samples.last().map_or(0.0, |sample| sample.minutes),
+        end,
         figures::machine(),
         figures::load()
     );
@@ -266,14 +283,13 @@ fn report(samples: &[Sample], failed: usize, talk_goes_on: bool) -> bool {
         writeln!(page, "| {name} | {before:.1} | {after:.1} | {} |", if level { "level" } else { "**drifts**" })
             .expect("text");
     }
-    for (index, (_, _, name)) in KINDS.iter().enumerate() {
-        let half = |samples: &[&Sample]| {
-            let of = |which: fn(&(f64, f64)) -> f64| {
-                median(&samples.iter().map(|sample| which(&sample.latencies[index])).collect::<Vec<_>>())
-            };
-            format!("{:.1} / {:.1}", of(|both| both.0), of(|both| both.1))
+    let (began, middle) = (WARM.as_secs_f64() / 60.0, second.first().map_or(0.0, |sample| sample.minutes));
+    for (kind, _, name) in KINDS {
+        let half = |from, to| {
+            let took = between(kind, from, to);
+            format!("{:.1} / {:.1}", median(&took), percentile(&took, 99))
         };
-        writeln!(page, "| {name}: median / 99th percentile, ms | {} | {} | |", half(first), half(second))
+        writeln!(page, "| {name}: median / 99th percentile, ms | {} | {} | |", half(began, middle), half(middle, end))
             .expect("text");
     }
     writeln!(

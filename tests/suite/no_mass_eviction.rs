@@ -165,7 +165,7 @@ fn by_applies_that_keep_failing_while_new_secrets_are_in_force() {
         portal.create_user("Late", &format!("late{round}@example.com"));
         let twice = format!("[alice]\ntype={kind}\n[alice]\ntype={kind}\n");
         asterisk.edit_config("pjsip.conf", |text| format!("{text}{twice}"));
-        let missing = if kind == "aor" { "AORs missing" } else { "endpoints missing" };
+        let missing = if kind == "aor" { "endpoints without their own AOR" } else { "endpoints missing" };
         failed_apply(&portal, &[missing]);
         assert_eq!(registrations(&asterisk, &number), 0, "the old phone is evicted");
 
