@@ -3,16 +3,18 @@
 //! A list that is answered shows everything that was committed before its request came, by whatever host. So
 //!
 //! 1. a request waits for its turn: one at a time asks the database;
-//! 2. what was found out meanwhile serves it too, if the asking began after it came;
+//! 2. what was found out meanwhile serves it too, if the asking began after it came, or failed after it came;
 //! 3. otherwise it asks whether anything was committed since the last list was read ([`Storage::users_unless`]), and only then
 //!    are the users read anew.
 //!
-//! An answer is no older than its request, so nothing has to be told to anybody when a user comes or goes.
+//! An answer is no older than its request, so nothing has to be told to anybody when a user comes or goes. A client that hangs up
+//! ends no question: whoever comes next has the answer.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Bytes;
+use tokio::spawn;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
@@ -37,6 +39,8 @@ struct Last {
     /// When it was last asked for whether it is true.
     asked: Instant,
     body: Bytes,
+    /// When it last could not be asked for, and why.
+    failed: Option<(Instant, StorageError)>,
 }
 
 /// Without the secrets.
@@ -50,7 +54,7 @@ impl Listing {
     /// Lists what is in `storage`; nothing is read yet.
     #[must_use]
     pub fn new(storage: Storage) -> Self {
-        let none = Last { state: State::default(), asked: Instant::now(), body: Bytes::new() };
+        let none = Last { state: State::default(), asked: Instant::now(), body: Bytes::new(), failed: None };
         Self { storage, last: Arc::new(Mutex::new(none)) }
     }
 
@@ -59,20 +63,35 @@ impl Listing {
     /// # Errors
     /// [`ApiError::DatabaseUnavailable`].
     pub(super) async fn body(&self) -> Result<Bytes, ApiError> {
-        let listed = timeout(PATIENCE, self.ask(Instant::now())).await.unwrap_or_else(|_| {
-            let reason = "no answer in time to the requests before this one".to_owned();
-            Err(StorageError::Unavailable { reason, advice: LOOK_AND_TRY_AGAIN, maybe_written: false })
-        });
+        let asking = spawn(self.clone().ask(Instant::now()));
+        let listed = match timeout(PATIENCE, asking).await {
+            Ok(answer) => answer.expect("a question does not panic"),
+            Err(_) => Err(StorageError::Unavailable {
+                reason: "no answer in time to the requests before this one".to_owned(),
+                advice: LOOK_AND_TRY_AGAIN,
+                maybe_written: false,
+            }),
+        };
         listed.map_err(|failure| ApiError::storage(&failure, None))
     }
 
-    async fn ask(&self, came: Instant) -> Result<Bytes, StorageError> {
+    async fn ask(self, came: Instant) -> Result<Bytes, StorageError> {
         let mut last = self.last.lock().await;
+        if let Some((_, failure)) = last.failed.as_ref().filter(|(ended, _)| *ended > came) {
+            return Err(failure.clone());
+        }
         if last.asked <= came {
             let asked = Instant::now();
-            if let Some((state, users)) = self.storage.users_unless(last.state.clone()).await? {
-                last.body = UserList::of(&users).to_json();
-                last.state = state;
+            match self.storage.users_unless(last.state.clone()).await {
+                Ok(None) => {}
+                Ok(Some((state, users))) => {
+                    last.body = UserList::of(&users).to_json();
+                    last.state = state;
+                }
+                Err(failure) => {
+                    last.failed = Some((Instant::now(), failure.clone()));
+                    return Err(failure);
+                }
             }
             last.asked = asked;
         }

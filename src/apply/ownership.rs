@@ -21,7 +21,7 @@ use crate::domain::{ExtensionNumber, User};
 use crate::probes::{Host, Trouble};
 
 /// What our two files say, whoever wrote them last.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct OnDisk {
     secrets: BTreeMap<ExtensionNumber, String>,
     pub(super) endpoints: BTreeSet<ExtensionNumber>,

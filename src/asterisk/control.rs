@@ -136,10 +136,12 @@ impl ControlError {
         Self::Unexpected { command: shortened(command), answer: beginning }
     }
 
-    /// The same without what Asterisk answered, which holds secrets.
-    pub(super) fn without_answer(self) -> Self {
+    /// The same without an answer that has something of an auth in it, and so may have its secret.
+    pub(super) fn without_secrets(self) -> Self {
         match self {
-            Self::Unexpected { command, .. } => Self::Unexpected { command, answer: "it is not whole".to_owned() },
+            Self::Unexpected { command, answer } if answer.contains("Auth") || answer.contains("password") => {
+                Self::Unexpected { command, answer: "it is not whole".to_owned() }
+            }
             other => other,
         }
     }

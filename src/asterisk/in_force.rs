@@ -113,8 +113,8 @@ pub async fn objects(control: &Control, expected: &BTreeSet<ExtensionNumber>) ->
     let (auths, aors) = (list_beside("auths", expected), list_beside("aors", expected));
     let (endpoints, mut other_auths, mut other_aors) = try_join!(
         control.listing("pjsip show endpoints", parse_endpoints),
-        control.listing(&auths, |text| parse_names(text, "     Auth:  ")),
-        control.listing(&aors, |text| parse_names(text, "      Aor:  "))
+        control.listing(&auths, |text| parse_names(text, "     Auth:  ", auth_number)),
+        control.listing(&aors, |text| parse_names(text, "      Aor:  ", own_number))
     )?;
     other_auths.retain(|number| !expected.contains(number));
     other_aors.retain(|number| !expected.contains(number));
@@ -146,7 +146,7 @@ fn patterns_beside(digits: &str, expected: &BTreeSet<ExtensionNumber>) -> Vec<St
 /// # Errors
 /// [`ControlError`].
 pub async fn aors(control: &Control) -> Result<BTreeSet<ExtensionNumber>, ControlError> {
-    control.listing("pjsip show aors", |text| parse_names(text, "      Aor:  ")).await
+    control.listing("pjsip show aors", |text| parse_names(text, "      Aor:  ", own_number)).await
 }
 
 /// Whether there is a transport: without one, no phone can reach Asterisk.
@@ -178,7 +178,7 @@ pub async fn secrets(
 ) -> Result<BTreeMap<ExtensionNumber, String>, ControlError> {
     let numbers: Vec<_> = numbers.into_iter().collect();
     let commands: Vec<_> = numbers.iter().map(|number| format!("pjsip show auth {number}")).collect();
-    control.listings(&commands, |text| parse_secrets(text, &numbers)).await.map_err(ControlError::without_answer)
+    control.listings(&commands, |text| parse_secrets(text, &numbers)).await.map_err(ControlError::without_secrets)
 }
 
 /// The numbers of `users` whose secret is another than the one in force, or has none there.
@@ -201,20 +201,25 @@ pub async fn other_caller_ids(
     expected: &BTreeMap<ExtensionNumber, String>,
 ) -> Result<BTreeSet<ExtensionNumber>, ControlError> {
     let expected: Vec<_> = expected.iter().map(|(number, text)| (*number, text.as_str())).collect();
-    let differing = batches_that_differ(control, batches(&expected)).await?;
-    let single = differing.iter().flat_map(|batch| batch.chunks(1)).collect();
-    let differing = batches_that_differ(control, single).await?;
-    Ok(differing.into_iter().flatten().map(|(number, _)| *number).collect())
+    let differing = digests_that_differ(control, batches(&expected)).await?;
+    let single: Vec<_> = differing.iter().flat_map(|(batch, _)| batch.chunks(1)).collect();
+    let differing = digests_that_differ(control, single).await?;
+    if let Some((unread, _)) = differing.iter().find(|(_, digest)| *digest == digest_of_texts("")) {
+        return Err(ControlError::unexpected(&digest_command(unread), "no caller ID was read"));
+    }
+    Ok(differing.into_iter().flat_map(|(batch, _)| batch).map(|(number, _)| *number).collect())
 }
 
 /// Caller IDs that are compared by one digest.
 type Batch<'a> = &'a [(ExtensionNumber, &'a str)];
 
-async fn batches_that_differ<'a>(control: &Control, batches: Vec<Batch<'a>>) -> Result<Vec<Batch<'a>>, ControlError> {
+async fn digests_that_differ<'a>(
+    control: &Control,
+    batches: Vec<Batch<'a>>,
+) -> Result<Vec<(Batch<'a>, String)>, ControlError> {
     let commands: Vec<_> = batches.iter().map(|batch| digest_command(batch)).collect();
     let digests = control.listings(&commands, |text| parse_digests(text, batches.len())).await?;
-    let differs = |(batch, digest): (Batch<'a>, String)| (digest != digest_of(batch)).then_some(batch);
-    Ok(batches.into_iter().zip(digests).filter_map(differs).collect())
+    Ok(batches.into_iter().zip(digests).filter(|(batch, digest)| *digest != digest_of(batch)).collect())
 }
 
 /// As many at a time as fit Asterisk's buffers.
@@ -246,7 +251,11 @@ fn digest_command(batch: Batch) -> String {
 
 fn digest_of(batch: Batch) -> String {
     let texts: Vec<_> = batch.iter().map(|(_, text)| *text).collect();
-    hexadecimal(&Md5::digest(format!("={}", texts.join(":"))))
+    digest_of_texts(&texts.join(":"))
+}
+
+fn digest_of_texts(joined: &str) -> String {
+    hexadecimal(&Md5::digest(format!("={joined}")))
 }
 
 fn hexadecimal(bytes: &[u8]) -> String {
@@ -332,11 +341,20 @@ fn parse_endpoints(text: &str) -> Option<BTreeMap<ExtensionNumber, Links>> {
     Some(endpoints)
 }
 
-fn parse_names(text: &str, label: &str) -> Option<BTreeSet<ExtensionNumber>> {
+/// Our number in a column that shows an auth's name and its user's, whoever that is.
+fn auth_number(column: &str) -> Option<ExtensionNumber> {
+    ExtensionNumber::parse(column.split(['/', ' ']).next()?)
+}
+
+fn parse_names(
+    text: &str,
+    label: &str,
+    number: impl Fn(&str) -> Option<ExtensionNumber>,
+) -> Option<BTreeSet<ExtensionNumber>> {
     let columns: Vec<_> =
         text.lines().filter_map(|line| line.strip_prefix(label)).filter(|c| !c.starts_with('<')).collect();
     whole(text, columns.len())?;
-    Some(columns.into_iter().filter_map(own_number).collect())
+    Some(columns.into_iter().filter_map(number).collect())
 }
 
 fn parse_transports(text: &str) -> Option<bool> {
@@ -426,8 +444,10 @@ mod tests {
 
     #[test]
     fn auths_aors_and_transports() {
-        assert_eq!(parse_names(recorded!("auths"), AUTH), Some(numbers(&[1000, 1001])));
-        assert_eq!(parse_names(recorded!("aors"), AOR), Some(numbers(&[1000, 1001])));
+        let others = recorded!("auths").replace("alice/bob", "1900/bob");
+        assert_eq!(parse_names(&others, AUTH, auth_number), Some(numbers(&[1000, 1001, 1900])), "whoever its user is");
+        assert_eq!(parse_names(recorded!("auths"), AUTH, auth_number), Some(numbers(&[1000, 1001])));
+        assert_eq!(parse_names(recorded!("aors"), AOR, own_number), Some(numbers(&[1000, 1001])));
         assert_eq!(parse_transports(recorded!("transports")), Some(true));
         assert_eq!(parse_transports(recorded!("no-endpoints")), Some(false));
     }
@@ -474,8 +494,8 @@ mod tests {
             // The lines below an endpoint are not counted: without one, the proof fails and is never given for nothing.
             let heads = |text: &str| parse_endpoints(text).map(|endpoints| endpoints.into_keys().collect::<Vec<_>>());
             same_or_none!(heads, "endpoints");
-            same_or_none!(|text: &str| parse_names(text, AUTH), "auths");
-            same_or_none!(|text: &str| parse_names(text, AOR), "aors");
+            same_or_none!(|text: &str| parse_names(text, AUTH, auth_number), "auths");
+            same_or_none!(|text: &str| parse_names(text, AOR, own_number), "aors");
             same_or_none!(parse_transports, "transports");
             same_or_none!(parse_dialplan, "dialplan");
             same_or_none!(parse_modules, "modules");
@@ -535,7 +555,7 @@ mod tests {
 
         #[test]
         fn nothing_that_asterisk_prints_makes_it_panic(text in "([ '=>\\[\\]()./0-9a-zA-Z:-]{0,60}\n){0,8}") {
-            let _ = (parse_endpoints(&text), parse_names(&text, "     Auth:  "), parse_dialplan(&text), parse_modules(&text), parse_digests(&text, 1), parse_secrets(&text, &[number(1000)]));
+            let _ = (parse_endpoints(&text), parse_names(&text, "     Auth:  ", auth_number), parse_dialplan(&text), parse_modules(&text), parse_digests(&text, 1), parse_secrets(&text, &[number(1000)]));
         }
     }
 }

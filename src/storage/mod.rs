@@ -48,7 +48,7 @@ pub enum Storage {
 pub struct State(String);
 
 /// Why the database did not do what it was asked.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum StorageError {
     /// It can't be reached, did not answer in time, or failed.
     #[error("{reason}; {advice}")]

@@ -27,15 +27,17 @@ use crate::domain::{Email, Extension, ExtensionNumber, Name, Secret, User};
 type Connection = sqlx::PgConnection;
 type Id = Uuid;
 
-/// Enough to keep a database busy; ten hosts stay well below a server's default of 100.
-const CONNECTIONS: u32 = 8;
+/// Enough to keep a database busy, with the one for reading; ten hosts stay well below a server's default of 100.
+const WRITERS: u32 = 7;
 
 /// In one statement, whose end finds the user of its beginning.
 const INSERT_USER_AND_EXTENSION: &str = concat!("WITH created AS (", insert_user!(), ") ", insert_extension!());
 
-/// Which transactions a statement sees: the snapshot's text differs as soon as one more of them that wrote anything has ended.
-/// The server's start is beside it, because another server, or one that was restored, may come to the same numbers.
-const STATE: &str = "SELECT concat(txid_current_snapshot(), ' ', pg_postmaster_start_time())";
+/// Which transactions a statement sees: the snapshot's text differs as soon as one more of them that wrote anything has ended, as
+/// long as the connection lasts: another server, or one that crashed, may come to the same numbers. A standby does not tell
+/// its snapshots in full, and a proxy may lend a connection that has no name: then no state is like another.
+const STATE: &str = "SELECT concat(coalesce(current_setting('portal.connection', true), random()::text), ' ', txid_current_snapshot(), \
+    CASE WHEN pg_is_in_recovery() THEN clock_timestamp() END)";
 
 const SERVER_VERSION: &str = "SELECT 'PostgreSQL ' || current_setting('server_version')";
 
@@ -44,6 +46,10 @@ const PATIENCE: Duration = DEADLINE.saturating_sub(Duration::from_millis(1250));
 
 /// A host that hangs inside a transaction must not keep the others from creating users.
 const SESSION: &str = "SET idle_in_transaction_session_timeout = '5s'; SET statement_timeout = '5s'";
+
+/// Names a connection as none before it was.
+const NAME_CONNECTION: &str =
+    "SELECT set_config('portal.connection', md5(concat(random(), clock_timestamp(), pg_backend_pid())), false)";
 
 const USERS: &str = "\
     SELECT users.id, users.tenant_id, users.name, users.email, users.created_at, extensions.number, extensions.secret \
@@ -55,7 +61,9 @@ const LOCK_TENANT: &str = "SELECT 1 FROM tenants WHERE id = $1 FOR NO KEY UPDATE
 /// Connections to one PostgreSQL. `Debug` does not show the password, as sqlx's options would.
 #[derive(Clone)]
 pub struct Backend {
-    pool: Pool<Postgres>,
+    /// One connection, so that its state means something the next time.
+    reader: Pool<Postgres>,
+    writers: Pool<Postgres>,
     options: PgConnectOptions,
     asking: Arc<Mutex<()>>,
     runtime: Handle,
@@ -70,12 +78,22 @@ impl fmt::Debug for Backend {
 impl Backend {
     pub(super) fn new(options: &PgConnectOptions) -> Self {
         let options = options.clone().application_name("pbx-portal").disable_statement_logging();
-        let pool = PgPoolOptions::new()
-            .max_connections(CONNECTIONS)
-            .acquire_timeout(PATIENCE)
-            .after_connect(|connection, _| Box::pin(async move { connection.execute(SESSION).await.map(|_| ()) }))
-            .connect_lazy_with(options.clone());
-        Self { pool, options, asking: Arc::default(), runtime: Handle::current() }
+        let pool = |connections| PgPoolOptions::new().max_connections(connections).acquire_timeout(PATIENCE);
+        let reader = pool(1).after_connect(|connection, _| {
+            Box::pin(async move {
+                connection.execute(SESSION).await?;
+                connection.execute(NAME_CONNECTION).await.map(|_| ())
+            })
+        });
+        let writers = pool(WRITERS)
+            .after_connect(|connection, _| Box::pin(async move { connection.execute(SESSION).await.map(|_| ()) }));
+        Self {
+            reader: reader.connect_lazy_with(options.clone()),
+            writers: writers.connect_lazy_with(options.clone()),
+            options,
+            asking: Arc::default(),
+            runtime: Handle::current(),
+        }
     }
 
     /// An advisory lock keeps two processes from migrating at once.
@@ -115,7 +133,7 @@ impl Backend {
         };
         match timeout_at(deadline, ask).await {
             Ok(Ok(_)) => Unavailable {
-                reason: format!("all {CONNECTIONS} connections were busy"),
+                reason: "all connections to it were busy".to_owned(),
                 advice: "The database is too slow, or somebody holds its locks: look at pg_stat_activity, then try again.",
             },
             Ok(Err(error)) => self.explain(&error),
@@ -123,8 +141,12 @@ impl Backend {
         }
     }
 
-    async fn borrow(&self, _access: Access, _deadline: Instant) -> sqlx::Result<Borrowed> {
-        self.pool.acquire().await.map(|connection| Borrowed(Some(connection)))
+    async fn borrow(&self, access: Access, _deadline: Instant) -> sqlx::Result<Borrowed> {
+        let pool = match access {
+            Access::Read => &self.reader,
+            Access::Write => &self.writers,
+        };
+        pool.acquire().await.map(|connection| Borrowed(Some(connection)))
     }
 }
 

@@ -171,6 +171,31 @@ fn values_are_compared_not_only_names() {
 }
 
 #[test]
+fn what_is_left_over_is_named() {
+    let (asterisk, portal) = host();
+    portal.create_user("Alice", "alice@example.com");
+    portal.apply("suite");
+    // In force, but in no file any more, and Asterisk keeps it because it refuses what it is given instead.
+    let orphans = "[1900]\ntype=auth\nauth_type=userpass\nusername=bob\npassword=x\n[1901]\ntype=aor\n";
+    asterisk.edit_config("pjsip.conf", |text| format!("{text}{orphans}"));
+    asterisk.rx("pjsip reload");
+    let refused = format!("{TWO_OF_ONE_NAME}[alice]\ntype=aor\n[alice]\ntype=aor\n");
+    asterisk.edit_config("pjsip.conf", |text| text.replace(orphans, &refused));
+    failed_apply(&portal, &["auths left over: 1900; AORs left over: 1901; likely cause", "[alice] of type="]);
+    asterisk.edit_config("pjsip.conf", |text| text.replace(&refused, ""));
+    portal.apply("suite");
+}
+
+#[test]
+fn endpoints_that_are_not_there_are_not_asked_for_caller_ids() {
+    let asterisk = Asterisk::start_with(&asterisk::Options { without_includes: true, ..Default::default() });
+    let portal = Portal::start(&Settings::of(&asterisk));
+    portal.create_user("Alice", "alice@example.com");
+    failed_apply(&portal, &["endpoints missing: 1000; auths missing: 1000; the dialplan context"]);
+    assert!(!asterisk.log().contains("information for endpoint"), "{}", asterisk.log());
+}
+
+#[test]
 fn a_hung_asterisk_is_given_up() {
     let asterisk = Asterisk::start();
     let portal = Portal::start(&Settings::of(&asterisk).with("ASTERISK_TIMEOUT_SECS", 1));
