@@ -100,7 +100,7 @@ fn of_a_database_that_hangs_is_a_503_in_time_for_each_that_asks() {
     let alice = portal.create_user("Alice", "alice@example.com");
     assert_eq!(portal.users(), std::slice::from_ref(&alice));
     cluster.signal(Signal::STOP);
-    unavailable(&portal, &["GET /users"; 12], "then try again");
+    unavailable(&portal, &["GET /users"; 12], "whether its server runs");
     cluster.signal(Signal::CONT);
     assert_eq!(portal.users(), [alice]);
 }
