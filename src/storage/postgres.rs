@@ -55,8 +55,10 @@ const USERS: &str = "\
     SELECT users.id, users.tenant_id, users.name, users.email, users.created_at, extensions.number, extensions.secret \
     FROM extensions JOIN users ON users.id = extensions.user_id ORDER BY extensions.number";
 
-/// FOR NO KEY UPDATE: creates exclude one another, foreign keys to the tenant do not mind.
-const LOCK_TENANT: &str = "SELECT 1 FROM tenants WHERE id = $1 FOR NO KEY UPDATE";
+/// In one message, with the lock of the tenant's row. FOR NO KEY UPDATE: creates exclude one another, foreign keys to the tenant
+/// do not mind.
+const BEGIN_CREATE: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; \
+    SELECT 1 FROM tenants WHERE id = 'a0000000-0000-0000-0000-000000000000' FOR NO KEY UPDATE";
 
 /// Connections to one PostgreSQL. `Debug` does not show the password, as sqlx's options would.
 #[derive(Clone)]
@@ -231,8 +233,7 @@ async fn begin_create<'q>(
     connection: &mut Connection,
     insert: impl Fn() -> QueryScalar<'q, Postgres, i32, PgArguments>,
 ) -> sqlx::Result<Option<i32>> {
-    begin_write(connection).await?;
-    sqlx::query(LOCK_TENANT).bind(DEFAULT_TENANT).fetch_one(&mut *connection).await?;
+    sqlx::raw_sql(BEGIN_CREATE).fetch_one(&mut *connection).await?;
     insert().fetch_optional(connection).await
 }
 
