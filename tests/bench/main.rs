@@ -202,6 +202,16 @@ impl Bench<'_> {
                 }),
             ),
         ];
+        // The dialplan and the secrets are asked for before and after.
+        let [modules, dialplan, objects, secrets, caller_ids] = questions.map(|(_, took)| took);
+        let all = modules + 2.0 * dialplan + objects + 2.0 * secrets + caller_ids;
+        let processors = std::thread::available_parallelism().map_or(1.0, |number| number.get() as f64);
+        let sizes = self.document.sizes(self.database.name());
+        let bare = sizes.iter().find(|size| size.users == USERS).map_or(f64::NAN, |size| size.bare);
+        let limit = bare + all / processors;
+        let figure = format!("**{:.2} ×**: {limit:.1} ms, {bare:.1} ms", limit / bare);
+        let what = "what an apply of 1000 unchanged can't get below: the two bare reloads, and its questions alone, spread over all processors / the two bare reloads";
+        self.row(what, &figure, "", true);
         let questions = questions.map(|(name, took)| Part { name: name.to_owned(), milliseconds: took });
         self.document.parts(self.database.name(), "each question alone", questions.into());
     }
