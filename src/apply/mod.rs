@@ -41,7 +41,7 @@ use serde_json::json;
 use tokio::join;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::Mutex;
-use tokio::task::spawn_blocking;
+use tokio::task::yield_now;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -349,18 +349,18 @@ impl Applier {
     /// Step 4: gives the numbers that change hands.
     async fn look(&self, users: &[User], progress: &mut Progress) -> Result<BTreeSet<ExtensionNumber>, StepError> {
         self.host.asterisk().await?;
-        // Beside this thread, which reads Asterisk's answers however slow the disk is: it drops what it can't get rid of.
-        let host = self.host.clone();
-        let files = spawn_blocking(move || {
-            host.files.check_targets()?;
-            let main = host.main_files();
-            host.refusals(&main)?;
-            Ok::<_, StepError>(OnDisk::of(&host, &main)?)
-        });
+        let files = async {
+            // Asterisk works on its answers meanwhile.
+            yield_now().await;
+            self.host.files.check_targets()?;
+            let main = self.host.main_files();
+            self.host.refusals(&main)?;
+            Ok::<_, StepError>(OnDisk::of(&self.host, &main)?)
+        };
         let (modules, routing, on_disk, served) =
             join!(self.host.modules(), self.host.routing_from_files(), files, Served::ask(&self.host.control, users));
         modules.and(routing)?;
-        let on_disk = on_disk.expect("it does not panic")?;
+        let on_disk = on_disk?;
         let changing = ownership::changing_hands(users, &on_disk, &served?);
         let stays = |number: &ExtensionNumber| {
             !changing.contains(number) && users.iter().any(|user| user.extension.number == *number)
