@@ -2,14 +2,17 @@
 
 use std::fmt::Write as _;
 
-const WIDTH: f64 = 760.0;
+const WIDTH: f64 = 820.0;
 const HEIGHT: f64 = 360.0;
 const LEFT: f64 = 70.0;
-const RIGHT: f64 = 190.0;
+const RIGHT: f64 = 240.0;
 const TOP: f64 = 40.0;
 const BOTTOM: f64 = 50.0;
 
-const COLOURS: [&str; 8] = ["#0b6fa4", "#d1495b", "#3c8d53", "#e39b2d", "#6a4c93", "#5c6b73", "#9c6644", "#1b998b"];
+const COLOURS: [&str; 14] = [
+    "#0b6fa4", "#d1495b", "#3c8d53", "#e39b2d", "#6a4c93", "#5c6b73", "#9c6644", "#1b998b", "#c77dff", "#8ab17d",
+    "#264653", "#f4a261", "#b5179e", "#7f7f00",
+];
 
 /// A line through points.
 pub struct Line {
@@ -58,7 +61,7 @@ pub fn lines(title: &str, x: &str, y: &str, lines: &[Line]) -> String {
 pub fn bars(title: &str, x: &str, bars: &[(String, Vec<(String, f64)>)]) -> String {
     let total = |parts: &[(String, f64)]| parts.iter().map(|part| part.1).sum::<f64>();
     let (step, end) = axis(bars.iter().map(|(_, parts)| total(parts)).fold(0.0, f64::max));
-    let left = LEFT + 60.0;
+    let left = LEFT + 85.0;
     let place = |value: f64| left + value / end * (WIDTH - left - RIGHT);
     let mut svg = begin(title);
     for value in ticks(step, end) {
