@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::support::lab::{Folder, PORTAL, User, make_dir};
 use crate::support::portal::Settings;
 pub use crate::support::postgres::psql;
 use crate::support::{Answer, Asterisk, Portal, Postgres, secs, wait_until};
@@ -52,6 +53,18 @@ impl Database {
             Self::Sqlite => Settings::of(asterisk),
             Self::Postgres => Settings::of(asterisk).with("DATABASE_URL", Postgres::database()),
         }
+    }
+
+    /// A fresh one for several portals: its URL, and the folder that keeps it.
+    pub fn shared(self) -> (Folder, String) {
+        let (folder, User(owner)) = (Folder::new("shared"), PORTAL);
+        let data = folder.path().join("data");
+        make_dir(&data, owner, owner, 0o700);
+        let url = match self {
+            Self::Sqlite => format!("sqlite://{}", data.join("portal.db").display()),
+            Self::Postgres => Postgres::database(),
+        };
+        (folder, url)
     }
 }
 

@@ -8,7 +8,7 @@ use std::thread;
 use serde_json::Value;
 
 use crate::fixtures::{Database, SetWhenDropped, id, psql, sqlite_file, unavailable, without_asterisk};
-use crate::support::lab::{Folder, PORTAL, User, make_dir};
+use crate::support::lab::Folder;
 use crate::support::postgres::Options;
 use crate::support::process::Signal;
 use crate::support::{Portal, Postgres};
@@ -22,13 +22,7 @@ struct Two {
 
 impl Two {
     fn on(database: Database) -> Self {
-        let (folder, User(owner)) = (Folder::new("shared"), PORTAL);
-        let data = folder.path().join("data");
-        make_dir(&data, owner, owner, 0o700);
-        let url = match database {
-            Database::Sqlite => format!("sqlite://{}", data.join("portal.db").display()),
-            Database::Postgres => Postgres::database(),
-        };
+        let (folder, url) = database.shared();
         let portals = [(); 2].map(|()| Portal::start(&without_asterisk().with("DATABASE_URL", &url)));
         Self { portals, url, _folder: folder }
     }

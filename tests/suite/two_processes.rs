@@ -11,7 +11,7 @@ use crate::scenes::whole;
 use crate::support::lab::{Folder, PORTAL, User, install_program, make_dir, write_file};
 use crate::support::portal::Settings;
 use crate::support::process::Signal;
-use crate::support::{Asterisk, Portal, Postgres, secs, strace, wait_until};
+use crate::support::{Asterisk, Portal, secs, strace, wait_until};
 
 /// Two portals on one Asterisk and one database.
 struct Host {
@@ -27,13 +27,7 @@ impl Host {
     }
 
     fn of(asterisk: Asterisk, database: Database, more: &[(&str, &str)]) -> Self {
-        let (folder, User(owner)) = (Folder::new("shared"), PORTAL);
-        let data = folder.path().join("data");
-        make_dir(&data, owner, owner, 0o700);
-        let url = match database {
-            Database::Sqlite => format!("sqlite://{}", data.join("portal.db").display()),
-            Database::Postgres => Postgres::database(),
-        };
+        let (folder, url) = database.shared();
         let settings = Settings::of(&asterisk).with("DATABASE_URL", &url);
         let settings = more.iter().fold(settings, |settings, (name, value)| settings.with(name, value));
         let portals = ["one", "two"].map(|name| Portal::start(&settings.clone().with("PORTAL_HOST", name)));
