@@ -356,12 +356,14 @@ impl Host {
         let sorcery = Config::read_if_there(&self.config_dir, &self.config_dir.join("sorcery.conf"))?;
         for section in sorcery.sections.iter().filter(|section| section.name.eq_ignore_ascii_case("res_pjsip")) {
             for entry in sorcery.entries(section) {
-                let mut key = entry.key.split('/');
+                let key = entry.key().to_ascii_lowercase();
+                let mut key = key.split('/');
                 let keeps = key.next() == Some("contact") && !key.any(|option| option == "cache");
-                if keeps && entry.value.split(',').map(str::trim).ne(["astdb", "registrar"]) {
+                if keeps && entry.value().split(',').map(str::trim).ne(["astdb", "registrar"]) {
                     return failure(format!(
                         "{}: 'contact = {}' keeps registrations where no apply can evict them, so an old phone would ring for a number's next owner; remove the line and restart Asterisk, then apply again",
-                        entry.place, entry.value
+                        entry.place,
+                        entry.value()
                     ));
                 }
             }
@@ -373,7 +375,7 @@ impl Host {
     fn context_elsewhere(&self, main: &MainFiles) -> Probed {
         let dialplan = main.extensions()?;
         let generated = dialplan.included(&self.files.routing);
-        let sections = dialplan.sections.iter().filter(|s| s.name == CONTEXT && !generated.contains(&s.place.file));
+        let sections = dialplan.sections.iter().filter(|s| s.name == CONTEXT && !s.place.is_in(&generated));
         let places: Vec<_> = sections.map(|section| section.place.to_string()).collect();
         Ok(if places.is_empty() {
             format!("{CONTEXT}, defined by the generated file alone")

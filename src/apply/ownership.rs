@@ -48,7 +48,7 @@ impl OnDisk {
         })?;
         each_section(host, main.extensions()?, &host.files.routing, |config, section| {
             let first_priorities = foreign::first_priorities(config.entries(section));
-            let called = first_priorities.filter(|(number, entry)| entry.value.ends_with(&render::dial(*number)));
+            let called = first_priorities.filter(|(number, entry)| entry.value().ends_with(&render::dial(*number)));
             on_disk.routed.extend(called.map(|(number, _)| number));
         })?;
         Ok(on_disk)
@@ -69,7 +69,7 @@ fn each_section(
     } else {
         main
     };
-    let own = config.sections.iter().filter(|section| files.is_empty() || files.contains(&section.place.file));
+    let own = config.sections.iter().filter(|section| files.is_empty() || section.place.is_in(&files));
     own.for_each(|section| take(config, section));
     Ok(())
 }

@@ -9,6 +9,7 @@
 use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
+use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -138,13 +139,12 @@ pub struct Section {
     pub entries: Vec<Entry>,
 }
 
-/// `key = value` or `key => value`.
+/// `key = value` or `key => value`, of a thousand users some ten thousand: each is but a part of its file's text.
 #[derive(Debug)]
 pub struct Entry {
-    /// In lower case: Asterisk does not mind.
-    pub key: String,
-    /// Without white space around it.
-    pub value: String,
+    text: Arc<str>,
+    key: Range<usize>,
+    value: Range<usize>,
     /// Where it stands.
     pub place: Place,
 }
@@ -161,6 +161,14 @@ pub struct Place {
 impl std::fmt::Display for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}:{}", self.file.display(), self.line)
+    }
+}
+
+impl Place {
+    /// Whether it is in one of these files, which [`Config::included`] gave.
+    #[must_use]
+    pub fn is_in(&self, files: &[Arc<Path>]) -> bool {
+        files.iter().any(|file| Arc::ptr_eq(file, &self.file))
     }
 }
 
@@ -196,7 +204,7 @@ impl Config {
     /// The values of `key` in a section, those of the sections that it takes after included.
     #[must_use]
     pub fn values<'a>(&'a self, section: &'a Section, key: &str) -> Vec<&'a str> {
-        self.entries(section).into_iter().filter(|entry| entry.key == key).map(|entry| entry.value.as_str()).collect()
+        self.entries(section).into_iter().filter(|entry| entry.has_key(key)).map(Entry::value).collect()
     }
 
     /// The lines of a section, then those of the sections that it takes after.
@@ -222,11 +230,12 @@ impl Config {
         depth: usize,
     ) -> Result<(), Unreadable> {
         let bytes = read_regular(path).map_err(|error| Unreadable { path: path.to_owned(), error })?;
-        let text = String::from_utf8_lossy(&bytes);
+        let text = String::from_utf8(bytes).unwrap_or_else(|raw| String::from_utf8_lossy(raw.as_bytes()).into_owned());
+        let text: Arc<str> = text.into();
         let file: Arc<Path> = path.into();
         self.files.push(file.clone());
         let mut comment_depth = 0;
-        for (index, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
+        for (index, line) in text.trim_start_matches('\u{feff}').split('\n').enumerate() {
             let line = without_comments(line, &mut comment_depth);
             let place = Place { file: file.clone(), line: index + 1 };
             match line.trim().as_bytes() {
@@ -240,7 +249,7 @@ impl Config {
                 [b'#', ..] => self.include(config_dir, line.trim(), place, section, depth)?,
                 _ => {
                     if let Some(section) = section {
-                        self.sections[section].entries.extend(Entry::parse(&line, &place));
+                        self.sections[section].entries.extend(Entry::parse(&line, &text, place));
                     }
                 }
             }
@@ -308,11 +317,43 @@ impl Section {
 }
 
 impl Entry {
-    fn parse(line: &str, place: &Place) -> Option<Self> {
+    /// A borrowed `line` is a part of `text`.
+    fn parse(line: &Cow<str>, text: &Arc<str>, place: Place) -> Option<Self> {
+        let text = match line {
+            Cow::Borrowed(_) => text.clone(),
+            Cow::Owned(line) => line.as_str().into(),
+        };
+        let line = match line {
+            Cow::Borrowed(line) => line,
+            Cow::Owned(_) => &*text,
+        };
         let (key, value) = line.split_once('=')?;
-        let key = key.trim().trim_end_matches('+').trim_end().to_ascii_lowercase();
-        let value = value.strip_prefix('>').unwrap_or(value).trim().to_owned();
-        Some(Self { key, value, place: place.clone() })
+        let key = key.trim().trim_end_matches('+').trim_end();
+        let value = value.strip_prefix('>').unwrap_or(value).trim();
+        let range = |part: &str| {
+            let start = part.as_ptr().addr() - text.as_ptr().addr();
+            start..start + part.len()
+        };
+        let (key, value) = (range(key), range(value));
+        Some(Self { text, key, value, place })
+    }
+
+    /// As it is written.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        &self.text[self.key.clone()]
+    }
+
+    /// Asterisk does not mind a key's case.
+    #[must_use]
+    pub fn has_key(&self, key: &str) -> bool {
+        self.key().eq_ignore_ascii_case(key)
+    }
+
+    /// Without white space around it.
+    #[must_use]
+    pub fn value(&self) -> &str {
+        &self.text[self.value.clone()]
     }
 }
 
@@ -431,8 +472,12 @@ mod tests {
         assert_eq!((head.name.as_str(), head.template, head.addition), ("1000", true, false));
         assert_eq!(head.bases, ["base", "other"]);
         assert!(Section::parse("[1000](+type=endpoint)", place.clone()).expect("a section").addition);
-        let entry = Entry::parse("Exten => 1000,1,Set(a=b) ", &place).expect("an entry");
-        assert_eq!((entry.key.as_str(), entry.value.as_str()), ("exten", "1000,1,Set(a=b)"));
+        let text: Arc<str> = "[a]\n Exten => 1000,1,Set(a=b) ".into();
+        let own: Cow<str> = Cow::Owned("Exten+ = 1000".to_owned());
+        for (line, value) in [(Cow::Borrowed(&text[4..]), "1000,1,Set(a=b)"), (own, "1000")] {
+            let entry = Entry::parse(&line, &text, place.clone()).expect("an entry");
+            assert_eq!((entry.key(), entry.value(), entry.has_key("exten")), ("Exten", value, true));
+        }
     }
 
     #[test]
@@ -442,7 +487,8 @@ mod tests {
         for (index, text) in ["[base](!)", "[1000](base)"].into_iter().enumerate() {
             config.sections.extend(Section::parse(text, place(index)));
         }
-        config.sections[0].entries.extend(Entry::parse("type=endpoint", &place(9)));
+        let text: Arc<str> = "type=endpoint".into();
+        config.sections[0].entries.extend(Entry::parse(&Cow::Borrowed(&*text), &text, place(9)));
         assert_eq!(config.values(&config.sections[1], "type"), ["endpoint"]);
     }
 
@@ -450,9 +496,11 @@ mod tests {
         #[test]
         fn nothing_makes_it_panic(line in "[;\\-\\\\\\[\\](!+=>,a é#]{0,40}") {
             let mut depth = 0;
-            let text = without_comments(&line, &mut depth);
+            let text: Arc<str> = line.into();
+            let line = without_comments(&text, &mut depth);
             let place = Place { file: Path::new("x.conf").into(), line: 1 };
-            let _ = (Section::parse(text.trim(), place.clone()), Entry::parse(&text, &place));
+            let entry = Entry::parse(&line, &text, place.clone());
+            let _ = (Section::parse(line.trim(), place), entry.map(|entry| (entry.key().len(), entry.value().len())));
         }
     }
 }

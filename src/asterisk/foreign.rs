@@ -27,7 +27,7 @@ pub struct Foreign {
 pub fn check(pjsip: &Config, wizards: &Config, extensions: &Config, ours: &GeneratedFiles) -> Result<(), Foreign> {
     let stands = |place: &Place, what, number| Err(Foreign { place: place.clone(), what, number });
     let generated = pjsip.included(&ours.endpoints);
-    for section in pjsip.sections.iter().filter(|s| !s.template && !generated.contains(&s.place.file)) {
+    for section in pjsip.sections.iter().filter(|s| !s.template && !s.place.is_in(&generated)) {
         if let (Some(number), Some(what)) = (ExtensionNumber::parse(&section.name), collides(pjsip, section)) {
             return stands(&section.place, what, number);
         }
@@ -43,7 +43,7 @@ pub fn check(pjsip: &Config, wizards: &Config, extensions: &Config, ours: &Gener
     let generated = extensions.included(&ours.routing);
     for section in extensions.sections.iter().filter(|s| s.name == CONTEXT) {
         for (number, entry) in first_priorities(extensions.entries(section)) {
-            if !generated.contains(&entry.place.file) {
+            if !entry.place.is_in(&generated) {
                 return stands(&entry.place, "priority 1 of extension", number);
             }
         }
@@ -73,14 +73,14 @@ fn collides(config: &Config, section: &Section) -> Option<&'static str> {
 pub fn first_priorities(entries: Vec<&Entry>) -> impl Iterator<Item = (ExtensionNumber, &Entry)> {
     let mut extension = "";
     entries.into_iter().filter_map(move |entry| {
-        let priority = match entry.key.as_str() {
-            "exten" => {
-                let (name, rest) = entry.value.split_once(',')?;
-                extension = name.trim();
-                rest
-            }
-            "same" => entry.value.as_str(),
-            _ => return None,
+        let priority = if entry.has_key("exten") {
+            let (name, rest) = entry.value().split_once(',')?;
+            extension = name.trim();
+            rest
+        } else if entry.has_key("same") {
+            entry.value()
+        } else {
+            return None;
         };
         // `1`, or `1(label)`.
         let priority = priority.split([',', '(']).next()?.trim();
