@@ -11,6 +11,9 @@ use crate::asterisk::in_force::{self, FirstPriority};
 use crate::asterisk::{CONTEXT, render};
 use crate::domain::{ExtensionNumber, User, some_of};
 
+/// So many numbers are asked about one by one in less time than it takes to list all.
+const FEW: usize = 50;
+
 /// What is missing, left over or stale.
 #[derive(Default)]
 pub(super) struct Findings(Vec<String>);
@@ -83,11 +86,19 @@ pub(super) async fn not_quarantined(
     control: &Control,
     changing: &BTreeSet<ExtensionNumber>,
 ) -> Result<BTreeSet<ExtensionNumber>, ControlError> {
-    let first_priorities = in_force::dialplan(control).await?.unwrap_or_default();
-    let kept = |number: &ExtensionNumber| {
-        first_priorities.get(number).is_some_and(|first| is_ours(first, render::QUARANTINED))
+    let left = |left: BTreeSet<_>, shown: &BTreeMap<_, FirstPriority>| {
+        let kept =
+            |number: &ExtensionNumber| shown.get(number).is_some_and(|first| is_ours(first, render::QUARANTINED));
+        left.into_iter().filter(|number| !kept(number)).collect()
     };
-    Ok(changing.iter().copied().filter(|number| !kept(number)).collect())
+    let mut not_kept = changing.clone();
+    if changing.len() <= FEW {
+        not_kept = left(not_kept, &in_force::dialplan_of(control, changing).await?);
+    }
+    if !not_kept.is_empty() {
+        not_kept = left(not_kept, &in_force::dialplan(control).await?.unwrap_or_default());
+    }
+    Ok(not_kept)
 }
 
 fn numbers(users: &[User]) -> BTreeSet<ExtensionNumber> {
