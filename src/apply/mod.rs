@@ -29,7 +29,7 @@ mod proof;
 
 pub use lock::{HostLock, LockError};
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -40,7 +40,7 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::join;
 use tokio::runtime::{Builder, Handle};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, oneshot};
 use tokio::task::yield_now;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -51,14 +51,15 @@ use uuid::Uuid;
 
 use crate::asterisk::control::ControlError;
 use crate::asterisk::files::{self, FileError, GeneratedFiles, Prepared, Stage};
-use crate::asterisk::registrations::{self, Registration};
+use crate::asterisk::registrations::{self, Eviction, Registration};
 use crate::asterisk::reload::{AsteriskCommand, CommandResult, Reload, ReloadError};
 use crate::asterisk::{in_force, render};
 use crate::config::Settings;
 use crate::domain::{ExtensionNumber, Name, User, some_of};
 use crate::probes::{Host, Trouble};
 use crate::storage::{self, AuditEntry, Storage, StorageError};
-use ownership::{OnDisk, Served};
+use ownership::OnDisk;
+use proof::{Findings, Served};
 
 /// An apply ends within so many times the bound of one command, flushing to the disk and two calls of the database aside:
 /// an Asterisk that answers on each of many connections slowly is as good as hung.
@@ -294,44 +295,56 @@ impl Applier {
 
         self.host.files.remove_left_overs(lock)?;
         let endpoints = files::prepare(lock, &self.host.files.endpoints, Stage::Final, &endpoints)?;
-        let mut routing = files::prepare(lock, &self.host.files.routing, Stage::Final, &routing)?;
+        let routing = files::prepare(lock, &self.host.files.routing, Stage::Final, &routing)?;
         progress.done("prepare");
         if !changing.is_empty() {
             self.quarantine(lock, &numbers, &changing, progress).await?;
             progress.done("quarantine");
         }
 
-        self.publish(lock, endpoints, &self.host.files.endpoints, progress)?;
-        self.command.reload(Reload::Pjsip, &mut progress.reload_results.pjsip_reload).await?;
-        // Read before the eviction: once the new secret is seen in force, no old phone can register any more.
-        let secrets = in_force::secrets(&self.host.control, changing.iter().copied()).await?;
-        let changed = users.iter().filter(|user| changing.contains(&user.extension.number));
-        let still_old = in_force::other_secrets(changed, &secrets);
-        let unwanted = |number| changing.contains(&number) || !numbers.contains(&number);
-        let eviction = registrations::evict(&self.host.control, ATTEMPTS, unwanted).await?;
-        progress.evicted(eviction.evicted);
-        // A phone whose old secret is in force still may come back; it is kept at 404, and the proof tells why.
-        let kept: BTreeSet<_> = eviction.kept.difference(&still_old).collect();
-        if !kept.is_empty() {
-            return Err(ControlError::Kept { numbers: some_of(kept) }.into());
-        }
-        progress.done("endpoints");
-
-        if !still_old.is_empty() {
-            drop(routing);
-            let without = render::routing(&numbers, &still_old);
-            routing = files::prepare(lock, &self.host.files.routing, Stage::Final, &without)?;
-        }
-        self.publish(lock, routing, &self.host.files.routing, progress)?;
-        // What Asterisk made of the endpoints is asked while it reads the routing.
-        let routing = async {
-            self.command.reload(Reload::Dialplan, &mut progress.reload_results.dialplan_reload).await?;
-            Ok::<_, StepError>(proof::dialplan(&self.host.control, &users).await?)
+        self.publish(lock, endpoints, &self.host.files.endpoints, &mut progress.files_written)?;
+        let (read, endpoints_read) = oneshot::channel();
+        let Progress { step_began, files_written, reload_results, evicted, .. } = &mut *progress;
+        let ReloadResults { pjsip_reload, dialplan_reload } = reload_results;
+        let endpoints = async {
+            self.command.reload(Reload::Pjsip, pjsip_reload, Some(read)).await?;
+            done(step_began, "endpoints");
+            let unread = numbers.difference(&changing).copied();
+            let (served, transport) = join!(Served::ask(&self.host.control, &users, unread), self.host.transport());
+            Ok::<_, StepError>((served?, transport))
         };
-        let (routing, objects, transport) =
-            join!(routing, proof::objects(&self.host.control, &users, secrets), self.host.transport());
-        let routing = routing?;
-        if let Err(found) = objects?.verdict(routing) {
+        let routing = async {
+            let mut secrets = BTreeMap::new();
+            let mut routing = routing;
+            if !changing.is_empty() {
+                if endpoints_read.await.is_err() {
+                    // The reload tells why.
+                    return Ok((secrets, Findings::default()));
+                }
+                // Read before the eviction: once the new secret is seen in force, no old phone can register any more.
+                secrets = in_force::secrets(&self.host.control, changing.iter().copied()).await?;
+                let changed = users.iter().filter(|user| changing.contains(&user.extension.number));
+                let still_old = in_force::other_secrets(changed, &secrets);
+                let eviction = registrations::evict(&self.host.control, ATTEMPTS, |number| changing.contains(&number));
+                // A phone whose old secret is in force still may come back; it is kept at 404, and the proof tells why.
+                note(evicted, eviction.await?, &still_old)?;
+                if !still_old.is_empty() {
+                    drop(routing);
+                    let without = render::routing(&numbers, &still_old);
+                    routing = files::prepare(lock, &self.host.files.routing, Stage::Final, &without)?;
+                }
+            }
+            self.publish(lock, routing, &self.host.files.routing, files_written)?;
+            self.command.reload(Reload::Dialplan, dialplan_reload, None).await?;
+            Ok::<_, StepError>((secrets, proof::dialplan(&self.host.control, &users).await?))
+        };
+        let (endpoints, routing) = join!(endpoints, routing);
+        let (served, transport) = endpoints?;
+        let nobodys = |number| !numbers.contains(&number);
+        let eviction = registrations::evict(&self.host.control, ATTEMPTS, nobodys).await?;
+        note(&mut progress.evicted, eviction, &BTreeSet::new())?;
+        let (secrets, routing) = routing?;
+        if let Err(found) = served.compare(&users, secrets).verdict(routing) {
             return Err(self.not_proven(found).await);
         }
         // Without a user there is nothing that Asterisk could show: then the include lines are the proof.
@@ -357,8 +370,12 @@ impl Applier {
             self.host.refusals(&main)?;
             Ok::<_, StepError>(OnDisk::of(&self.host, &main)?)
         };
-        let (modules, routing, on_disk, served) =
-            join!(self.host.modules(), self.host.routing_from_files(), files, Served::ask(&self.host.control, users));
+        let (modules, routing, on_disk, served) = join!(
+            self.host.modules(),
+            self.host.routing_from_files(),
+            files,
+            ownership::Served::ask(&self.host.control, users)
+        );
         modules.and(routing)?;
         let on_disk = on_disk?;
         let changing = ownership::changing_hands(users, &on_disk, &served?);
@@ -385,8 +402,9 @@ impl Applier {
     ) -> Result<(), StepError> {
         let without = render::routing(numbers, changing);
         let without = files::prepare(lock, &self.host.files.routing, Stage::Quarantine, &without)?;
-        self.publish(lock, without, &self.host.files.routing, progress)?;
-        self.command.reload(Reload::Dialplan, &mut progress.reload_results.dialplan_reload).await?;
+        self.publish(lock, without, &self.host.files.routing, &mut progress.files_written)?;
+        let last = &mut progress.reload_results.dialplan_reload;
+        self.command.reload(Reload::Dialplan, last, None).await?;
         let still_routed = proof::not_quarantined(&self.host.control, changing).await?;
         if !still_routed.is_empty() {
             let found = format!(
@@ -397,8 +415,8 @@ impl Applier {
         }
         // A phone that registers without pause is back at once, and rings for nobody: the next step evicts it for good.
         let unwanted = |number| changing.contains(&number);
-        progress.evicted(registrations::evict(&self.host.control, FIRST_ATTEMPTS, unwanted).await?.evicted);
-        Ok(())
+        let eviction = registrations::evict(&self.host.control, FIRST_ATTEMPTS, unwanted).await?;
+        note(&mut progress.evicted, eviction, changing)
     }
 
     fn publish(
@@ -406,10 +424,12 @@ impl Applier {
         lock: &HostLock,
         prepared: Prepared,
         target: &Path,
-        progress: &mut Progress,
+        files_written: &mut Vec<PathBuf>,
     ) -> Result<(), FileError> {
         prepared.publish(lock)?;
-        progress.wrote(&self.host.files, target);
+        let GeneratedFiles { endpoints, routing } = &self.host.files;
+        let written = |file: &PathBuf| file == target || files_written.contains(file);
+        *files_written = [endpoints, routing].into_iter().filter(|file| written(file)).cloned().collect();
         files::flush_folder(target)
     }
 
@@ -430,31 +450,36 @@ impl Progress {
         }
     }
 
-    /// One log line for each step that is done.
     fn done(&mut self, step: &'static str) {
-        info!(step, milliseconds = self.step_began.elapsed().as_secs_f64() * 1000.0, "apply");
-        self.step_began = Instant::now();
+        done(&mut self.step_began, step);
     }
 
     fn warn(&mut self, warning: String) {
         warn!("{warning}");
         self.warnings.push(warning);
     }
+}
 
-    fn wrote(&mut self, files: &GeneratedFiles, path: &Path) {
-        let written = |file: &PathBuf| file == path || self.files_written.contains(file);
-        self.files_written =
-            [&files.endpoints, &files.routing].into_iter().filter(|file| written(file)).cloned().collect();
-    }
+/// One log line for each step that is done.
+fn done(step_began: &mut Instant, step: &'static str) {
+    info!(step, milliseconds = step_began.elapsed().as_secs_f64() * 1000.0, "apply");
+    *step_began = Instant::now();
+}
 
-    fn evicted(&mut self, registrations: Vec<Registration>) {
-        for registration in registrations {
-            if !self.evicted.contains(&registration) {
-                info!(extension = %registration.number, contact = registration.contact, "registration evicted");
-                self.evicted.push(registration);
-            }
+/// Notes what was evicted, each once; fails if anything is registered still, except as one of `may_stay`.
+fn note(
+    evicted: &mut Vec<Registration>,
+    eviction: Eviction,
+    may_stay: &BTreeSet<ExtensionNumber>,
+) -> Result<(), StepError> {
+    for registration in eviction.evicted {
+        if !evicted.contains(&registration) {
+            info!(extension = %registration.number, contact = registration.contact, "registration evicted");
+            evicted.push(registration);
         }
     }
+    let kept: BTreeSet<_> = eviction.kept.difference(may_stay).collect();
+    if kept.is_empty() { Ok(()) } else { Err(ControlError::Kept { numbers: some_of(kept) }.into()) }
 }
 
 async fn retry_audit(storage: Storage, row: AuditEntry, stopping: CancellationToken) {

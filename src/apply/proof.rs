@@ -7,7 +7,7 @@ use tokio::try_join;
 
 use crate::asterisk::control::{Control, ControlError};
 use crate::asterisk::files::ROUTING_FILE_NAME;
-use crate::asterisk::in_force::{self, FirstPriority};
+use crate::asterisk::in_force::{self, FirstPriority, Objects};
 use crate::asterisk::{CONTEXT, render};
 use crate::domain::{ExtensionNumber, User, some_of};
 
@@ -18,41 +18,55 @@ const FEW: usize = 50;
 #[derive(Default)]
 pub(super) struct Findings(Vec<String>);
 
-/// Compares the endpoints, auths and AORs in force, with their secrets and caller IDs, with `users`. `secrets` are those that
-/// were read since the endpoints were reloaded; the others are asked for.
-pub(super) async fn objects(
-    control: &Control,
-    users: &[User],
-    mut secrets: BTreeMap<ExtensionNumber, String>,
-) -> Result<Findings, ControlError> {
-    let wanted = numbers(users);
-    let unread = wanted.iter().copied().filter(|number| !secrets.contains_key(number));
-    let listed = async {
-        let objects = in_force::objects(control, &wanted).await?;
-        // Of what isn't there, Asterisk would write a warning each into the log that the administrator is to read.
-        let there = users.iter().filter(|user| objects.endpoints.contains_key(&user.extension.number));
-        let other_caller_ids = in_force::other_caller_ids(control, &render::caller_ids(there)).await?;
-        Ok((objects, other_caller_ids))
-    };
-    let ((objects, other_caller_ids), others) = try_join!(listed, in_force::secrets(control, unread))?;
-    secrets.extend(others);
-    let endpoints: BTreeSet<_> = objects.endpoints.keys().copied().collect();
-    let mut findings = Findings::default();
+/// What Asterisk serves of the endpoints: everything but the routing.
+pub(super) struct Served {
+    objects: Objects,
+    other_caller_ids: BTreeSet<ExtensionNumber>,
+    secrets: BTreeMap<ExtensionNumber, String>,
+}
 
-    findings.add("endpoints missing", wanted.difference(&endpoints).copied());
-    findings.add("endpoints left over", endpoints.difference(&wanted).copied());
-    let ours = || objects.endpoints.iter().filter(|(number, _)| wanted.contains(number));
-    findings.add("auths missing", wanted.iter().filter(|number| !secrets.contains_key(number)));
-    findings.add("auths left over", objects.other_auths);
-    let unlinked = ours().filter(|(number, links)| secrets.contains_key(number) && !links.auth);
-    findings.add("endpoints without their own auth", unlinked.map(|(number, _)| *number));
-    findings.add("endpoints without their own AOR", ours().filter(|(_, links)| !links.aor).map(|(number, _)| *number));
-    findings.add("AORs left over", objects.other_aors);
+impl Served {
+    /// Asks about the numbers of `users`, and about what there is beside them; about the secrets of `unread` only.
+    pub(super) async fn ask(
+        control: &Control,
+        users: &[User],
+        unread: impl Iterator<Item = ExtensionNumber>,
+    ) -> Result<Self, ControlError> {
+        let wanted = numbers(users);
+        let listed = async {
+            let objects = in_force::objects(control, &wanted).await?;
+            // Of what isn't there, Asterisk would write a warning each into the log that the administrator is to read.
+            let there = users.iter().filter(|user| objects.endpoints.contains_key(&user.extension.number));
+            let other_caller_ids = in_force::other_caller_ids(control, &render::caller_ids(there)).await?;
+            Ok((objects, other_caller_ids))
+        };
+        let ((objects, other_caller_ids), secrets) = try_join!(listed, in_force::secrets(control, unread))?;
+        Ok(Self { objects, other_caller_ids, secrets })
+    }
 
-    let old_secrets = in_force::other_secrets(users, &secrets);
-    findings.add("old secrets in force", old_secrets.into_iter().filter(|number| secrets.contains_key(number)));
-    findings.add("old caller IDs in force", other_caller_ids);
-    Ok(findings)
+    /// Compares it with `users`. `secrets` are those that were read before.
+    pub(super) fn compare(self, users: &[User], mut secrets: BTreeMap<ExtensionNumber, String>) -> Findings {
+        secrets.extend(self.secrets);
+        let wanted = numbers(users);
+        let endpoints: BTreeSet<_> = self.objects.endpoints.keys().copied().collect();
+        let mut findings = Findings::default();
+
+        findings.add("endpoints missing", wanted.difference(&endpoints).copied());
+        findings.add("endpoints left over", endpoints.difference(&wanted).copied());
+        let ours = || self.objects.endpoints.iter().filter(|(number, _)| wanted.contains(number));
+        findings.add("auths missing", wanted.iter().filter(|number| !secrets.contains_key(number)));
+        findings.add("auths left over", &self.objects.other_auths);
+        let unlinked = ours().filter(|(number, links)| secrets.contains_key(number) && !links.auth);
+        findings.add("endpoints without their own auth", unlinked.map(|(number, _)| *number));
+        let unlinked = ours().filter(|(_, links)| !links.aor);
+        findings.add("endpoints without their own AOR", unlinked.map(|(number, _)| *number));
+        findings.add("AORs left over", &self.objects.other_aors);
+
+        let old_secrets = in_force::other_secrets(users, &secrets);
+        findings.add("old secrets in force", old_secrets.into_iter().filter(|number| secrets.contains_key(number)));
+        findings.add("old caller IDs in force", self.other_caller_ids);
+        findings
+    }
 }
 
 /// Compares the dialplan in force with `users`.

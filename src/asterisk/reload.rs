@@ -14,6 +14,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::info;
 use utoipa::ToSchema;
@@ -36,6 +37,15 @@ impl Reload {
                 "module reload res_pjsip.so res_pjsip_authenticator_digest.so res_pjsip_endpoint_identifier_ip.so res_pjsip_mwi.so res_pjsip_notify.so res_pjsip_outbound_publish.so res_pjsip_publish_asterisk.so res_pjsip_outbound_registration.so",
             ],
             Self::Dialplan => &["dialplan reload", "module reload pbx_config.so"],
+        }
+    }
+
+    /// What Asterisk says once it has read the file. Of `pjsip reload` it says it long before the end: modules that look through
+    /// all endpoints are reloaded after that.
+    fn read(self) -> &'static str {
+        match self {
+            Self::Pjsip => "Module 'res_pjsip.so' reloaded successfully",
+            Self::Dialplan => "Dialplan reloaded",
         }
     }
 }
@@ -128,19 +138,31 @@ pub struct AsteriskCommand {
 }
 
 impl AsteriskCommand {
-    /// Makes Asterisk read its files again. `last` keeps how the last attempt went, whatever comes of it.
+    /// Makes Asterisk read its files again. `last` keeps how the last attempt went, whatever comes of it. `read` is told as soon
+    /// as Asterisk says that it has read the file, at the latest when all is done; it is dropped if that never comes.
     ///
     /// # Errors
     /// [`ReloadError`].
     ///
     /// # Panics
     /// Never: each reload has a command.
-    pub async fn reload(&self, what: Reload, last: &mut Option<CommandResult>) -> Result<(), ReloadError> {
+    pub async fn reload(
+        &self,
+        what: Reload,
+        last: &mut Option<CommandResult>,
+        mut read: Option<oneshot::Sender<()>>,
+    ) -> Result<(), ReloadError> {
+        let mut is_read = || read.take().into_iter().for_each(|read| _ = read.send(()));
         let started = Instant::now();
         let mut commands = what.commands().iter().peekable();
         let mut command = *commands.next().expect("a reload has a command");
         loop {
-            let result = self.run(command, last).await?;
+            let look = |output: &str| {
+                if output.contains(what.read()) {
+                    is_read();
+                }
+            };
+            let result = self.run(command, last, look).await?;
             let output = format!("{}{}", result.stdout, result.stderr);
             let typed = result.command.clone();
             if output.contains("already in progress") || output.contains("cannot reload a module yet") {
@@ -153,17 +175,19 @@ impl AsteriskCommand {
                 let unknown = ReloadError::Unknown { command: typed, output: output.trim().to_owned() };
                 command = commands.next().ok_or(unknown)?;
             } else {
+                is_read();
                 return Ok(());
             }
         }
     }
 
     /// Runs `program -rx command` in a process group of its own, which is killed, whole, when the time is over or the apply is
-    /// given up.
+    /// given up. `look` sees what it has printed so far, whenever that is more.
     async fn run<'r>(
         &self,
         command: &str,
         last: &'r mut Option<CommandResult>,
+        mut look: impl FnMut(&str),
     ) -> Result<&'r CommandResult, ReloadError> {
         let typed = format!("{} -rx '{command}'", self.program.display());
         let result = last.insert(CommandResult {
@@ -189,8 +213,13 @@ impl AsteriskCommand {
         let (mut out, mut err) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let finished = timeout(self.bound, async {
-            let (_, _, status) =
-                tokio::try_join!(out.read_to_end(&mut stdout), err.read_to_end(&mut stderr), child.wait())?;
+            let read_out = async {
+                while out.read_buf(&mut stdout).await? > 0 {
+                    look(&String::from_utf8_lossy(&stdout));
+                }
+                Ok(())
+            };
+            let ((), _, status) = tokio::try_join!(read_out, err.read_to_end(&mut stderr), child.wait())?;
             Ok(status)
         })
         .await;
