@@ -139,25 +139,86 @@ fn group(id: &str) -> Vec<String> {
 fn a_reload_that_hangs_is_killed_with_all_its_processes() {
     let (asterisk, folder) = (Asterisk::start(), Folder::new("script"));
     // The real client is the script's child; it waits until the test has stopped Asterisk.
-    let body = "echo $$ >\"$here/group\"\nuntil test -e \"$here/go\"; do sleep 0.02; done\n$asterisk \"$@\"\nexit $?\n";
+    let body =
+        "echo $$ >>\"$here/groups\"\nuntil test -e \"$here/go\"; do sleep 0.02; done\n$asterisk \"$@\"\nexit $?\n";
     let program = script(&asterisk, &folder, body);
     let settings = Settings::of(&asterisk).with("ASTERISK_BIN", program.display()).with("ASTERISK_TIMEOUT_SECS", 2);
     let portal = Portal::start(&settings);
     portal.create_user("Alice", "alice@example.com");
-    let id = || fs::read_to_string(folder.path().join("group")).unwrap_or_default().trim().to_owned();
+    let ids = || fs::read_to_string(folder.path().join("groups")).unwrap_or_default();
+    let clients = || ids().lines().map(group).collect::<Vec<_>>();
     let answer = thread::scope(|scope| {
         let applying = scope.spawn(|| failed_apply(&portal, &["-rx 'pjsip reload' did not end within 2 s"]));
-        wait_until(secs(20), "the reload begins", || !id().is_empty());
+        wait_until(secs(20), "both reloads begin", || ids().lines().count() == 2);
         asterisk.signal(Signal::STOP);
         fs::write(folder.path().join("go"), "").expect("let it go on");
-        wait_until(secs(20), "the client waits", || group(&id()).iter().any(|line| line.contains("asterisk.conf")));
+        let waits = |client: &Vec<String>| client.iter().any(|line| line.contains("asterisk.conf"));
+        wait_until(secs(20), "both clients wait", || clients().iter().all(waits));
         applying.join().expect("an answer")
     });
-    let reloads = &answer["reload_results"];
-    let command = reloads["pjsip_reload"]["command"].as_str().expect("a command");
-    assert_eq!(command, format!("{} -rx 'pjsip reload'", program.display()));
-    assert!(reloads["pjsip_reload"]["exit_code"].is_null() && reloads["dialplan_reload"].is_null(), "{reloads}");
-    wait_until(secs(10), "no process of it is left, and none that nobody waited for", || group(&id()).is_empty());
+    for (reload, command) in [("pjsip_reload", "pjsip reload"), ("dialplan_reload", "dialplan reload")] {
+        let reload = &answer["reload_results"][reload];
+        assert_eq!(reload["command"].as_str(), Some(&*format!("{} -rx '{command}'", program.display())));
+        assert!(reload["exit_code"].is_null(), "{reload}");
+    }
+    wait_until(secs(10), "no process of them is left, and none that nobody waited for", || {
+        clients().concat().is_empty()
+    });
     asterisk.signal(Signal::CONT);
     portal.apply("suite");
+}
+
+/// What holds up `pjsip reload` before it begins, as long as there is a file `before`, and after Asterisk said that it is done, as
+/// long as there is `after`.
+const HELD: &str = "\
+[ \"$2\" = 'pjsip reload' ] || exec $asterisk \"$@\"
+touch \"$here/begun\"
+while test -e \"$here/before\"; do sleep 0.02; done
+$asterisk \"$@\"
+while test -e \"$here/after\"; do sleep 0.02; done
+";
+
+#[test]
+fn the_routing_waits_for_new_endpoints_only_where_a_number_changes_hands_and_only_until_they_are_read() {
+    let (asterisk, folder) = (Asterisk::start(), Folder::new("script"));
+    let program = script(&asterisk, &folder, HELD);
+    let portal = Portal::start(&Settings::of(&asterisk).with("ASTERISK_BIN", program.display()));
+    let [begun, before, after] = ["begun", "before", "after"].map(|name| folder.path().join(name));
+    let hold = || {
+        let _ = fs::remove_file(&begun);
+        [&before, &after].iter().for_each(|file| fs::write(file, "").expect("hold"));
+    };
+    let release = |file: &PathBuf| fs::remove_file(file).expect("let it go on");
+    let routed = |number: &str, application: &str| {
+        asterisk.rx(&format!("dialplan show {number}@synergy-internal")).contains(&format!("1. {application}"))
+    };
+    let dial = |number: &str| format!("Dial(PJSIP/{number},25)");
+
+    hold();
+    let former = portal.create_user("Former", "former@example.com");
+    let number = account(&former).0;
+    thread::scope(|scope| {
+        let applying = scope.spawn(|| portal.apply("suite"));
+        wait_until(secs(20), "a new number's routing is read before its endpoint", || routed(&number, &dial(&number)));
+        assert!(!asterisk.rx(&format!("pjsip show endpoint {number}")).contains("callerid"), "it is held");
+        [&before, &after].iter().for_each(|file| release(file));
+        applying.join().expect("an answer");
+    });
+
+    hold();
+    portal.delete_user(id(&former));
+    let owner = portal.create_user("Owner", "owner@example.com");
+    assert_eq!(account(&owner).0, number, "it changes hands");
+    thread::scope(|scope| {
+        let applying = scope.spawn(|| portal.apply("suite"));
+        wait_until(secs(20), "the endpoints' reload begins", || begun.exists());
+        sleep(secs(1));
+        assert!(routed(&number, "Hangup(1)"), "quarantine goes on until the new secret is in force");
+        release(&before);
+        wait_until(secs(20), "it ends as soon as it is", || routed(&number, &dial(&number)));
+        assert!(asterisk.rx(&format!("pjsip show auth {number}")).contains(&account(&owner).1));
+        assert!(!applying.is_finished(), "the command of the reload has not ended");
+        release(&after);
+        applying.join().expect("an answer");
+    });
 }

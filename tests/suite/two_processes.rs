@@ -193,10 +193,18 @@ fn a_lock_file_that_is_removed_while_it_is_taken_is_not_the_lock() {
 fn two_at_once_because_somebody_removed_the_lock_file_leave_whole_files_and_one_says_so() {
     let (host, [begun, hold]) = Host::that_holds_reloads();
     let [first, second] = &host.portals;
-    let user = first.create_user("Alice", "alice@example.com");
+    let former = first.create_user("Alice", "alice@example.com");
+    fs::remove_file(&hold).expect("let reloads go on");
+    first.apply("suite");
+    first.delete_user(id(&former));
+    let user = second.create_user("Alice", "alice@example.com");
+    assert_eq!(account(&user).0, account(&former).0, "the number changes hands");
+    fs::remove_file(&begun).expect("nothing has begun");
+    write_file(&hold, PORTAL, 0o644, "");
     let answers = scope(|threads| {
         let one = threads.spawn(|| try_apply(first));
-        wait_until(secs(10), "the first reloads", || begun.exists());
+        // Between the files' preparation and their publication.
+        wait_until(secs(10), "the first is in quarantine", || begun.exists());
         fs::remove_file(host.asterisk.endpoints_file().with_file_name(".pbx-portal.lock")).expect("remove the lock");
         let another = threads.spawn(|| try_apply(second));
         wait_until(secs(10), "the second has prepared", || second.log().contains("step=\"prepare\""));
