@@ -222,3 +222,25 @@ fn the_routing_waits_for_new_endpoints_only_where_a_number_changes_hands_and_onl
         applying.join().expect("an answer");
     });
 }
+
+#[test]
+fn a_quarantine_that_asterisk_did_not_take_ends_the_apply_before_the_new_endpoints() {
+    let (asterisk, folder) = (Asterisk::start(), Folder::new("script"));
+    let deaf = "test -e \"$here/deaf\" && [ \"$2\" = 'dialplan reload' ] && exec echo 'Dialplan reloaded.'\nexec $asterisk \"$@\"\n";
+    let program = script(&asterisk, &folder, deaf);
+    let portal = Portal::start(&Settings::of(&asterisk).with("ASTERISK_BIN", program.display()));
+    let mut users: Vec<_> = (0..60).map(|n| portal.create_user("User", &format!("user{n}@example.com"))).collect();
+    portal.apply("suite");
+    // A few are asked about one by one, many by a listing of all.
+    for (changing, round) in [(1, "few"), (60, "many")] {
+        for (index, user) in users.iter_mut().take(changing).enumerate() {
+            portal.delete_user(id(user));
+            *user = portal.create_user("User", &format!("{round}{index}@example.com"));
+        }
+        fs::write(folder.path().join("deaf"), "").expect("make Asterisk deaf");
+        let answer = failed_apply(&portal, &["does not keep them at 404", "1000"]);
+        assert!(answer["reload_results"]["pjsip_reload"].is_null(), "{answer}");
+        fs::remove_file(folder.path().join("deaf")).expect("let it hear again");
+        portal.apply("suite");
+    }
+}
