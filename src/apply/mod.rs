@@ -10,11 +10,14 @@
 //! 5. **Prepare**: both temporary files are written and flushed. A failure up to here changes nothing.
 //! 6. **Quarantine**, if numbers change hands: the routing says 404 for them, is reloaded and seen to; then their old
 //!    registrations are evicted. Until step 8 a call to them gets 404, whatever crashes or restarts.
-//! 7. **Endpoints**: rename, `pjsip reload`, see whether the new secrets are in force, and evict again (a phone with the old
-//!    secret can register until then), with whoever is registered as a number without a user.
-//! 8. **Routing**: rename, `dialplan reload` (the proof of the endpoints begins meanwhile). A number whose new secret is not in
-//!    force by now stays in quarantine: its old phone could still register.
-//! 9. **Proof** ([`proof`]): what Asterisk serves is the snapshot, no more and no less, value by value.
+//! 7. **Endpoints**: rename, `pjsip reload`. Once Asterisk says that it has read them (modules that only look through them take a
+//!    while longer), see whether the new secrets are in force, and evict again: a phone with the old secret can register until
+//!    then. At the end of the reload, evict whoever is registered as a number without a user.
+//! 8. **Routing**: rename, `dialplan reload`. A number whose new secret is not in force by now stays in quarantine: its old phone
+//!    could still register. If no number changes hands, nobody's phone could be reached as another's: then the routing waits for
+//!    nothing, and Asterisk reads both files at once.
+//! 9. **Proof** ([`proof`]): what Asterisk serves is the snapshot, no more and no less, value by value; of each file as soon as it
+//!    is reloaded.
 //! 10. **Finish** the audit row, then drop the lock.
 //!
 //! A step that fails ends the apply: what is on disk stays, the row says why, and the next apply repairs everything, because
