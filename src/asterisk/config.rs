@@ -249,7 +249,7 @@ impl Config {
                 [b'#', ..] => self.include(config_dir, line.trim(), place, section, depth)?,
                 _ => {
                     if let Some(section) = section {
-                        self.sections[section].entries.extend(Entry::parse(&line, &text, place));
+                        self.sections[section].entries.extend(Entry::parse(line, &text, place));
                     }
                 }
             }
@@ -318,14 +318,14 @@ impl Section {
 
 impl Entry {
     /// A borrowed `line` is a part of `text`.
-    fn parse(line: &Cow<str>, text: &Arc<str>, place: Place) -> Option<Self> {
-        let text = match line {
-            Cow::Borrowed(_) => text.clone(),
-            Cow::Owned(line) => line.as_str().into(),
-        };
-        let line = match line {
-            Cow::Borrowed(line) => line,
-            Cow::Owned(_) => &*text,
+    fn parse(line: Cow<str>, text: &Arc<str>, place: Place) -> Option<Self> {
+        let own: Arc<str>;
+        let (text, line) = match line {
+            Cow::Borrowed(line) => (text, line),
+            Cow::Owned(line) => {
+                own = line.into();
+                (&own, &*own)
+            }
         };
         let (key, value) = line.split_once('=')?;
         let key = key.trim().trim_end_matches('+').trim_end();
@@ -335,7 +335,7 @@ impl Entry {
             start..start + part.len()
         };
         let (key, value) = (range(key), range(value));
-        Some(Self { text, key, value, place })
+        Some(Self { text: text.clone(), key, value, place })
     }
 
     /// As it is written.
@@ -475,7 +475,7 @@ mod tests {
         let text: Arc<str> = "[a]\n Exten => 1000,1,Set(a=b) ".into();
         let own: Cow<str> = Cow::Owned("Exten+ = 1000".to_owned());
         for (line, value) in [(Cow::Borrowed(&text[4..]), "1000,1,Set(a=b)"), (own, "1000")] {
-            let entry = Entry::parse(&line, &text, place.clone()).expect("an entry");
+            let entry = Entry::parse(line, &text, place.clone()).expect("an entry");
             assert_eq!((entry.key(), entry.value(), entry.has_key("exten")), ("Exten", value, true));
         }
     }
@@ -488,7 +488,7 @@ mod tests {
             config.sections.extend(Section::parse(text, place(index)));
         }
         let text: Arc<str> = "type=endpoint".into();
-        config.sections[0].entries.extend(Entry::parse(&Cow::Borrowed(&*text), &text, place(9)));
+        config.sections[0].entries.extend(Entry::parse(Cow::Borrowed(&*text), &text, place(9)));
         assert_eq!(config.values(&config.sections[1], "type"), ["endpoint"]);
     }
 
@@ -499,7 +499,7 @@ mod tests {
             let text: Arc<str> = line.into();
             let line = without_comments(&text, &mut depth);
             let place = Place { file: Path::new("x.conf").into(), line: 1 };
-            let entry = Entry::parse(&line, &text, place.clone());
+            let entry = Entry::parse(line.clone(), &text, place.clone());
             let _ = (Section::parse(line.trim(), place), entry.map(|entry| (entry.key().len(), entry.value().len())));
         }
     }

@@ -9,8 +9,7 @@ use std::time::Duration;
 use sqlx::error::DatabaseError;
 use sqlx::migrate::Migrator;
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions};
-use sqlx::query::QueryScalar;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _, Pool, Postgres};
 use time::OffsetDateTime;
 use tokio::runtime::Handle;
@@ -18,11 +17,13 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
 
-use super::queries::{self, Access, Failure, LOOK_AND_TRY_AGAIN, Unavailable, insert_extension, insert_user, queries};
-use super::{
-    AuditEntry, DEADLINE, DEFAULT_TENANT, MigrationError, SCHEMA_MAJOR_VERSION, State, StorageError, now, parse_user,
+use super::queries::{
+    self, Access, Failure, LOOK_AND_TRY_AGAIN, NewUser, Unavailable, insert_extension, insert_user, queries,
 };
-use crate::domain::{Email, Extension, ExtensionNumber, Name, Secret, User};
+use super::{
+    AuditEntry, DEADLINE, DEFAULT_TENANT, MigrationError, SCHEMA_MAJOR_VERSION, State, StorageError, parse_user,
+};
+use crate::domain::{Email, ExtensionNumber, Name, Secret, User};
 
 type Connection = sqlx::PgConnection;
 type Id = Uuid;
@@ -143,6 +144,19 @@ impl Backend {
         }
     }
 
+    /// Once the tenant's row is locked, a statement sees what all earlier creates did.
+    pub(super) async fn create_user(&self, name: Name, email: Email, secret: Secret) -> Result<User, StorageError> {
+        self.call(Access::Write, move |connection| {
+            Box::pin(async move {
+                let new = NewUser::new(name, email, secret);
+                sqlx::raw_sql(BEGIN_CREATE).fetch_one(&mut *connection).await?;
+                let number = insert_by(INSERT_USER_AND_EXTENSION, connection, &new).await?;
+                Ok(new.with(number))
+            })
+        })
+        .await
+    }
+
     async fn borrow(&self, access: Access, _deadline: Instant) -> sqlx::Result<Borrowed> {
         let pool = match access {
             Access::Read => &self.reader,
@@ -226,15 +240,6 @@ fn advice(error: &sqlx::Error) -> &'static str {
 
 async fn begin_write(connection: &mut Connection) -> sqlx::Result<()> {
     connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED").await.map(|_| ())
-}
-
-/// Once the tenant's row is locked, a statement sees what all earlier creates did.
-async fn begin_create<'q>(
-    connection: &mut Connection,
-    insert: impl Fn() -> QueryScalar<'q, Postgres, i32, PgArguments>,
-) -> sqlx::Result<Option<i32>> {
-    sqlx::raw_sql(BEGIN_CREATE).fetch_one(&mut *connection).await?;
-    insert().fetch_optional(connection).await
 }
 
 /// By extension number.

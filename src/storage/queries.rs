@@ -1,7 +1,11 @@
 //! The calls and nearly all SQL, once. `$1` and `RETURNING` work on both databases; what differs is named by the backend: its
 //! connections, its way to begin a write, its identifiers, its list and how it tells its state.
 
-use super::StorageError;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{DEFAULT_TENANT, StorageError, now};
+use crate::domain::{Email, Extension, ExtensionNumber, Name, Secret, User};
 
 /// A user: `$1` is its id, `$5` the time. Fails on the unique index `users_email_key` if the address is taken.
 macro_rules! insert_user {
@@ -75,51 +79,37 @@ impl From<sqlx::Error> for Failure {
 
 pub(super) use {insert_extension, insert_user};
 
-/// The calls of [`super::Storage`] on a backend that has the types `Connection` and `Id`, the statements
-/// `INSERT_USER_AND_EXTENSION`, `STATE` and `SERVER_VERSION`, the `migrations`, the field `runtime`, the methods `borrow`, `check`,
-/// `explain`, `no_answer` and `why_no_connection`, and the functions `begin_write`, `begin_create`, `violates_email` and
-/// `read_users`. What `borrow` gives has a `connection`, and closes it unless it is told to `give_back`. A macro, because a
+/// A user who is to be created.
+#[derive(Debug)]
+pub(super) struct NewUser {
+    pub id: Uuid,
+    pub name: Name,
+    pub email: Email,
+    pub secret: Secret,
+    pub created_at: OffsetDateTime,
+}
+
+impl NewUser {
+    pub fn new(name: Name, email: Email, secret: Secret) -> Self {
+        Self { id: Uuid::new_v4(), name, email, secret, created_at: now() }
+    }
+
+    /// The user, once they have a number.
+    pub fn with(self, number: ExtensionNumber) -> User {
+        let Self { id, name, email, secret, created_at } = self;
+        User { id, tenant_id: DEFAULT_TENANT, name, email, extension: Extension { number, secret }, created_at }
+    }
+}
+
+/// The calls of [`super::Storage`] on a backend, but for creating users, which queue in different ways. It has the types
+/// `Connection` and `Id`, the statements `STATE` and `SERVER_VERSION`, the `migrations`, the field `runtime`, the methods `borrow`,
+/// `check`, `explain`, `no_answer` and `why_no_connection`, and the functions `begin_write`, `violates_email` and `read_users`. What `borrow` gives has a `connection`, and closes it unless it is told to `give_back`. A macro, because a
 /// function over any database would take a page of bounds to say so.
 ///
 /// Transactions are begun and ended by plain statements: sqlx's own, cancelled while it begins, can go back to the pool open.
 macro_rules! queries {
     () => {
         impl Backend {
-            pub(super) async fn create_user(
-                &self,
-                name: Name,
-                email: Email,
-                secret: Secret,
-            ) -> Result<User, StorageError> {
-                self.call(Access::Write, move |connection| {
-                    Box::pin(async move {
-                        let (id, created_at) = (Uuid::new_v4(), now());
-                        let insert = || {
-                            sqlx::query_scalar(INSERT_USER_AND_EXTENSION)
-                                .bind(Id::from(id))
-                                .bind(Id::from(DEFAULT_TENANT))
-                                .bind(name.as_str())
-                                .bind(email.as_str())
-                                .bind(created_at)
-                                .bind(Id::from(Uuid::new_v4()))
-                                .bind(secret.reveal())
-                        };
-                        let number: Option<i32> = match begin_create(connection, insert).await {
-                            Err(sqlx::Error::Database(refusal)) if violates_email(refusal.as_ref()) => {
-                                return Err(Failure::Refused(StorageError::EmailInUse));
-                            }
-                            inserted => inserted?,
-                        };
-                        let number = number.ok_or(Failure::Refused(StorageError::PoolExhausted))?;
-                        let number =
-                            ExtensionNumber::try_from(i64::from(number)).expect("the query stays within the pool");
-                        let extension = Extension { number, secret };
-                        Ok(User { id, tenant_id: DEFAULT_TENANT, name, email, extension, created_at })
-                    })
-                })
-                .await
-            }
-
             pub(super) async fn users(&self) -> Result<Vec<User>, StorageError> {
                 self.call(Access::Read, |connection| Box::pin(async move { Ok(read_users(connection).await?) })).await
             }
@@ -220,11 +210,27 @@ macro_rules! queries {
             ) -> Result<T, StorageError> {
                 let deadline = Instant::now() + DEADLINE;
                 self.check().map_err(|gone| gone.told(false))?;
-                let mut borrowed = match self.borrow(access, deadline).await {
-                    Ok(borrowed) => borrowed,
-                    Err(sqlx::Error::PoolTimedOut) => return Err(self.why_no_connection(deadline).await.told(false)),
-                    Err(error) => return Err(self.explain(&error).told(false)),
-                };
+                match self.borrow(access, deadline).await {
+                    Ok(borrowed) => self.call_on(borrowed, deadline, access, work).await,
+                    Err(error) => Err(self.not_borrowed(error, deadline).await),
+                }
+            }
+
+            async fn not_borrowed(&self, error: sqlx::Error, deadline: Instant) -> StorageError {
+                match error {
+                    sqlx::Error::PoolTimedOut => self.why_no_connection(deadline).await.told(false),
+                    error => self.explain(&error).told(false),
+                }
+            }
+
+            /// The same, on a connection that is there already.
+            async fn call_on<T>(
+                &self,
+                mut borrowed: Borrowed,
+                deadline: Instant,
+                access: Access,
+                work: impl for<'c> FnOnce(&'c mut Connection) -> Work<'c, T>,
+            ) -> Result<T, StorageError> {
                 let connection = borrowed.connection();
                 let mut committing = false;
                 let ended = timeout_at(deadline, async {
@@ -254,6 +260,30 @@ macro_rules! queries {
                 borrowed.give_back();
                 outcome
             }
+        }
+
+        /// Inserts a new user by `statement`, and gives their number.
+        async fn insert_by(
+            statement: &'static str,
+            connection: &mut Connection,
+            new: &NewUser,
+        ) -> Result<ExtensionNumber, Failure> {
+            let insert = sqlx::query_scalar(statement)
+                .bind(Id::from(new.id))
+                .bind(Id::from(DEFAULT_TENANT))
+                .bind(new.name.as_str())
+                .bind(new.email.as_str())
+                .bind(new.created_at)
+                .bind(Id::from(Uuid::new_v4()))
+                .bind(new.secret.reveal());
+            let number: Option<i32> = match insert.fetch_optional(connection).await {
+                Err(sqlx::Error::Database(refusal)) if violates_email(refusal.as_ref()) => {
+                    return Err(Failure::Refused(StorageError::EmailInUse));
+                }
+                inserted => inserted?,
+            };
+            let number = number.ok_or(Failure::Refused(StorageError::PoolExhausted))?;
+            Ok(ExtensionNumber::try_from(i64::from(number)).expect("the query stays within the pool"))
         }
 
         type Work<'c, T> = Pin<Box<dyn Future<Output = Result<T, Failure>> + Send + 'c>>;

@@ -2,32 +2,35 @@
 //! other processes are met by trying again every millisecond, which starves nobody as SQLite's own growing pauses would.
 
 use std::io;
+use std::iter::zip;
+use std::mem;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
 use serde::Deserialize;
 use sqlx::error::DatabaseError;
 use sqlx::migrate::Migrator;
-use sqlx::query::QueryScalar;
-use sqlx::sqlite::{SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{ConnectOptions as _, Connection as _, Executor as _, Sqlite};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
+use sqlx::{ConnectOptions as _, Connection as _, Executor as _};
 use time::OffsetDateTime;
 use tokio::runtime::Handle;
-use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::sync::{Mutex, OwnedMutexGuard, oneshot};
 use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
 
-use super::queries::{self, Access, Failure, LOOK_AND_TRY_AGAIN, Unavailable, insert_extension, insert_user, queries};
+use super::queries::{
+    self, Access, Failure, LOOK_AND_TRY_AGAIN, NewUser, Unavailable, insert_extension, insert_user, queries,
+};
 use super::{
-    AuditEntry, DEADLINE, DEFAULT_TENANT, MigrationError, SCHEMA_MAJOR_VERSION, State, StorageError, UserRow, now,
+    AuditEntry, DEADLINE, DEFAULT_TENANT, MigrationError, SCHEMA_MAJOR_VERSION, State, StorageError, UserRow,
     parse_user,
 };
-use crate::domain::{Email, Extension, ExtensionNumber, Name, Secret, User};
+use crate::domain::{Email, ExtensionNumber, Name, Secret, User};
 
 type Connection = sqlx::SqliteConnection;
 type Id = Hyphenated;
@@ -41,7 +44,10 @@ const USERS: &str = "\
     FROM fifties";
 
 /// At once: between two statements of a call, SQLite's thread and its caller wait for each other.
-const INSERT_USER_AND_EXTENSION: &str = concat!("BEGIN IMMEDIATE; ", insert_user!(), "; ", insert_extension!());
+const INSERT: &str = concat!(insert_user!(), "; ", insert_extension!());
+
+/// With the write lock, a statement sees what all earlier creates did.
+const BEGIN_AND_INSERT: &str = concat!("BEGIN IMMEDIATE; ", insert_user!(), "; ", insert_extension!());
 
 /// A connection's count of what others committed, which says nothing on another connection.
 const STATE: &str = "SELECT connection || ' ' || data_version FROM temp.this_one, pragma_data_version";
@@ -76,8 +82,12 @@ pub struct Backend {
     writer: One,
     options: SqliteConnectOptions,
     file: Arc<DatabaseFile>,
+    waiting: Arc<std::sync::Mutex<Vec<Waiting>>>,
     runtime: Handle,
 }
+
+/// A create that waits for its turn, and who waits for it.
+type Waiting = (NewUser, oneshot::Sender<Result<User, StorageError>>);
 
 /// SQLite goes on with a file that has no name any more, and with what is left of one that is damaged: what it would take
 /// then is lost with the file. So once it is known, nothing is taken until a restart.
@@ -105,6 +115,7 @@ impl Backend {
             writer: One { first: "PRAGMA busy_timeout = 0", connection: Arc::default() },
             options,
             file: Arc::default(),
+            waiting: Arc::default(),
             runtime: Handle::current(),
         }
     }
@@ -207,6 +218,53 @@ impl Backend {
         )
     }
 
+    /// A commit waits for the disk, so whoever is the next to write creates all who wait by then.
+    pub(super) async fn create_user(&self, name: Name, email: Email, secret: Secret) -> Result<User, StorageError> {
+        let new = NewUser::new(name, email, secret);
+        let id = new.id;
+        let (done, outcome) = oneshot::channel();
+        self.waiting().push((new, done));
+        self.runtime.spawn(self.clone().create_all(id));
+        outcome.await.unwrap_or_else(|_| {
+            let reason = "the task that creates users ended early".to_owned();
+            Err(Unavailable { reason, advice: LOOK_AND_TRY_AGAIN }.told(true))
+        })
+    }
+
+    /// Creates everybody who waits, if the user with this `id` still does.
+    async fn create_all(self, id: Uuid) {
+        let deadline = Instant::now() + DEADLINE;
+        let borrowed = match self.check() {
+            Ok(()) => self.borrow(Access::Write, deadline).await,
+            Err(gone) => return self.refuse(id, gone.told(false)),
+        };
+        let borrowed = match borrowed {
+            Ok(borrowed) => borrowed,
+            Err(error) => return self.refuse(id, self.not_borrowed(error, deadline).await),
+        };
+        let (all, done): (Vec<_>, Vec<_>) = mem::take(&mut *self.waiting()).into_iter().unzip();
+        if all.is_empty() {
+            return borrowed.give_back();
+        }
+        match self.call_on(borrowed, deadline, Access::Write, |connection| insert_all(connection, all)).await {
+            Ok(outcomes) => zip(done, outcomes).for_each(|(done, outcome)| _ = done.send(outcome)),
+            Err(error) => done.into_iter().for_each(|done| _ = done.send(Err(error.clone()))),
+        }
+    }
+
+    /// Lets a create that still waits end with an error.
+    fn refuse(&self, id: Uuid, error: StorageError) {
+        let mut waiting = self.waiting();
+        if let Some(place) = waiting.iter().position(|(new, _)| new.id == id) {
+            // Nobody minds if the client has gone.
+            let _ = waiting.remove(place).1.send(Err(error));
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Vec<Waiting>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn borrow(&self, access: Access, deadline: Instant) -> sqlx::Result<Borrowed> {
         match access {
             Access::Read => self.reader.borrow(&self.options, deadline).await,
@@ -275,36 +333,44 @@ fn is_damage(error: &sqlx::Error) -> bool {
     }
 }
 
-/// Tries until the caller's deadline ends it.
 async fn begin_write(connection: &mut Connection) -> sqlx::Result<()> {
     loop {
-        if let Some(begun) = unless_locked(connection.execute("BEGIN IMMEDIATE").await).await {
-            return begun.map(|_| ());
+        match connection.execute("BEGIN IMMEDIATE").await {
+            Err(error) if is_locked(&error) => sleep(RETRY).await,
+            begun => return begun.map(|_| ()),
         }
     }
 }
 
-/// With the write lock, a statement sees what all earlier creates did. Tries until the caller's deadline ends it.
-async fn begin_create<'q>(
-    connection: &mut Connection,
-    insert: impl Fn() -> QueryScalar<'q, Sqlite, i32, SqliteArguments>,
-) -> sqlx::Result<Option<i32>> {
-    loop {
-        if let Some(inserted) = unless_locked(insert().fetch_optional(&mut *connection).await).await {
-            return inserted;
+/// Creates all of them in a transaction, which is begun here. Who is refused is not created; the others are.
+fn insert_all(connection: &mut Connection, all: Vec<NewUser>) -> Work<'_, Vec<Result<User, StorageError>>> {
+    Box::pin(async move {
+        let mut outcomes = Vec::with_capacity(all.len());
+        let mut statement = BEGIN_AND_INSERT;
+        for new in all {
+            let inserted = loop {
+                match insert_by(statement, &mut *connection, &new).await {
+                    Err(Failure::Statement(error)) if is_locked(&error) => sleep(RETRY).await,
+                    inserted => break inserted,
+                }
+            };
+            statement = INSERT;
+            outcomes.push(match inserted {
+                Ok(number) => Ok(new.with(number)),
+                Err(Failure::Refused(refusal)) => {
+                    // Where no number is free, the user stands there without one.
+                    sqlx::query(queries::DELETE_USER).bind(Id::from(new.id)).execute(&mut *connection).await?;
+                    Err(refusal)
+                }
+                Err(failure) => return Err(failure),
+            });
         }
-    }
+        Ok(outcomes)
+    })
 }
 
-/// What came of an attempt; nothing, after a pause, if another process holds the lock.
-async fn unless_locked<T>(begun: sqlx::Result<T>) -> Option<sqlx::Result<T>> {
-    match begun {
-        Err(error) if low_code(&error) == Some(SQLITE_BUSY) => {
-            sleep(RETRY).await;
-            None
-        }
-        begun => Some(begun),
-    }
+fn is_locked(error: &sqlx::Error) -> bool {
+    low_code(error) == Some(SQLITE_BUSY)
 }
 
 /// By extension number.

@@ -1,11 +1,13 @@
 //! A SQLite file that fails in every way: 503 within five seconds with what to do, and never an answer from a file that is
 //! not there.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread::{self, sleep};
 
 use serde_json::json;
 
@@ -96,6 +98,51 @@ fn locked_or_read_only_it_is_a_503_for_writes_and_recovers() {
     drop(immutable);
     recovers(&portal, "readonly@example.com");
     assert_eq!(portal.users().len(), 3);
+}
+
+#[test]
+fn of_creates_that_wait_for_one_commit_each_is_taken_or_refused_by_itself() {
+    const FREE: usize = 5;
+    let portal = Portal::start(&without_asterisk());
+    let file = database(&portal);
+    portal.create_user("Model", "model@example.com");
+    let taken = 1000 - FREE;
+    sqlite_file(
+        &file,
+        &format!(
+            "WITH RECURSIVE n (n) AS (SELECT 2 UNION ALL SELECT n + 1 FROM n WHERE n < {taken}) \
+             INSERT INTO users SELECT 'id' || n, tenant_id, name, n || '@example.com', created_at FROM users, n; \
+             INSERT INTO extensions SELECT 'x' || users.id, 1000 + row_number() OVER (), users.id, 'secret', users.created_at \
+             FROM users WHERE users.id LIKE 'id%';"
+        ),
+    );
+    // Twelve come while another process holds the lock: the first alone, the others, who wait for it, together.
+    let addresses = ["a", "same", "b", "same", "same", "c", "d", "e", "same", "f", "g", "h"];
+    let locked = Locked::new(&file);
+    let answers: Vec<_> = thread::scope(|scope| {
+        let create = |name: &'static str| {
+            let body = json!({"name": "User", "email": format!("{name}@example.org")});
+            scope.spawn({
+                let portal = &portal;
+                move || portal.request("POST", "/users", Some(&body))
+            })
+        };
+        let creating: Vec<_> = addresses.map(create).into();
+        sleep(secs(1));
+        drop(locked);
+        creating.into_iter().map(|creating| creating.join().expect("an answer")).collect()
+    });
+    let with = |status: u16| answers.iter().filter(move |answer| answer.status == status).collect::<Vec<_>>();
+    assert_eq!((with(201).len(), with(409).len()), (FREE, addresses.len() - FREE), "{answers:?}");
+    let errors: BTreeSet<_> = with(409).iter().map(|answer| answer.json["error"].as_str()).collect();
+    assert!(errors.contains(&Some("Extension pool exhausted")), "{errors:?}");
+    let created: BTreeSet<_> = with(201).iter().map(|answer| answer.json["email"].to_string()).collect();
+    assert_eq!(created.len(), FREE, "no address twice");
+    let numbers: BTreeSet<_> =
+        with(201).iter().filter_map(|answer| answer.json["extension"]["number"].as_u64()).collect();
+    assert!(numbers.into_iter().eq(1995..2000), "the last ones");
+    let rows = "SELECT (SELECT count(*) FROM users) || ' ' || (SELECT count(*) FROM extensions)";
+    assert_eq!(sqlite_file(&file, rows), "1000 1000", "whoever is refused is not there");
 }
 
 #[test]

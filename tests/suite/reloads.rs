@@ -186,7 +186,9 @@ fn the_routing_waits_for_new_endpoints_only_where_a_number_changes_hands_and_onl
     let [begun, before, after] = ["begun", "before", "after"].map(|name| folder.path().join(name));
     let hold = || {
         let _ = fs::remove_file(&begun);
-        [&before, &after].iter().for_each(|file| fs::write(file, "").expect("hold"));
+        for file in [&before, &after] {
+            fs::write(file, "").expect("hold");
+        }
     };
     let release = |file: &PathBuf| fs::remove_file(file).expect("let it go on");
     let routed = |number: &str, application: &str| {
@@ -201,7 +203,8 @@ fn the_routing_waits_for_new_endpoints_only_where_a_number_changes_hands_and_onl
         let applying = scope.spawn(|| portal.apply("suite"));
         wait_until(secs(20), "a new number's routing is read before its endpoint", || routed(&number, &dial(&number)));
         assert!(!asterisk.rx(&format!("pjsip show endpoint {number}")).contains("callerid"), "it is held");
-        [&before, &after].iter().for_each(|file| release(file));
+        release(&before);
+        release(&after);
         applying.join().expect("an answer");
     });
 
