@@ -16,12 +16,14 @@ pub struct Part {
     pub milliseconds: f64,
 }
 
-/// An apply of so many users, and the bare reloads, in milliseconds.
+/// An apply of so many users, and the bare reloads, both and each, in milliseconds.
 #[derive(Clone, Copy)]
 pub struct Size {
     pub users: usize,
     pub apply: f64,
     pub bare: f64,
+    pub pjsip: f64,
+    pub dialplan: f64,
 }
 
 pub struct Document {
