@@ -34,7 +34,7 @@ use support::{Asterisk, Portal, Postgres, secs};
 use tokio::runtime::Builder;
 use tokio::try_join;
 
-const ROUNDS: usize = 15;
+const ROUNDS: usize = 25;
 const USERS: usize = 1000;
 const SIZES: [usize; 5] = [1, 100, 250, 500, USERS];
 const QUERIES: usize = 100;
@@ -181,8 +181,8 @@ impl Bench<'_> {
             let limit = before + quarantine + size.pjsip + after;
             let figure = format!("**{:.2} ×**: {limit:.1} ms, {:.1} ms", limit / size.bare, size.bare);
             let what = format!(
-                "what an apply of 1000, {scene}, can't get below here: what Asterisk alone takes for the questions before{}, the reload of the endpoints, and the questions after it / the two bare reloads",
-                if quarantine > 0.0 { ", the quarantine" } else { "" }
+                "Asterisk's part of an apply of 1000, {scene}, measured by itself: the questions before,{} the reload of the endpoints, the questions after / the two bare reloads",
+                if quarantine > 0.0 { " the quarantine," } else { "" }
             );
             self.row(&what, &figure, "", true);
         }
