@@ -12,16 +12,17 @@
 //!    registrations are evicted. Until step 8 a call to them gets 404, whatever crashes or restarts.
 //! 7. **Endpoints**: rename, `pjsip reload`. Once Asterisk says that it has read them (modules that only look through them take a
 //!    while longer), see whether the new secrets are in force, and evict again: a phone with the old secret can register until
-//!    then. At the end of the reload, evict whoever is registered as a number without a user.
+//!    then. Once the reload has ended, evict whoever is registered as a number without a user.
 //! 8. **Routing**: rename, `dialplan reload`. A number whose new secret is not in force by now stays in quarantine: its old phone
 //!    could still register. If no number changes hands, nobody's phone could be reached as another's: then the routing waits for
 //!    nothing, and Asterisk reads both files at once.
 //! 9. **Proof** ([`proof`]): what Asterisk serves is the snapshot, no more and no less, value by value; of each file as soon as it
-//!    is reloaded.
+//!    is reloaded. The secrets of numbers that change hands are those seen in step 7.
 //! 10. **Finish** the audit row, then drop the lock.
 //!
-//! A step that fails ends the apply: what is on disk stays, the row says why, and the next apply repairs everything, because
-//! each apply starts from what Asterisk and the disk say, not from what an earlier one meant to do.
+//! A step that fails ends the apply, once what runs beside it has ended: what is on disk stays, the row says why, and the next
+//! apply repairs everything, because each apply starts from what Asterisk and the disk say, not from what an earlier one meant to
+//! do.
 //!
 //! An apply has a thread of its own, with an event loop of its own, for everything but the database: its file steps hold
 //! nobody up, and it asks Asterisk thousands of questions without a switch of threads. A client that hangs up does not end it.
@@ -54,15 +55,15 @@ use uuid::Uuid;
 
 use crate::asterisk::control::ControlError;
 use crate::asterisk::files::{self, FileError, GeneratedFiles, Prepared, Stage};
-use crate::asterisk::registrations::{self, Eviction, Registration};
+use crate::asterisk::registrations::{self, Registration};
 use crate::asterisk::reload::{AsteriskCommand, CommandResult, Reload, ReloadError};
 use crate::asterisk::{in_force, render};
 use crate::config::Settings;
 use crate::domain::{ExtensionNumber, Name, User, some_of};
 use crate::probes::{Host, Trouble};
 use crate::storage::{self, AuditEntry, Storage, StorageError};
-use ownership::OnDisk;
-use proof::{Findings, Served};
+use ownership::{OnDisk, Served};
+use proof::Endpoints;
 
 /// An apply ends within so many times the bound of one command, flushing to the disk and two calls of the database aside:
 /// an Asterisk that answers on each of many connections slowly is as good as hung.
@@ -164,6 +165,8 @@ enum StepError {
     File(#[from] FileError),
     #[error(transparent)]
     Reload(#[from] ReloadError),
+    #[error("Asterisk did not read the endpoints")]
+    Unread,
     #[error("{0}")]
     Trouble(String),
     #[error("Asterisk is too slow: the apply was given up after {} s ({PATIENCE} times ASTERISK_TIMEOUT_SECS); look at the machine's load and at 'core show locks', then apply again", .0.as_secs())]
@@ -309,28 +312,25 @@ impl Applier {
         let (read, endpoints_read) = oneshot::channel();
         let Progress { step_began, files_written, reload_results, evicted, .. } = &mut *progress;
         let ReloadResults { pjsip_reload, dialplan_reload } = reload_results;
-        let endpoints = async {
+        let control = &self.host.control;
+        let serve_endpoints = async {
             self.command.reload(Reload::Pjsip, pjsip_reload, Some(read)).await?;
             done(step_began, "endpoints");
             let unread = numbers.difference(&changing).copied();
-            let (served, transport) = join!(Served::ask(&self.host.control, &users, unread), self.host.transport());
-            Ok::<_, StepError>((served?, transport))
+            let nobodys = |number| !numbers.contains(&number);
+            Ok::<_, StepError>(join!(
+                registrations::evict(control, ATTEMPTS, nobodys),
+                Endpoints::ask(control, &users, unread),
+                self.host.transport()
+            ))
         };
-        let routing = async {
+        let serve_routing = async {
             let mut secrets = BTreeMap::new();
             let mut routing = routing;
             if !changing.is_empty() {
-                if endpoints_read.await.is_err() {
-                    // The reload tells why.
-                    return Ok((secrets, Findings::default()));
-                }
-                // Read before the eviction: once the new secret is seen in force, no old phone can register any more.
-                secrets = in_force::secrets(&self.host.control, changing.iter().copied()).await?;
-                let changed = users.iter().filter(|user| changing.contains(&user.extension.number));
-                let still_old = in_force::other_secrets(changed, &secrets);
-                let eviction = registrations::evict(&self.host.control, ATTEMPTS, |number| changing.contains(&number));
-                // A phone whose old secret is in force still may come back; it is kept at 404, and the proof tells why.
-                note(evicted, eviction.await?, &still_old)?;
+                endpoints_read.await.map_err(|_| StepError::Unread)?;
+                let still_old;
+                (secrets, still_old) = self.hand_over(&users, &changing, evicted).await?;
                 if !still_old.is_empty() {
                     drop(routing);
                     let without = render::routing(&numbers, &still_old);
@@ -339,15 +339,16 @@ impl Applier {
             }
             self.publish(lock, routing, &self.host.files.routing, files_written)?;
             self.command.reload(Reload::Dialplan, dialplan_reload, None).await?;
-            Ok::<_, StepError>((secrets, proof::dialplan(&self.host.control, &users).await?))
+            Ok::<_, StepError>((secrets, proof::dialplan(control, &users).await?))
         };
-        let (endpoints, routing) = join!(endpoints, routing);
-        let (served, transport) = endpoints?;
-        let nobodys = |number| !numbers.contains(&number);
-        let eviction = registrations::evict(&self.host.control, ATTEMPTS, nobodys).await?;
-        note(&mut progress.evicted, eviction, &BTreeSet::new())?;
+        let (endpoints, routing) = join!(serve_endpoints, serve_routing);
+        // If the endpoints were not read, they tell why.
+        let (eviction, endpoints, transport) = endpoints?;
+        let eviction = eviction?;
+        note(&mut progress.evicted, eviction.evicted);
+        registrations::none_kept(eviction.kept)?;
         let (secrets, routing) = routing?;
-        if let Err(found) = served.compare(&users, secrets).verdict(routing) {
+        if let Err(found) = endpoints?.compare(&users, secrets).verdict(routing) {
             return Err(self.not_proven(found).await);
         }
         // Without a user there is nothing that Asterisk could show: then the include lines are the proof.
@@ -373,12 +374,8 @@ impl Applier {
             self.host.refusals(&main)?;
             Ok::<_, StepError>(OnDisk::of(&self.host, &main)?)
         };
-        let (modules, routing, on_disk, served) = join!(
-            self.host.modules(),
-            self.host.routing_from_files(),
-            files,
-            ownership::Served::ask(&self.host.control, users)
-        );
+        let (modules, routing, on_disk, served) =
+            join!(self.host.modules(), self.host.routing_from_files(), files, Served::ask(&self.host.control, users));
         modules.and(routing)?;
         let on_disk = on_disk?;
         let changing = ownership::changing_hands(users, &on_disk, &served?);
@@ -419,7 +416,28 @@ impl Applier {
         // A phone that registers without pause is back at once, and rings for nobody: the next step evicts it for good.
         let unwanted = |number| changing.contains(&number);
         let eviction = registrations::evict(&self.host.control, FIRST_ATTEMPTS, unwanted).await?;
-        note(&mut progress.evicted, eviction, changing)
+        note(&mut progress.evicted, eviction.evicted);
+        Ok(())
+    }
+
+    /// Step 7 for the numbers that change hands, once Asterisk has read the endpoints. Gives their secrets in force, and the
+    /// numbers whose secret in force is not the new one.
+    async fn hand_over(
+        &self,
+        users: &[User],
+        changing: &BTreeSet<ExtensionNumber>,
+        evicted: &mut Vec<Registration>,
+    ) -> Result<(BTreeMap<ExtensionNumber, String>, BTreeSet<ExtensionNumber>), StepError> {
+        let control = &self.host.control;
+        // Read before the eviction: once the new secret is seen in force, no old phone can register any more.
+        let secrets = in_force::secrets(control, changing.iter().copied()).await?;
+        let changed = users.iter().filter(|user| changing.contains(&user.extension.number));
+        let still_old = in_force::other_secrets(changed, &secrets);
+        let eviction = registrations::evict(control, ATTEMPTS, |number| changing.contains(&number)).await?;
+        note(evicted, eviction.evicted);
+        // A phone whose old secret is in force still may come back; it is kept at 404, and the proof tells why.
+        registrations::none_kept(&eviction.kept - &still_old)?;
+        Ok((secrets, still_old))
     }
 
     fn publish(
@@ -469,20 +487,14 @@ fn done(step_began: &mut Instant, step: &'static str) {
     *step_began = Instant::now();
 }
 
-/// Notes what was evicted, each once; fails if anything is registered still, except as one of `may_stay`.
-fn note(
-    evicted: &mut Vec<Registration>,
-    eviction: Eviction,
-    may_stay: &BTreeSet<ExtensionNumber>,
-) -> Result<(), StepError> {
-    for registration in eviction.evicted {
+/// Notes what was evicted, each once.
+fn note(evicted: &mut Vec<Registration>, registrations: Vec<Registration>) {
+    for registration in registrations {
         if !evicted.contains(&registration) {
             info!(extension = %registration.number, contact = registration.contact, "registration evicted");
             evicted.push(registration);
         }
     }
-    let kept: BTreeSet<_> = eviction.kept.difference(may_stay).collect();
-    if kept.is_empty() { Ok(()) } else { Err(ControlError::Kept { numbers: some_of(kept) }.into()) }
 }
 
 async fn retry_audit(storage: Storage, row: AuditEntry, stopping: CancellationToken) {

@@ -18,14 +18,14 @@ const FEW: usize = 50;
 #[derive(Default)]
 pub(super) struct Findings(Vec<String>);
 
-/// What Asterisk serves of the endpoints: everything but the routing.
-pub(super) struct Served {
+/// The endpoints that Asterisk serves, with all that belongs to them but the routing.
+pub(super) struct Endpoints {
     objects: Objects,
     other_caller_ids: BTreeSet<ExtensionNumber>,
     secrets: BTreeMap<ExtensionNumber, String>,
 }
 
-impl Served {
+impl Endpoints {
     /// Asks about the numbers of `users`, and about what there is beside them; about the secrets of `unread` only.
     pub(super) async fn ask(
         control: &Control,
@@ -44,7 +44,7 @@ impl Served {
         Ok(Self { objects, other_caller_ids, secrets })
     }
 
-    /// Compares it with `users`. `secrets` are those that were read before.
+    /// Compares them with `users`. `secrets` are those that were not asked for here: of the numbers that change hands.
     pub(super) fn compare(self, users: &[User], mut secrets: BTreeMap<ExtensionNumber, String>) -> Findings {
         secrets.extend(self.secrets);
         let wanted = numbers(users);
@@ -100,19 +100,18 @@ pub(super) async fn not_quarantined(
     control: &Control,
     changing: &BTreeSet<ExtensionNumber>,
 ) -> Result<BTreeSet<ExtensionNumber>, ControlError> {
-    let left = |left: BTreeSet<_>, shown: &BTreeMap<_, FirstPriority>| {
-        let kept =
-            |number: &ExtensionNumber| shown.get(number).is_some_and(|first| is_ours(first, render::QUARANTINED));
-        left.into_iter().filter(|number| !kept(number)).collect()
-    };
-    let mut not_kept = changing.clone();
+    let kept = |first: Option<&FirstPriority>| first.is_some_and(|first| is_ours(first, render::QUARANTINED));
+    let mut left = changing.clone();
     if changing.len() <= FEW {
-        not_kept = left(not_kept, &in_force::dialplan_of(control, changing).await?);
+        let shown = in_force::dialplan_of(control, changing).await?;
+        left.retain(|number| !kept(shown.get(number)));
     }
-    if !not_kept.is_empty() {
-        not_kept = left(not_kept, &in_force::dialplan(control).await?.unwrap_or_default());
+    // What single questions do not show, the whole listing may.
+    if !left.is_empty() {
+        let shown = in_force::dialplan(control).await?.unwrap_or_default();
+        left.retain(|number| !kept(shown.get(number)));
     }
-    Ok(not_kept)
+    Ok(left)
 }
 
 fn numbers(users: &[User]) -> BTreeSet<ExtensionNumber> {

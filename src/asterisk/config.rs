@@ -165,7 +165,8 @@ impl std::fmt::Display for Place {
 }
 
 impl Place {
-    /// Whether it is in one of these files, which [`Config::included`] gave.
+    /// Whether it is in one of `files`, which [`Config::included`] of the same configuration gave: they are told apart by identity, not
+    /// by name.
     #[must_use]
     pub fn is_in(&self, files: &[Arc<Path>]) -> bool {
         files.iter().any(|file| Arc::ptr_eq(file, &self.file))
@@ -317,7 +318,7 @@ impl Section {
 }
 
 impl Entry {
-    /// A borrowed `line` is a part of `text`.
+    /// `line` is a part of `text` if it is borrowed; an owned one, from which something was cut, becomes a text of its own.
     fn parse(line: Cow<str>, text: &Arc<str>, place: Place) -> Option<Self> {
         let own: Arc<str>;
         let (text, line) = match line {
@@ -338,13 +339,13 @@ impl Entry {
         Some(Self { text: text.clone(), key, value, place })
     }
 
-    /// As it is written.
+    /// As it is written, without the `+` of `+=`.
     #[must_use]
     pub fn key(&self) -> &str {
         &self.text[self.key.clone()]
     }
 
-    /// Asterisk does not mind a key's case.
+    /// Whether this is its key, whose case Asterisk does not mind.
     #[must_use]
     pub fn has_key(&self, key: &str) -> bool {
         self.key().eq_ignore_ascii_case(key)

@@ -1,8 +1,9 @@
 //! What Asterisk serves, asked over its control socket: the objects of the numbers 1000 to 1999, their values, the
 //! dialplan, and the modules that all of it needs.
 //!
-//! - A listing counts only if it has as many rows as its trailer says ([`Control::listing`]).
-//! - A secret is what `pjsip show auth` says, a thousand of them on one connection; only who may rule Asterisk can read it
+//! - A listing counts only if it has as many rows as its trailer says ([`Control::listing`]); [`dialplan_of`] alone is believed only
+//!   where it shows what was looked for.
+//! - A secret is what `pjsip show auth` says, half of a thousand on each of two connections; only who may rule Asterisk can read it
 //!   there. It goes nowhere else: no error tells such an answer.
 //! - Caller IDs are compared by digest, a dozen with one command: `MD5(=${PJSIP_ENDPOINT(…)}:${PJSIP_ENDPOINT(…)}:…)` with
 //!   each expression expanded once; of a dozen that differs, each is asked about. An object that isn't there gives a blank
@@ -168,8 +169,8 @@ pub async fn dialplan(control: &Control) -> Result<Option<BTreeMap<ExtensionNumb
         .await
 }
 
-/// The same of a few numbers. One that is not there may be, or may come from a context that ours includes: only the whole
-/// listing tells.
+/// The same of a few numbers, not checked for lost lines: one that is missing may be there, and one that is shown may come from a
+/// context that ours includes. Only the whole listing tells.
 ///
 /// # Errors
 /// [`ControlError`].
@@ -194,19 +195,19 @@ pub async fn secrets(
         let commands: Vec<_> = numbers.iter().map(|number| format!("pjsip show auth {number}")).collect();
         control.listings(&commands, |text| parse_secrets(text, numbers)).await.map_err(ControlError::without_secrets)
     };
-    let (mut secrets, others) = by_halves(&numbers, ask).await?;
-    secrets.extend(others);
-    Ok(secrets)
+    by_halves(&numbers, ask).await
 }
 
 /// Asks about each half on a connection of its own: Asterisk answers each connection by a thread, and answers both at once where it
 /// has two processors.
-async fn by_halves<T, R>(
+async fn by_halves<T, R: IntoIterator + Extend<R::Item>>(
     all: &[T],
     ask: impl AsyncFn(&[T]) -> Result<R, ControlError>,
-) -> Result<(R, R), ControlError> {
+) -> Result<R, ControlError> {
     let (first, second) = all.split_at(all.len() / 2);
-    try_join!(ask(first), ask(second))
+    let (mut answers, others) = try_join!(ask(first), ask(second))?;
+    answers.extend(others);
+    Ok(answers)
 }
 
 /// The numbers of `users` whose secret is another than the one in force, or has none there.
@@ -249,8 +250,7 @@ async fn digests_that_differ<'a>(
         let commands: Vec<_> = batches.iter().map(|batch| digest_command(batch)).collect();
         control.listings(&commands, |text| parse_digests(text, batches.len())).await
     };
-    let (digests, others) = by_halves(&batches, ask).await?;
-    let digests = digests.into_iter().chain(others);
+    let digests = by_halves(&batches, ask).await?;
     Ok(batches.into_iter().zip(digests).filter(|(batch, digest)| *digest != digest_of(batch)).collect())
 }
 

@@ -15,7 +15,7 @@ use tokio::time::sleep;
 
 use super::control::{Control, ControlError};
 use super::in_force;
-use crate::domain::ExtensionNumber;
+use crate::domain::{ExtensionNumber, some_of};
 
 const LISTING: &str = "database show registrar/contact";
 
@@ -77,6 +77,14 @@ pub async fn evict(
         in_force::aors(control).await?;
     }
     Ok(Eviction { evicted: evicted.into_values().collect(), kept })
+}
+
+/// What is registered still must be nothing.
+///
+/// # Errors
+/// [`ControlError::Kept`].
+pub fn none_kept(kept: BTreeSet<ExtensionNumber>) -> Result<(), ControlError> {
+    if kept.is_empty() { Ok(()) } else { Err(ControlError::Kept { numbers: some_of(kept) }) }
 }
 
 async fn forget(

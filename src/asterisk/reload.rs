@@ -1,10 +1,10 @@
 //! `asterisk -rx '… reload'`, as an administrator would type it.
 //!
-//! Its exit status says only that Asterisk answered, and "reloaded successfully" only that it was asked: what came of it is
-//! proven afterwards. Two answers matter here. "already in progress" means that the request, or one module's part of it,
-//! was dropped: it is sent again until the bound of a command is over, and so is one that an Asterisk that is starting only
-//! queues ("cannot reload a module yet"). "No such command" for `pjsip reload` means that
-//! the server has no `cli_aliases.conf`: the alias's own expansion is sent instead.
+//! Its exit status says only that Asterisk answered, and "reloaded successfully" only that it was tried: it tells the earliest
+//! moment at which looking makes sense, never what came of it, which is proven afterwards. Two other answers matter. "already in
+//! progress" means that the request, or one module's part of it, was dropped: it is sent again until the bound of a command is
+//! over, and so is one that an Asterisk that is starting only queues ("cannot reload a module yet"). "No such command" for `pjsip
+//! reload` means that the server has no `cli_aliases.conf`: the alias's own expansion is sent instead.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -18,6 +18,9 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::info;
 use utoipa::ToSchema;
+
+/// What `pjsip reload` prints once the endpoints are read, long before its end: modules that only look through them follow.
+const ENDPOINTS_READ: &str = "Module 'res_pjsip.so' reloaded successfully";
 
 /// What is reloaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,15 +40,6 @@ impl Reload {
                 "module reload res_pjsip.so res_pjsip_authenticator_digest.so res_pjsip_endpoint_identifier_ip.so res_pjsip_mwi.so res_pjsip_notify.so res_pjsip_outbound_publish.so res_pjsip_publish_asterisk.so res_pjsip_outbound_registration.so",
             ],
             Self::Dialplan => &["dialplan reload", "module reload pbx_config.so"],
-        }
-    }
-
-    /// What Asterisk says once it has read the file. Of `pjsip reload` it says it long before the end: modules that look through
-    /// all endpoints are reloaded after that.
-    fn read(self) -> &'static str {
-        match self {
-            Self::Pjsip => "Module 'res_pjsip.so' reloaded successfully",
-            Self::Dialplan => "Dialplan reloaded",
         }
     }
 }
@@ -138,8 +132,8 @@ pub struct AsteriskCommand {
 }
 
 impl AsteriskCommand {
-    /// Makes Asterisk read its files again. `last` keeps how the last attempt went, whatever comes of it. `read` is told as soon
-    /// as Asterisk says that it has read the file, at the latest when all is done; it is dropped if that never comes.
+    /// Makes Asterisk read its files again. `last` keeps how the last attempt went, whatever comes of it. `once_read` is told as
+    /// soon as Asterisk says that it has read the endpoints, at the latest when all is done; it is dropped if that never comes.
     ///
     /// # Errors
     /// [`ReloadError`].
@@ -150,16 +144,16 @@ impl AsteriskCommand {
         &self,
         what: Reload,
         last: &mut Option<CommandResult>,
-        mut read: Option<oneshot::Sender<()>>,
+        mut once_read: Option<oneshot::Sender<()>>,
     ) -> Result<(), ReloadError> {
-        let mut is_read = || read.take().into_iter().for_each(|read| _ = read.send(()));
+        let mut tell = || _ = once_read.take().map(|once_read| once_read.send(()));
         let started = Instant::now();
         let mut commands = what.commands().iter().peekable();
         let mut command = *commands.next().expect("a reload has a command");
         loop {
             let look = |output: &str| {
-                if output.contains(what.read()) {
-                    is_read();
+                if output.contains(ENDPOINTS_READ) {
+                    tell();
                 }
             };
             let result = self.run(command, last, look).await?;
@@ -175,7 +169,7 @@ impl AsteriskCommand {
                 let unknown = ReloadError::Unknown { command: typed, output: output.trim().to_owned() };
                 command = commands.next().ok_or(unknown)?;
             } else {
-                is_read();
+                tell();
                 return Ok(());
             }
         }

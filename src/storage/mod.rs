@@ -1,8 +1,9 @@
 //! Users, extensions and the audit log, in PostgreSQL or SQLite. The SQL stands once, in `queries.rs`; the two backends
-//! are how to connect, to begin a write, and to tell a conflict.
+//! are how to connect, to begin a write, to queue creates, to list users, and to tell a conflict.
 //!
 //! - **Allocation.** A create begins by taking the one lock that creates queue on: the tenant's row on PostgreSQL, the
 //!   write lock on SQLite. What it then sees is final, so the lowest free number is free, and nobody collides.
+//!   On SQLite, all creates of a process that wait by then share one transaction; who is refused in it leaves nothing.
 //! - **Bounds.** Every call ends within [`DEADLINE`], whatever the database does. A connection on which a call did not end
 //!   cleanly is thrown away, so none goes back to the pool inside a transaction. Each call is a task of its own: a client that
 //!   hangs up does not cut it off.

@@ -151,7 +151,7 @@ impl Backend {
                 let new = NewUser::new(name, email, secret);
                 sqlx::raw_sql(BEGIN_CREATE).fetch_one(&mut *connection).await?;
                 let number = insert_by(INSERT_USER_AND_EXTENSION, connection, &new).await?;
-                Ok(new.with(number))
+                Ok(new.with_number(number))
             })
         })
         .await

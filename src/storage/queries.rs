@@ -1,5 +1,5 @@
 //! The calls and nearly all SQL, once. `$1` and `RETURNING` work on both databases; what differs is named by the backend: its
-//! connections, its way to begin a write, its identifiers, its list and how it tells its state.
+//! connections, its way to begin a write, how creates queue, its identifiers, its list and how it tells its state.
 
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -95,16 +95,18 @@ impl NewUser {
     }
 
     /// The user, once they have a number.
-    pub fn with(self, number: ExtensionNumber) -> User {
+    pub fn with_number(self, number: ExtensionNumber) -> User {
         let Self { id, name, email, secret, created_at } = self;
         User { id, tenant_id: DEFAULT_TENANT, name, email, extension: Extension { number, secret }, created_at }
     }
 }
 
-/// The calls of [`super::Storage`] on a backend, but for creating users, which queue in different ways. It has the types
-/// `Connection` and `Id`, the statements `STATE` and `SERVER_VERSION`, the `migrations`, the field `runtime`, the methods `borrow`,
-/// `check`, `explain`, `no_answer` and `why_no_connection`, and the functions `begin_write`, `violates_email` and `read_users`. What `borrow` gives has a `connection`, and closes it unless it is told to `give_back`. A macro, because a
-/// function over any database would take a page of bounds to say so.
+/// The calls of [`super::Storage`] on a backend, but for creating users, which queue in ways of their own. The backend has the
+/// types `Connection` and `Id`, the statements `STATE` and `SERVER_VERSION`, the `migrations`, the field `runtime`, the methods
+/// `borrow`, `check`, `explain`, `no_answer` and `why_no_connection`, and the functions `begin_write`, `violates_email` and
+/// `read_users`. What `borrow` gives has a `connection`, and closes it unless it is told to `give_back`. For creating users it is
+/// given `call`, or `ready` and `call_on`, and `insert_by`. A macro, because a function over any database would take a page of
+/// bounds to say so.
 ///
 /// Transactions are begun and ended by plain statements: sqlx's own, cancelled while it begins, can go back to the pool open.
 macro_rules! queries {
@@ -201,29 +203,29 @@ macro_rules! queries {
                 })
             }
 
-            /// The connection is used again only after a call that ended as it should, outside a transaction. It is closed
-            /// otherwise: a session that was opened while the database took no writes would never take any.
+            /// Does `work` where it is called, within the deadline.
             async fn call_here<T>(
                 &self,
                 access: Access,
                 work: impl for<'c> FnOnce(&'c mut Connection) -> Work<'c, T>,
             ) -> Result<T, StorageError> {
                 let deadline = Instant::now() + DEADLINE;
+                let borrowed = self.ready(access, deadline).await?;
+                self.call_on(borrowed, deadline, access, work).await
+            }
+
+            /// A connection to a database that is sound as far as is known.
+            async fn ready(&self, access: Access, deadline: Instant) -> Result<Borrowed, StorageError> {
                 self.check().map_err(|gone| gone.told(false))?;
                 match self.borrow(access, deadline).await {
-                    Ok(borrowed) => self.call_on(borrowed, deadline, access, work).await,
-                    Err(error) => Err(self.not_borrowed(error, deadline).await),
+                    Ok(borrowed) => Ok(borrowed),
+                    Err(sqlx::Error::PoolTimedOut) => Err(self.why_no_connection(deadline).await.told(false)),
+                    Err(error) => Err(self.explain(&error).told(false)),
                 }
             }
 
-            async fn not_borrowed(&self, error: sqlx::Error, deadline: Instant) -> StorageError {
-                match error {
-                    sqlx::Error::PoolTimedOut => self.why_no_connection(deadline).await.told(false),
-                    error => self.explain(&error).told(false),
-                }
-            }
-
-            /// The same, on a connection that is there already.
+            /// The same on a connection that is there. It is used again only after a call that ended as it should, outside a
+            /// transaction. It is closed otherwise: a session that was opened while the database took no writes would never take any.
             async fn call_on<T>(
                 &self,
                 mut borrowed: Borrowed,

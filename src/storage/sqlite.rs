@@ -1,5 +1,6 @@
-//! SQLite: creates queue on the write lock. Within this process writes share one connection, so that they queue in turn;
-//! other processes are met by trying again every millisecond, which starves nobody as SQLite's own growing pauses would.
+//! SQLite: creates queue on the write lock. Within this process writes share one connection, so that they queue in turn, and a
+//! create's turn creates all users who wait by then; other processes are met by trying again every millisecond, which starves
+//! nobody as SQLite's own growing pauses would.
 
 use std::io;
 use std::iter::zip;
@@ -224,31 +225,41 @@ impl Backend {
         let id = new.id;
         let (done, outcome) = oneshot::channel();
         self.waiting().push((new, done));
-        self.runtime.spawn(self.clone().create_all(id));
-        outcome.await.unwrap_or_else(|_| {
-            let reason = "the task that creates users ended early".to_owned();
-            Err(Unavailable { reason, advice: LOOK_AND_TRY_AGAIN }.told(true))
-        })
+        let own = self.runtime.spawn(self.clone().create_all(id));
+        let panicked = tokio::select! {
+            Ok(outcome) = outcome => return outcome,
+            Err(panic) = own => panic.to_string(),
+            else => "another create panicked".to_owned(),
+        };
+        Err(Unavailable { reason: panicked, advice: LOOK_AND_TRY_AGAIN }.told(true))
     }
 
-    /// Creates everybody who waits, if the user with this `id` still does.
+    /// Creates the user with this `id`, if they still wait for it, and who waits with them. All share this one's deadline; when that
+    /// is near, it is nobody else's.
     async fn create_all(self, id: Uuid) {
         let deadline = Instant::now() + DEADLINE;
-        let borrowed = match self.check() {
-            Ok(()) => self.borrow(Access::Write, deadline).await,
-            Err(gone) => return self.refuse(id, gone.told(false)),
-        };
-        let borrowed = match borrowed {
+        let borrowed = match self.ready(Access::Write, deadline).await {
             Ok(borrowed) => borrowed,
-            Err(error) => return self.refuse(id, self.not_borrowed(error, deadline).await),
+            Err(error) => return self.refuse(id, error),
         };
-        let (all, done): (Vec<_>, Vec<_>) = mem::take(&mut *self.waiting()).into_iter().unzip();
+        let hurries = deadline.saturating_duration_since(Instant::now()) < DEADLINE / 2;
+        let all: Vec<_> = {
+            let mut waiting = self.waiting();
+            match waiting.iter().position(|(new, _)| new.id == id) {
+                None => Vec::new(),
+                Some(own) if hurries => vec![waiting.remove(own)],
+                Some(_) => mem::take(&mut *waiting),
+            }
+        };
         if all.is_empty() {
             return borrowed.give_back();
         }
-        match self.call_on(borrowed, deadline, Access::Write, |connection| insert_all(connection, all)).await {
-            Ok(outcomes) => zip(done, outcomes).for_each(|(done, outcome)| _ = done.send(outcome)),
-            Err(error) => done.into_iter().for_each(|done| _ = done.send(Err(error.clone()))),
+        let (all, done): (Vec<_>, Vec<_>) = all.into_iter().unzip();
+        let count = all.len();
+        let created = self.call_on(borrowed, deadline, Access::Write, |connection| insert_all(connection, all)).await;
+        for (done, outcome) in zip(done, created.unwrap_or_else(|error| vec![Err(error); count])) {
+            // Nobody minds if the client has gone.
+            let _ = done.send(outcome);
         }
     }
 
@@ -256,7 +267,6 @@ impl Backend {
     fn refuse(&self, id: Uuid, error: StorageError) {
         let mut waiting = self.waiting();
         if let Some(place) = waiting.iter().position(|(new, _)| new.id == id) {
-            // Nobody minds if the client has gone.
             let _ = waiting.remove(place).1.send(Err(error));
         }
     }
@@ -356,7 +366,7 @@ fn insert_all(connection: &mut Connection, all: Vec<NewUser>) -> Work<'_, Vec<Re
             };
             statement = INSERT;
             outcomes.push(match inserted {
-                Ok(number) => Ok(new.with(number)),
+                Ok(number) => Ok(new.with_number(number)),
                 Err(Failure::Refused(refusal)) => {
                     // Where no number is free, the user stands there without one.
                     sqlx::query(queries::DELETE_USER).bind(Id::from(new.id)).execute(&mut *connection).await?;
@@ -364,6 +374,10 @@ fn insert_all(connection: &mut Connection, all: Vec<NewUser>) -> Work<'_, Vec<Re
                 }
                 Err(failure) => return Err(failure),
             });
+        }
+        if outcomes.iter().all(Result::is_err) {
+            // Nothing is kept, so nothing is to be flushed.
+            connection.execute("ROLLBACK; BEGIN").await?;
         }
         Ok(outcomes)
     })

@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::{self, sleep};
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -143,6 +144,27 @@ fn of_creates_that_wait_for_one_commit_each_is_taken_or_refused_by_itself() {
     assert!(numbers.into_iter().eq(1995..2000), "the last ones");
     let rows = "SELECT (SELECT count(*) FROM users) || ' ' || (SELECT count(*) FROM extensions)";
     assert_eq!(sqlite_file(&file, rows), "1000 1000", "whoever is refused is not there");
+}
+
+#[test]
+fn whoever_has_waited_too_long_takes_nobody_along() {
+    let portal = Portal::start(&without_asterisk());
+    let locked = Locked::new(&database(&portal));
+    thread::scope(|scope| {
+        let [first, second, third] = [("first", 0), ("second", 100), ("third", 3900)].map(|(name, later)| {
+            let (portal, body) = (&portal, json!({"name": "User", "email": format!("{name}@example.com")}));
+            scope.spawn(move || {
+                sleep(Duration::from_millis(later));
+                portal.request("POST", "/users", Some(&body))
+            })
+        });
+        let early = [first, second].map(|creating| creating.join().expect("an answer"));
+        assert!(early.iter().all(|answer| answer.status == 503), "{early:?}");
+        drop(locked);
+        let late = third.join().expect("an answer");
+        assert_eq!(late.status, 201, "{late:?}");
+    });
+    assert_eq!(portal.users().len(), 1);
 }
 
 #[test]
