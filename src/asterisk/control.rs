@@ -133,7 +133,7 @@ impl ControlError {
         if beginning.is_empty() {
             beginning.push_str("it is empty");
         }
-        Self::Unexpected { command: shortened(command), answer: beginning }
+        Self::Unexpected { command: command.to_owned(), answer: beginning }
     }
 
     /// The same without an answer that has something of an auth in it, and so may have its secret.
@@ -174,7 +174,10 @@ impl Control {
     /// # Panics
     /// As [`Control::ask`] does.
     pub async fn ask_all(&self, commands: &[impl AsRef<str>]) -> Result<String, ControlError> {
-        let Some(first) = commands.first().map(AsRef::as_ref) else { return Ok(String::new()) };
+        if commands.is_empty() {
+            return Ok(String::new());
+        }
+        let asked = told(commands);
         let mut lines = Vec::new();
         for command in commands.iter().map(AsRef::as_ref) {
             assert!(
@@ -184,8 +187,8 @@ impl Control {
             lines.extend_from_slice(command.as_bytes());
             lines.push(0);
         }
-        let hung = |_| ControlError::Hung { command: shortened(first), bound: self.bound };
-        timeout(self.bound, self.exchange(first, &lines)).await.map_err(hung)?
+        let hung = |_| ControlError::Hung { command: asked.clone(), bound: self.bound };
+        timeout(self.bound, self.exchange(&asked, &lines)).await.map_err(hung)?
     }
 
     /// A listing, which `parse` takes only if it is whole: to a reader that stalls, Asterisk drops lines in the middle. Such a
@@ -206,16 +209,15 @@ impl Control {
         commands: &[impl AsRef<str>],
         parse: impl Fn(&str) -> Option<T>,
     ) -> Result<T, ControlError> {
-        let first = commands.first().map_or("", AsRef::as_ref);
         let mut answer = String::new();
         for _ in 0..READINGS {
             answer = self.ask_all(commands).await?;
             if let Some(parsed) = parse(&answer) {
                 return Ok(parsed);
             }
-            info!(command = shortened(first), "the listing lost lines; it is read again");
+            info!(command = told(commands), "the listing lost lines; it is read again");
         }
-        Err(ControlError::unexpected(first, &answer))
+        Err(ControlError::unexpected(&told(commands), &answer))
     }
 
     /// Who answers: its version by its greeting, its user and the groups it belongs to by the kernel.
@@ -243,8 +245,8 @@ impl Control {
         Ok(Server { version: version.to_owned(), uid: peer.uid(), groups })
     }
 
-    async fn exchange(&self, first: &str, lines: &[u8]) -> Result<String, ControlError> {
-        let broken = |error| ControlError::Broken { command: shortened(first), error };
+    async fn exchange(&self, asked: &str, lines: &[u8]) -> Result<String, ControlError> {
+        let broken = |error| ControlError::Broken { command: asked.to_owned(), error };
         let mut stream = self.connect().await?;
         let (mut from, mut to) = stream.split();
         let mut answer = Vec::with_capacity(ROOM);
@@ -288,7 +290,16 @@ fn unreachable_advice(error: &io::Error) -> &'static str {
     }
 }
 
-/// A command as an error tells it: a batch of expressions would fill the screen.
+/// Commands as an error tells them: the first and the last of many.
+fn told(commands: &[impl AsRef<str>]) -> String {
+    match commands {
+        [] => String::new(),
+        [one] => shortened(one.as_ref()),
+        [first, .., last] => format!("{} … {}", shortened(first.as_ref()), shortened(last.as_ref())),
+    }
+}
+
+/// A batch of expressions would fill the screen.
 fn shortened(command: &str) -> String {
     match command.char_indices().nth(80) {
         Some((end, _)) => format!("{}…", &command[..end]),

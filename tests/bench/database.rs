@@ -29,6 +29,13 @@ impl Database {
         }
     }
 
+    pub fn url(&self) -> String {
+        match self {
+            Self::Sqlite(file) => format!("sqlite://{}", file.display()),
+            Self::Postgres(url) => url.clone(),
+        }
+    }
+
     pub fn delete_all(&self) {
         self.run("DELETE FROM extensions; DELETE FROM users;");
     }

@@ -27,11 +27,13 @@ use http::Client;
 use memory::Server;
 use pbx_control_portal::asterisk::control::Control;
 use pbx_control_portal::asterisk::in_force;
-use pbx_control_portal::domain::ExtensionNumber;
+use pbx_control_portal::config::DatabaseUrl;
+use pbx_control_portal::domain::{Email, ExtensionNumber, Name, Secret};
+use pbx_control_portal::storage::Storage;
 use support::portal::Settings;
 use support::postgres::Options;
 use support::{Asterisk, Portal, Postgres, secs};
-use tokio::runtime::Builder;
+use tokio::runtime::{Builder, Runtime};
 use tokio::try_join;
 
 const ROUNDS: usize = 25;
@@ -106,9 +108,13 @@ impl Bench<'_> {
     fn creates(&mut self) {
         for clients in CREATING_CLIENTS {
             let count = if clients == 1 { CREATES / 4 } else { CREATES };
-            let (mut ours, mut bare, mut exchanges) = (Vec::new(), Vec::new(), Vec::new());
+            let (mut ours, mut bare, mut exchanges, mut stored) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
             let mut client = Client::connect(self.portal.address());
             for _ in 0..ROUNDS / 3 {
+                if clients == 1 {
+                    self.database.delete_all();
+                    stored.push(count as f64 / store(&self.database, count) * 1000.0);
+                }
                 exchanges.push(timed(|| (0..QUERIES).for_each(|_| client.nothing())) / QUERIES as f64);
                 self.database.delete_all();
                 ours.push(count as f64 / timed(|| create(&self.portal, clients, count)) * 1000.0);
@@ -125,12 +131,9 @@ impl Bench<'_> {
                 let both = bare.iter().zip(&exchanges).map(|(rate, exchange)| 1000.0 / (1000.0 / rate + exchange));
                 let with_exchange: Vec<_> = both.collect();
                 let (_, text) = ratio(&ours, &with_exchange, "/s");
-                self.row(
-                    "creates by 1 client / the bare transaction and an HTTP exchange that does nothing",
-                    &text,
-                    "",
-                    true,
-                );
+                self.row("the same / the bare transaction and an HTTP exchange that does nothing", &text, "", true);
+                let (_, text) = ratio(&stored, &bare, "/s");
+                self.row("creates without HTTP, one after another / the bare transaction", &text, "", true);
             }
             self.document.creates(self.database.name(), clients, median(&ours), median(&bare));
         }
@@ -415,6 +418,21 @@ fn create(portal: &Portal, clients: usize, count: usize) {
             });
         }
     });
+}
+
+/// Milliseconds of so many creates by the service's storage alone.
+fn store(database: &Database, count: usize) -> f64 {
+    let runtime = Runtime::new().expect("threads");
+    let _runtime = runtime.enter();
+    let storage = Storage::new(&DatabaseUrl::parse(&database.url()).expect("a URL"));
+    let create = |index: usize| {
+        let name = Name::parse(&format!("User {index}")).expect("a name");
+        let email = Email::parse(&format!("user{index}@example.com")).expect("an address");
+        runtime.block_on(storage.create_user(name, email, Secret::generate())).expect("a user");
+    };
+    // Connected.
+    create(count);
+    timed(|| (0..count).for_each(create))
 }
 
 fn create_numbered(portal: &Portal, numbers: std::ops::Range<usize>) {
