@@ -96,7 +96,7 @@ pub struct Applier {
 /// What an apply did, as far as it got.
 #[derive(Debug, Clone)]
 pub struct Progress {
-    step_began: Instant,
+    steps: Steps,
     /// The target files that were replaced: the endpoints, then the routing.
     pub files_written: Vec<PathBuf>,
     /// How the reloads went.
@@ -105,6 +105,13 @@ pub struct Progress {
     pub evicted: Vec<Registration>,
     /// What an administrator should look at, although it is no failure.
     pub warnings: Vec<String>,
+}
+
+/// How long each step takes.
+#[derive(Debug, Clone)]
+struct Steps {
+    /// The one that runs.
+    began: Instant,
 }
 
 /// How the reloads went; a step not reached is null.
@@ -165,6 +172,7 @@ enum StepError {
     File(#[from] FileError),
     #[error(transparent)]
     Reload(#[from] ReloadError),
+    /// Of the routing, which waited for it; why, the endpoints' own error tells.
     #[error("Asterisk did not read the endpoints")]
     Unread,
     #[error("{0}")]
@@ -295,27 +303,27 @@ impl Applier {
         let endpoints = render::endpoints(&users);
         let routing = render::routing(&numbers, &BTreeSet::new());
 
-        progress.done("snapshot and render");
+        progress.steps.done("snapshot and render");
 
         let changing = self.look(&users, progress).await?;
 
         self.host.files.remove_left_overs(lock)?;
         let endpoints = files::prepare(lock, &self.host.files.endpoints, Stage::Final, &endpoints)?;
         let routing = files::prepare(lock, &self.host.files.routing, Stage::Final, &routing)?;
-        progress.done("prepare");
+        progress.steps.done("prepare");
         if !changing.is_empty() {
             self.quarantine(lock, &numbers, &changing, progress).await?;
-            progress.done("quarantine");
+            progress.steps.done("quarantine");
         }
 
         self.publish(lock, endpoints, &self.host.files.endpoints, &mut progress.files_written)?;
         let (read, endpoints_read) = oneshot::channel();
-        let Progress { step_began, files_written, reload_results, evicted, .. } = &mut *progress;
+        let Progress { steps, files_written, reload_results, evicted, .. } = &mut *progress;
         let ReloadResults { pjsip_reload, dialplan_reload } = reload_results;
         let control = &self.host.control;
         let serve_endpoints = async {
             self.command.reload(Reload::Pjsip, pjsip_reload, Some(read)).await?;
-            done(step_began, "endpoints");
+            steps.done("endpoints");
             let unread = numbers.difference(&changing).copied();
             let nobodys = |number| !numbers.contains(&number);
             Ok::<_, StepError>(join!(
@@ -359,7 +367,7 @@ impl Applier {
             Err(Trouble::Warning(warning)) => progress.warn(warning),
             transport => drop(transport?),
         }
-        progress.done("routing, and proof of everything");
+        progress.steps.done("routing, and proof of everything");
         Ok(users.len())
     }
 
@@ -388,7 +396,7 @@ impl Applier {
                 "none of the {before} users whom Asterisk served before is in the database any more; if that is not meant, look at DATABASE_URL, or restore a backup, then apply again"
             ));
         }
-        progress.done("look before touching");
+        progress.steps.done("look before touching");
         Ok(changing)
     }
 
@@ -463,16 +471,12 @@ impl Applier {
 impl Progress {
     fn new() -> Self {
         Self {
-            step_began: Instant::now(),
+            steps: Steps { began: Instant::now() },
             files_written: Vec::new(),
             reload_results: ReloadResults::default(),
             evicted: Vec::new(),
             warnings: Vec::new(),
         }
-    }
-
-    fn done(&mut self, step: &'static str) {
-        done(&mut self.step_began, step);
     }
 
     fn warn(&mut self, warning: String) {
@@ -481,10 +485,12 @@ impl Progress {
     }
 }
 
-/// One log line for each step that is done.
-fn done(step_began: &mut Instant, step: &'static str) {
-    info!(step, milliseconds = step_began.elapsed().as_secs_f64() * 1000.0, "apply");
-    *step_began = Instant::now();
+impl Steps {
+    /// One log line for each step that is done.
+    fn done(&mut self, step: &'static str) {
+        info!(step, milliseconds = self.began.elapsed().as_secs_f64() * 1000.0, "apply");
+        self.began = Instant::now();
+    }
 }
 
 /// Notes what was evicted, each once.

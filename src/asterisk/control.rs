@@ -312,6 +312,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn of_many_commands_the_first_and_the_last_are_told() {
+        assert_eq!(told(&["a"; 0]), "");
+        assert_eq!(told(&["a"]), "a");
+        assert_eq!(told(&["a", "b", "c"]), "a … c");
+    }
+
+    #[test]
     fn the_release_line_is_read_from_any_form_of_version() {
         let release = |version: &str| Server { version: version.to_owned(), uid: 0, groups: Vec::new() }.release();
         for (version, line) in [

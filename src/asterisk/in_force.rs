@@ -419,8 +419,7 @@ fn parse_priorities(text: &str) -> (usize, BTreeMap<ExtensionNumber, FirstPriori
         let Some((priority, first)) = row(rest) else { continue };
         rows += 1;
         if let (Some(number), "1") = (current, priority) {
-            // Of a single number, what the context includes is shown below its own.
-            first_priorities.entry(number).or_insert(first);
+            first_priorities.insert(number, first);
         }
     }
     (rows, first_priorities)

@@ -343,6 +343,7 @@ fn is_damage(error: &sqlx::Error) -> bool {
     }
 }
 
+/// Tries until the caller's deadline ends it.
 async fn begin_write(connection: &mut Connection) -> sqlx::Result<()> {
     loop {
         match connection.execute("BEGIN IMMEDIATE").await {
@@ -352,7 +353,7 @@ async fn begin_write(connection: &mut Connection) -> sqlx::Result<()> {
     }
 }
 
-/// Creates all of them in a transaction, which is begun here. Who is refused is not created; the others are.
+/// Creates all of them in a transaction, which is begun here: tried until the caller's deadline ends it. Who is refused is not created; the others are.
 fn insert_all(connection: &mut Connection, all: Vec<NewUser>) -> Work<'_, Vec<Result<User, StorageError>>> {
     Box::pin(async move {
         let mut outcomes = Vec::with_capacity(all.len());

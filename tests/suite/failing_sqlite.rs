@@ -144,6 +144,11 @@ fn of_creates_that_wait_for_one_commit_each_is_taken_or_refused_by_itself() {
     assert!(numbers.into_iter().eq(1995..2000), "the last ones");
     let rows = "SELECT (SELECT count(*) FROM users) || ' ' || (SELECT count(*) FROM extensions)";
     assert_eq!(sqlite_file(&file, rows), "1000 1000", "whoever is refused is not there");
+    let written = || fs::read(portal.data_dir().join("portal.db-wal")).expect("what was committed");
+    let before = written();
+    let refused = portal.request("POST", "/users", Some(&json!({"name": "Late", "email": "late@example.org"})));
+    assert_eq!(refused.status, 409);
+    assert!(written() == before, "where all are refused, nothing is written");
 }
 
 #[test]
