@@ -4,20 +4,21 @@
 //!
 //! 1. **Lock** this host's files ([`lock`]). Held: refused, and no audit row is written.
 //! 2. **Audit first**: the row says "interrupted" until the end, so that a crash leaves a true one.
-//! 3. **Snapshot** of all users, and both files rendered in memory.
+//! 3. **Snapshot** of all users.
 //! 4. **Look before touching**: Asterisk answers, is not too old, is booted and has its modules; nothing of the pool's numbers
 //!    stands outside our files; both targets can be replaced; which numbers **change hands** ([`ownership`])?
-//! 5. **Prepare**: both temporary files are written and flushed. A failure up to here changes nothing.
+//! 5. **Prepare**: both files are rendered, their temporary files written and flushed. A failure up to here changes nothing.
 //! 6. **Quarantine**, if numbers change hands: the routing says 404 for them, is reloaded and seen to; then their old
 //!    registrations are evicted. Until step 8 a call to them gets 404, whatever crashes or restarts.
-//! 7. **Endpoints**: rename, `pjsip reload`. Once Asterisk says that it has read them (modules that only look through them take a
-//!    while longer), see whether the new secrets are in force, and evict again: a phone with the old secret can register until
-//!    then. Once the reload has ended, evict whoever is registered as a number without a user.
+//! 7. **Endpoints**: rename, `pjsip reload`. As soon as the new secrets are in force, long before its end, and whoever was let in
+//!    with an old one just before is listed, evict again: no more can come. Once it has ended, evict whoever is registered as a
+//!    number without a user.
 //! 8. **Routing**: rename, `dialplan reload`. A number whose new secret is not in force by now stays in quarantine: its old phone
 //!    could still register. If no number changes hands, nobody's phone could be reached as another's: then the routing waits for
 //!    nothing, and Asterisk reads both files at once.
-//! 9. **Proof** ([`proof`]): what Asterisk serves is the snapshot, no more and no less, value by value; of each file as soon as it
-//!    is reloaded. The secrets of numbers that change hands are those seen in step 7.
+//! 9. **Proof** ([`proof`]): what Asterisk serves is the snapshot, no more and no less, value by value. The endpoints are asked
+//!    about as soon as Asterisk says that it has read them (modules that only look through them take a while longer), the routing
+//!    once it is reloaded. Where numbers change hands, the secrets are those seen in step 7: Asterisk exchanges all at once.
 //! 10. **Finish** the audit row, then drop the lock.
 //!
 //! A step that fails ends the apply, once what runs beside it has ended: what is on disk stays, the row says why, and the next
@@ -37,16 +38,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::sleep;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::json;
 use tokio::join;
 use tokio::runtime::{Builder, Handle};
-use tokio::sync::{Mutex, oneshot};
-use tokio::task::yield_now;
-use tokio::time::timeout;
+use tokio::sync::{Mutex, watch};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, Span, error, info, info_span, warn};
@@ -76,6 +76,13 @@ const NAP: Duration = Duration::from_micros(100);
 /// How often an eviction is tried in quarantine, and once the new secrets are in force.
 const FIRST_ATTEMPTS: usize = 3;
 const ATTEMPTS: usize = 20;
+
+/// Between two looks at whether the new secrets are in force.
+const NEXT_LOOK: Duration = Duration::from_millis(20);
+
+/// A phone that was let in just before its secret was replaced is listed within this: ten times the longest that was seen, with
+/// twelve phones registering without pause on an overloaded machine.
+const LISTED_WITHIN: Duration = Duration::from_millis(50);
 
 /// Between two attempts to write an audit row that could not be written.
 const AUDIT_RETRY: Duration = Duration::from_secs(2);
@@ -220,7 +227,8 @@ impl Applier {
         let run = move || {
             let _running = running;
             let mut own_thread = Builder::new_current_thread();
-            let own_thread = own_thread.enable_all().on_thread_park(|| sleep(NAP)).build().expect("an event loop");
+            let own_thread =
+                own_thread.enable_all().on_thread_park(|| thread::sleep(NAP)).build().expect("an event loop");
             own_thread.block_on(applier.run(triggered_by, &service).instrument(request))
         };
         self.tasks.spawn_blocking(run).await.expect("an apply that ends")
@@ -298,15 +306,10 @@ impl Applier {
 
     /// Steps 3 to 9; gives the number of users.
     async fn steps(&self, lock: &HostLock, progress: &mut Progress) -> Result<usize, StepError> {
-        let users = self.storage.users().await?;
+        let (users, changing, awaited) = self.look(progress).await?;
         let numbers: BTreeSet<_> = users.iter().map(|user| user.extension.number).collect();
         let endpoints = render::endpoints(&users);
         let routing = render::routing(&numbers, &BTreeSet::new());
-
-        progress.steps.done("snapshot and render");
-
-        let changing = self.look(&users, progress).await?;
-
         self.host.files.remove_left_overs(lock)?;
         let endpoints = files::prepare(lock, &self.host.files.endpoints, Stage::Final, &endpoints)?;
         let routing = files::prepare(lock, &self.host.files.routing, Stage::Final, &routing)?;
@@ -317,28 +320,29 @@ impl Applier {
         }
 
         self.publish(lock, endpoints, &self.host.files.endpoints, &mut progress.files_written)?;
-        let (read, endpoints_read) = oneshot::channel();
+        let (read, endpoints_read) = watch::channel(false);
         let Progress { steps, files_written, reload_results, evicted, .. } = &mut *progress;
         let ReloadResults { pjsip_reload, dialplan_reload } = reload_results;
         let control = &self.host.control;
-        let serve_endpoints = async {
+        let reload_endpoints = async {
             self.command.reload(Reload::Pjsip, pjsip_reload, Some(read)).await?;
             steps.done("endpoints");
-            let unread = numbers.difference(&changing).copied();
             let nobodys = |number| !numbers.contains(&number);
-            Ok::<_, StepError>(join!(
-                registrations::evict(control, ATTEMPTS, nobodys),
-                Endpoints::ask(control, &users, unread),
-                self.host.transport()
-            ))
+            Ok::<_, StepError>(registrations::evict(control, ATTEMPTS, nobodys).await?)
+        };
+        let see_endpoints = async {
+            endpoints_read.clone().wait_for(|read| *read).await.map_err(|_| StepError::Unread)?;
+            // Where numbers change hands, the routing has waited for secrets.
+            let unread = if changing.is_empty() { numbers.clone() } else { BTreeSet::new() };
+            Ok::<_, StepError>(join!(Endpoints::ask(control, &users, unread), self.host.transport()))
         };
         let serve_routing = async {
             let mut secrets = BTreeMap::new();
             let mut routing = routing;
             if !changing.is_empty() {
-                endpoints_read.await.map_err(|_| StepError::Unread)?;
                 let still_old;
-                (secrets, still_old) = self.hand_over(&users, &changing, evicted).await?;
+                (secrets, still_old) =
+                    self.hand_over(&users, &changing, awaited, endpoints_read.clone(), evicted).await?;
                 if !still_old.is_empty() {
                     drop(routing);
                     let without = render::routing(&numbers, &still_old);
@@ -349,13 +353,12 @@ impl Applier {
             self.command.reload(Reload::Dialplan, dialplan_reload, None).await?;
             Ok::<_, StepError>((secrets, proof::dialplan(control, &users).await?))
         };
-        let (endpoints, routing) = join!(serve_endpoints, serve_routing);
-        // If the endpoints were not read, they tell why.
-        let (eviction, endpoints, transport) = endpoints?;
+        let (eviction, endpoints, routing) = join!(reload_endpoints, see_endpoints, serve_routing);
+        // If the endpoints were not read, their reload tells why.
         let eviction = eviction?;
         note(&mut progress.evicted, eviction.evicted);
         registrations::none_kept(eviction.kept)?;
-        let (secrets, routing) = routing?;
+        let ((endpoints, transport), (secrets, routing)) = (endpoints?, routing?);
         if let Err(found) = endpoints?.compare(&users, secrets).verdict(routing) {
             return Err(self.not_proven(found).await);
         }
@@ -371,22 +374,32 @@ impl Applier {
         Ok(users.len())
     }
 
-    /// Step 4: gives the numbers that change hands.
-    async fn look(&self, users: &[User], progress: &mut Progress) -> Result<BTreeSet<ExtensionNumber>, StepError> {
-        self.host.asterisk().await?;
-        let files = async {
-            // Asterisk works on its answers meanwhile.
-            yield_now().await;
+    /// Steps 3 and 4: gives the users, the numbers that change hands, and those whose secret is not in force.
+    async fn look(
+        &self,
+        progress: &mut Progress,
+    ) -> Result<(Vec<User>, BTreeSet<ExtensionNumber>, BTreeSet<ExtensionNumber>), StepError> {
+        let on_disk = async {
             self.host.files.check_targets()?;
             let main = self.host.main_files();
             self.host.refusals(&main)?;
             Ok::<_, StepError>(OnDisk::of(&self.host, &main)?)
         };
-        let (modules, routing, on_disk, served) =
-            join!(self.host.modules(), self.host.routing_from_files(), files, Served::ask(&self.host.control, users));
+        let snapshot = async {
+            let users = self.storage.users().await;
+            progress.steps.done("snapshot");
+            users
+        };
+        // The files are read while the others work on their answers.
+        let (users, asterisk, on_disk) = join!(snapshot, self.host.asterisk(), on_disk);
+        let users = users?;
+        asterisk?;
+        let (modules, routing, served) =
+            join!(self.host.modules(), self.host.routing_from_files(), Served::ask(&self.host.control, &users));
         modules.and(routing)?;
-        let on_disk = on_disk?;
-        let changing = ownership::changing_hands(users, &on_disk, &served?);
+        let (on_disk, served) = (on_disk?, served?);
+        let changing = ownership::changing_hands(&users, &on_disk, &served);
+        let awaited = in_force::other_secrets(&users, &served.secrets);
         let stays = |number: &ExtensionNumber| {
             !changing.contains(number) && users.iter().any(|user| user.extension.number == *number)
         };
@@ -397,7 +410,7 @@ impl Applier {
             ));
         }
         progress.steps.done("look before touching");
-        Ok(changing)
+        Ok((users, changing, awaited))
     }
 
     /// Step 6.
@@ -428,19 +441,38 @@ impl Applier {
         Ok(())
     }
 
-    /// Step 7 for the numbers that change hands, once Asterisk has read the endpoints. Gives their secrets in force, and the
-    /// numbers whose secret in force is not the new one.
+    /// Step 7 for the numbers that change hands, while Asterisk reads the endpoints. Gives all secrets in force, and the numbers
+    /// that change hands but whose secret in force is not the new one. `awaited` are those whose secret was not in force before:
+    /// Asterisk exchanges all secrets at once, so when it has theirs, it has everybody's.
     async fn hand_over(
         &self,
         users: &[User],
         changing: &BTreeSet<ExtensionNumber>,
+        mut awaited: BTreeSet<ExtensionNumber>,
+        mut endpoints_read: watch::Receiver<bool>,
         evicted: &mut Vec<Registration>,
     ) -> Result<(BTreeMap<ExtensionNumber, String>, BTreeSet<ExtensionNumber>), StepError> {
         let control = &self.host.control;
-        // Read before the eviction: once the new secret is seen in force, no old phone can register any more.
-        let secrets = in_force::secrets(control, changing.iter().copied()).await?;
-        let changed = users.iter().filter(|user| changing.contains(&user.extension.number));
-        let still_old = in_force::other_secrets(changed, &secrets);
+        let mut secrets = BTreeMap::new();
+        // Without any, or if one is refused, only the endpoints that are read tell.
+        let sign = !awaited.is_empty();
+        loop {
+            let read = match timeout(NEXT_LOOK, endpoints_read.wait_for(|read| *read)).await {
+                Ok(read) => read.map(|_| true).map_err(|_| StepError::Unread)?,
+                Err(_) => false,
+            };
+            secrets.extend(in_force::secrets(control, awaited.iter().copied()).await?);
+            let waiting = users.iter().filter(|user| awaited.contains(&user.extension.number));
+            awaited = in_force::other_secrets(waiting, &secrets);
+            if read || (sign && awaited.is_empty()) {
+                break;
+            }
+        }
+        let numbers = users.iter().map(|user| user.extension.number);
+        let unread: Vec<_> = numbers.filter(|number| !secrets.contains_key(number)).collect();
+        let (unread, ()) = join!(in_force::secrets(control, unread), sleep(LISTED_WITHIN));
+        secrets.extend(unread?);
+        let still_old = changing & &in_force::other_secrets(users, &secrets);
         let eviction = registrations::evict(control, ATTEMPTS, |number| changing.contains(&number)).await?;
         note(evicted, eviction.evicted);
         // A phone whose old secret is in force still may come back; it is kept at 404, and the proof tells why.
@@ -504,7 +536,7 @@ fn note(evicted: &mut Vec<Registration>, registrations: Vec<Registration>) {
 }
 
 async fn retry_audit(storage: Storage, row: AuditEntry, stopping: CancellationToken) {
-    while stopping.run_until_cancelled(tokio::time::sleep(AUDIT_RETRY)).await.is_some() {
+    while stopping.run_until_cancelled(sleep(AUDIT_RETRY)).await.is_some() {
         match storage.finish_audit(row.clone()).await {
             Ok(()) => return info!(audit_log_id = %row.id, "the audit row is completed"),
             Err(error) => warn!(audit_log_id = %row.id, %error, "the audit row can't be completed yet"),

@@ -30,7 +30,7 @@ impl Endpoints {
     pub(super) async fn ask(
         control: &Control,
         users: &[User],
-        unread: impl Iterator<Item = ExtensionNumber>,
+        unread: BTreeSet<ExtensionNumber>,
     ) -> Result<Self, ControlError> {
         let wanted = numbers(users);
         let listed = async {
@@ -44,7 +44,7 @@ impl Endpoints {
         Ok(Self { objects, other_caller_ids, secrets })
     }
 
-    /// Compares them with `users`. `secrets` are those that were not asked for here: of the numbers that change hands.
+    /// Compares them with `users`. `secrets` are those that were not asked for here.
     pub(super) fn compare(self, users: &[User], mut secrets: BTreeMap<ExtensionNumber, String>) -> Findings {
         secrets.extend(self.secrets);
         let wanted = numbers(users);

@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
-use tokio::sync::oneshot;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::info;
 use utoipa::ToSchema;
@@ -144,9 +144,9 @@ impl AsteriskCommand {
         &self,
         what: Reload,
         last: &mut Option<CommandResult>,
-        mut once_read: Option<oneshot::Sender<()>>,
+        once_read: Option<watch::Sender<bool>>,
     ) -> Result<(), ReloadError> {
-        let mut tell = || _ = once_read.take().map(|once_read| once_read.send(()));
+        let tell = || _ = once_read.as_ref().map(|once_read| once_read.send_replace(true));
         let started = Instant::now();
         let mut commands = what.commands().iter().peekable();
         let mut command = *commands.next().expect("a reload has a command");
