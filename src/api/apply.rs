@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
@@ -143,7 +144,7 @@ impl IntoResponses for ApplyFailures {
         ApplyFailures,
     )
 )]
-pub(super) async fn apply(State(portal): State<Portal>, mut fields: Fields) -> Result<Json<AppliedBody>, ApiError> {
+pub(super) async fn apply(State(portal): State<Arc<Portal>>, mut fields: Fields) -> Result<Json<AppliedBody>, ApiError> {
     let triggered_by = fields.take("triggered_by", Name::parse);
     let triggered_by = fields.finish(triggered_by)?;
     Ok(Json(portal.applier.apply(triggered_by).await?.into()))

@@ -15,6 +15,7 @@ pub mod server;
 mod users;
 
 use std::any::Any;
+use std::sync::Arc;
 
 use axum::extract::DefaultBodyLimit;
 use axum::http::{HeaderName, HeaderValue, header};
@@ -39,7 +40,7 @@ pub use listing::Listing;
 const MAX_BODY_BYTES: usize = 16 * 1024;
 
 /// What the operations work on.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Portal {
     /// Users, one at a time.
     pub storage: Storage,
@@ -49,7 +50,7 @@ pub struct Portal {
     pub applier: Applier,
 }
 
-fn operations() -> (Router<Portal>, openapi::OpenApi) {
+fn operations() -> (Router<Arc<Portal>>, openapi::OpenApi) {
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(users::create, users::list))
         .routes(routes!(users::delete))
@@ -69,7 +70,7 @@ pub fn openapi_document() -> String {
 /// Everything that is served.
 pub fn router(portal: Portal, guard: Guard) -> Router {
     let (operations, document) = operations();
-    layered(operations.with_state(portal).merge(documentation::page(document)), guard)
+    layered(operations.with_state(Arc::new(portal)).merge(documentation::page(document)), guard)
 }
 
 /// What each request passes on its way to one of `routes`.

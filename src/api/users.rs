@@ -1,6 +1,7 @@
 //! `POST /users`, `GET /users`, `DELETE /users/{id}`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Bytes;
@@ -201,7 +202,7 @@ impl IntoResponses for DeleteFailures {
         CreateFailures,
     )
 )]
-pub(super) async fn create(State(portal): State<Portal>, mut fields: Fields) -> Result<Response, ApiError> {
+pub(super) async fn create(State(portal): State<Arc<Portal>>, mut fields: Fields) -> Result<Response, ApiError> {
     let (name, email) = (fields.take("name", Name::parse), fields.take("email", Email::parse));
     let (name, email) = fields.finish(name.zip(email))?;
     let created = portal.storage.create_user(name, email, Secret::generate()).await;
@@ -219,7 +220,7 @@ pub(super) async fn create(State(portal): State<Portal>, mut fields: Fields) -> 
         ListFailures,
     )
 )]
-pub(super) async fn list(State(portal): State<Portal>) -> Result<Response, ApiError> {
+pub(super) async fn list(State(portal): State<Arc<Portal>>) -> Result<Response, ApiError> {
     Ok(([(CONTENT_TYPE, "application/json")], portal.listing.body().await?).into_response())
 }
 
@@ -235,7 +236,7 @@ pub(super) async fn list(State(portal): State<Portal>) -> Result<Response, ApiEr
     )
 )]
 pub(super) async fn delete(
-    State(portal): State<Portal>,
+    State(portal): State<Arc<Portal>>,
     path: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Deleted>, ApiError> {
     let Path(typed) = path?;

@@ -81,7 +81,7 @@ const RETRY: Duration = Duration::from_millis(1);
 pub struct Backend {
     reader: One,
     writer: One,
-    options: SqliteConnectOptions,
+    options: Arc<SqliteConnectOptions>,
     file: Arc<DatabaseFile>,
     waiting: Arc<std::sync::Mutex<Vec<Waiting>>>,
     runtime: Handle,
@@ -114,7 +114,7 @@ impl Backend {
         Self {
             reader: One { first: NAME_CONNECTION, connection: Arc::default() },
             writer: One { first: "PRAGMA busy_timeout = 0", connection: Arc::default() },
-            options,
+            options: Arc::new(options),
             file: Arc::default(),
             waiting: Arc::default(),
             runtime: Handle::current(),
@@ -143,7 +143,7 @@ impl Backend {
                 file.display()
             )),
         };
-        let options = self.options.clone().create_if_missing(true);
+        let options = SqliteConnectOptions::clone(&self.options).create_if_missing(true);
         let mut connection = Connection::connect_with(&options).await.map_err(failed)?;
         let found: String =
             sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(&mut connection).await.map_err(failed)?;
