@@ -144,7 +144,10 @@ impl IntoResponses for ApplyFailures {
         ApplyFailures,
     )
 )]
-pub(super) async fn apply(State(portal): State<Arc<Portal>>, mut fields: Fields) -> Result<Json<AppliedBody>, ApiError> {
+pub(super) async fn apply(
+    State(portal): State<Arc<Portal>>,
+    mut fields: Fields,
+) -> Result<Json<AppliedBody>, ApiError> {
     let triggered_by = fields.take("triggered_by", Name::parse);
     let triggered_by = fields.finish(triggered_by)?;
     Ok(Json(portal.applier.apply(triggered_by).await?.into()))

@@ -67,7 +67,7 @@ pub struct Backend {
     /// One connection, so that its state means something the next time.
     reader: Pool<Postgres>,
     writers: Pool<Postgres>,
-    options: PgConnectOptions,
+    options: Arc<PgConnectOptions>,
     asking: Arc<Mutex<()>>,
     runtime: Handle,
 }
@@ -93,7 +93,7 @@ impl Backend {
         Self {
             reader: reader.connect_lazy_with(options.clone()),
             writers: writers.connect_lazy_with(options.clone()),
-            options,
+            options: Arc::new(options),
             asking: Arc::default(),
             runtime: Handle::current(),
         }

@@ -108,7 +108,8 @@ impl Bench<'_> {
     fn creates(&mut self) {
         for clients in CREATING_CLIENTS {
             let count = if clients == 1 { CREATES / 4 } else { CREATES };
-            let (mut ours, mut bare, mut exchanges, mut stored) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+            let (mut ours, mut bare) = (Vec::new(), Vec::new());
+            let (mut exchanges, mut stored, mut refused) = (Vec::new(), Vec::new(), Vec::new());
             let mut client = Client::connect(self.portal.address());
             for _ in 0..ROUNDS / 3 {
                 if clients == 1 {
@@ -118,6 +119,9 @@ impl Bench<'_> {
                 exchanges.push(timed(|| (0..QUERIES).for_each(|_| client.nothing())) / QUERIES as f64);
                 self.database.delete_all();
                 ours.push(count as f64 / timed(|| create(&self.portal, clients, count)) * 1000.0);
+                if clients == 1 {
+                    refused.push(timed(|| (0..count).for_each(|index| client.create_again(index))) / count as f64);
+                }
                 self.database.delete_all();
                 bare.push(self.database.creates(clients, count));
             }
@@ -130,10 +134,20 @@ impl Bench<'_> {
                 // What the row above can't get over: a client's next request waits for its answer.
                 let both = bare.iter().zip(&exchanges).map(|(rate, exchange)| 1000.0 / (1000.0 / rate + exchange));
                 let with_exchange: Vec<_> = both.collect();
+                let (_, text) = ratio(&with_exchange, &bare, "/s");
+                self.row("the most that it could be: the bare transaction and an HTTP exchange that does nothing / the bare transaction", &text, "", true);
                 let (_, text) = ratio(&ours, &with_exchange, "/s");
-                self.row("the same / the bare transaction and an HTTP exchange that does nothing", &text, "", true);
+                self.row("creates by 1 client / that", &text, "", true);
                 let (_, text) = ratio(&stored, &bare, "/s");
                 self.row("creates without HTTP, one after another / the bare transaction", &text, "", true);
+                let whole = median(&ours.iter().map(|rate| 1000.0 / rate).collect::<Vec<_>>());
+                let figure = format!("{:.3} ms of {whole:.3} ms", median(&refused));
+                self.row(
+                    "a create by 1 client that is refused, its address being in use: all but the commit",
+                    &figure,
+                    "",
+                    true,
+                );
             }
             self.document.creates(self.database.name(), clients, median(&ours), median(&bare));
         }
