@@ -10,9 +10,9 @@
 //! 5. **Prepare**: both files are rendered, their temporary files written and flushed. A failure up to here changes nothing.
 //! 6. **Quarantine**, if numbers change hands: the routing says 404 for them, is reloaded and seen to; then their old
 //!    registrations are evicted. Until step 8 a call to them gets 404, whatever crashes or restarts.
-//! 7. **Endpoints**: rename, `pjsip reload`. As soon as the new secrets are in force, long before its end, and whoever was let in
-//!    with an old one just before is listed, evict again: no more can come. Once it has ended, evict whoever is registered as a
-//!    number without a user.
+//! 7. **Endpoints**: rename, `pjsip reload`. Once Asterisk says that it has read them (modules that only look through them take a
+//!    while longer), the new secrets are seen, and a moment has passed since for whoever was let in with an old one just before to
+//!    be listed, evict again. Once the reload has ended, evict whoever is registered as a number without a user.
 //! 8. **Routing**: rename, `dialplan reload`. A number whose new secret is not in force by now stays in quarantine: its old phone
 //!    could still register. If no number changes hands, nobody's phone could be reached as another's: then the routing waits for
 //!    nothing, and Asterisk reads both files at once.
@@ -470,7 +470,10 @@ impl Applier {
         }
         let numbers = users.iter().map(|user| user.extension.number);
         let unread: Vec<_> = numbers.filter(|number| !secrets.contains_key(number)).collect();
-        let (unread, ()) = join!(in_force::secrets(control, unread), sleep(LISTED_WITHIN));
+        // Until the endpoints are exchanged too, one in force may use another auth or another AOR than its own.
+        let read = async { endpoints_read.wait_for(|read| *read).await.map(drop).map_err(|_| StepError::Unread) };
+        let (unread, (), read) = join!(in_force::secrets(control, unread), sleep(LISTED_WITHIN), read);
+        read?;
         secrets.extend(unread?);
         let still_old = changing & &in_force::other_secrets(users, &secrets);
         let eviction = registrations::evict(control, ATTEMPTS, |number| changing.contains(&number)).await?;
