@@ -4,21 +4,21 @@
 //!
 //! 1. **Lock** this host's files ([`lock`]). Held: refused, and no audit row is written.
 //! 2. **Audit first**: the row says "interrupted" until the end, so that a crash leaves a true one.
-//! 3. **Snapshot** of all users.
+//! 3. **Snapshot** of all users, and both files rendered in memory.
 //! 4. **Look before touching**: Asterisk answers, is not too old, is booted and has its modules; nothing of the pool's numbers
 //!    stands outside our files; both targets can be replaced; which numbers **change hands** ([`ownership`])?
-//! 5. **Prepare**: both files are rendered, their temporary files written and flushed. A failure up to here changes nothing.
+//! 5. **Prepare**: both temporary files are written and flushed. A failure up to here changes nothing.
 //! 6. **Quarantine**, if numbers change hands: the routing says 404 for them, is reloaded and seen to; then their old
 //!    registrations are evicted. Until step 8 a call to them gets 404, whatever crashes or restarts.
 //! 7. **Endpoints**: rename, `pjsip reload`. Once Asterisk says that it has read them (modules that only look through them take a
-//!    while longer), the new secrets are seen, and a moment has passed since for whoever was let in with an old one just before to
-//!    be listed, evict again. Once the reload has ended, evict whoever is registered as a number without a user.
+//!    while longer), and whoever was let in with an old secret just before it was replaced is listed, see whether the new secrets
+//!    are in force, and evict again. Once the reload has ended, evict whoever is registered as a number without a user.
 //! 8. **Routing**: rename, `dialplan reload`. A number whose new secret is not in force by now stays in quarantine: its old phone
 //!    could still register. If no number changes hands, nobody's phone could be reached as another's: then the routing waits for
 //!    nothing, and Asterisk reads both files at once.
 //! 9. **Proof** ([`proof`]): what Asterisk serves is the snapshot, no more and no less, value by value. The endpoints are asked
 //!    about as soon as Asterisk says that it has read them (modules that only look through them take a while longer), the routing
-//!    once it is reloaded. Where numbers change hands, the secrets are those seen in step 7: Asterisk exchanges all at once.
+//!    once it is reloaded. The secrets of numbers that change hands are those seen in step 7.
 //! 10. **Finish** the audit row, then drop the lock.
 //!
 //! A step that fails ends the apply, once what runs beside it has ended: what is on disk stays, the row says why, and the next
@@ -46,6 +46,7 @@ use serde_json::json;
 use tokio::join;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{Mutex, watch};
+use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -306,10 +307,15 @@ impl Applier {
 
     /// Steps 3 to 9; gives the number of users.
     async fn steps(&self, lock: &HostLock, progress: &mut Progress) -> Result<usize, StepError> {
-        let (users, changing, awaited) = self.look(progress).await?;
+        let users = self.storage.users().await?;
         let numbers: BTreeSet<_> = users.iter().map(|user| user.extension.number).collect();
         let endpoints = render::endpoints(&users);
         let routing = render::routing(&numbers, &BTreeSet::new());
+
+        progress.steps.done("snapshot and render");
+
+        let changing = self.look(&users, progress).await?;
+
         self.host.files.remove_left_overs(lock)?;
         let endpoints = files::prepare(lock, &self.host.files.endpoints, Stage::Final, &endpoints)?;
         let routing = files::prepare(lock, &self.host.files.routing, Stage::Final, &routing)?;
@@ -332,8 +338,7 @@ impl Applier {
         };
         let see_endpoints = async {
             endpoints_read.clone().wait_for(|read| *read).await.map_err(|_| StepError::Unread)?;
-            // Where numbers change hands, the routing has waited for secrets.
-            let unread = if changing.is_empty() { numbers.clone() } else { BTreeSet::new() };
+            let unread = numbers.difference(&changing).copied();
             Ok::<_, StepError>(join!(Endpoints::ask(control, &users, unread), self.host.transport()))
         };
         let serve_routing = async {
@@ -341,8 +346,7 @@ impl Applier {
             let mut routing = routing;
             if !changing.is_empty() {
                 let still_old;
-                (secrets, still_old) =
-                    self.hand_over(&users, &changing, awaited, endpoints_read.clone(), evicted).await?;
+                (secrets, still_old) = self.hand_over(&users, &changing, endpoints_read.clone(), evicted).await?;
                 if !still_old.is_empty() {
                     drop(routing);
                     let without = render::routing(&numbers, &still_old);
@@ -374,32 +378,22 @@ impl Applier {
         Ok(users.len())
     }
 
-    /// Steps 3 and 4: gives the users, the numbers that change hands, and those whose secret is not in force.
-    async fn look(
-        &self,
-        progress: &mut Progress,
-    ) -> Result<(Vec<User>, BTreeSet<ExtensionNumber>, BTreeSet<ExtensionNumber>), StepError> {
-        let on_disk = async {
+    /// Step 4: gives the numbers that change hands.
+    async fn look(&self, users: &[User], progress: &mut Progress) -> Result<BTreeSet<ExtensionNumber>, StepError> {
+        self.host.asterisk().await?;
+        let files = async {
+            // Asterisk works on its answers meanwhile.
+            yield_now().await;
             self.host.files.check_targets()?;
             let main = self.host.main_files();
             self.host.refusals(&main)?;
             Ok::<_, StepError>(OnDisk::of(&self.host, &main)?)
         };
-        let snapshot = async {
-            let users = self.storage.users().await;
-            progress.steps.done("snapshot");
-            users
-        };
-        // The files are read while the others work on their answers.
-        let (users, asterisk, on_disk) = join!(snapshot, self.host.asterisk(), on_disk);
-        let users = users?;
-        asterisk?;
-        let (modules, routing, served) =
-            join!(self.host.modules(), self.host.routing_from_files(), Served::ask(&self.host.control, &users));
+        let (modules, routing, on_disk, served) =
+            join!(self.host.modules(), self.host.routing_from_files(), files, Served::ask(&self.host.control, users));
         modules.and(routing)?;
-        let (on_disk, served) = (on_disk?, served?);
-        let changing = ownership::changing_hands(&users, &on_disk, &served);
-        let awaited = in_force::other_secrets(&users, &served.secrets);
+        let on_disk = on_disk?;
+        let changing = ownership::changing_hands(users, &on_disk, &served?);
         let stays = |number: &ExtensionNumber| {
             !changing.contains(number) && users.iter().any(|user| user.extension.number == *number)
         };
@@ -410,7 +404,7 @@ impl Applier {
             ));
         }
         progress.steps.done("look before touching");
-        Ok((users, changing, awaited))
+        Ok(changing)
     }
 
     /// Step 6.
@@ -441,41 +435,35 @@ impl Applier {
         Ok(())
     }
 
-    /// Step 7 for the numbers that change hands, while Asterisk reads the endpoints. Gives all secrets in force, and the numbers
-    /// that change hands but whose secret in force is not the new one. `awaited` are those whose secret was not in force before:
-    /// Asterisk exchanges all secrets at once, so when it has theirs, it has everybody's.
+    /// Step 7 for the numbers that change hands, from the start of the endpoints' reload. Gives their secrets in force, and the
+    /// numbers whose secret in force is not the new one.
     async fn hand_over(
         &self,
         users: &[User],
         changing: &BTreeSet<ExtensionNumber>,
-        mut awaited: BTreeSet<ExtensionNumber>,
         mut endpoints_read: watch::Receiver<bool>,
         evicted: &mut Vec<Registration>,
     ) -> Result<(BTreeMap<ExtensionNumber, String>, BTreeSet<ExtensionNumber>), StepError> {
         let control = &self.host.control;
-        let mut secrets = BTreeMap::new();
-        // Without any, or if one is refused, only the endpoints that are read tell.
-        let sign = !awaited.is_empty();
-        loop {
-            let read = match timeout(NEXT_LOOK, endpoints_read.wait_for(|read| *read)).await {
-                Ok(read) => read.map(|_| true).map_err(|_| StepError::Unread)?,
-                Err(_) => false,
-            };
-            secrets.extend(in_force::secrets(control, awaited.iter().copied()).await?);
-            let waiting = users.iter().filter(|user| awaited.contains(&user.extension.number));
-            awaited = in_force::other_secrets(waiting, &secrets);
-            if read || (sign && awaited.is_empty()) {
+        let ask = || in_force::secrets(control, changing.iter().copied());
+        let still_old = |secrets: &BTreeMap<_, _>| {
+            let changed = users.iter().filter(|user| changing.contains(&user.extension.number));
+            in_force::other_secrets(changed, secrets)
+        };
+        // Of many users, secrets are exchanged long before the endpoints: what is waited then costs no time. What can't be told
+        // yet is asked again below.
+        while timeout(NEXT_LOOK, endpoints_read.wait_for(|read| *read)).await.is_err() {
+            if ask().await.is_ok_and(|secrets| still_old(&secrets).is_empty()) {
                 break;
             }
         }
-        let numbers = users.iter().map(|user| user.extension.number);
-        let unread: Vec<_> = numbers.filter(|number| !secrets.contains_key(number)).collect();
         // Until the endpoints are exchanged too, one in force may use another auth or another AOR than its own.
-        let read = async { endpoints_read.wait_for(|read| *read).await.map(drop).map_err(|_| StepError::Unread) };
-        let (unread, (), read) = join!(in_force::secrets(control, unread), sleep(LISTED_WITHIN), read);
-        read?;
-        secrets.extend(unread?);
-        let still_old = changing & &in_force::other_secrets(users, &secrets);
+        let read = async { endpoints_read.wait_for(|read| *read).await.map(drop) };
+        let (read, ()) = join!(read, sleep(LISTED_WITHIN));
+        read.map_err(|_| StepError::Unread)?;
+        // Read before the eviction: once the new secret is seen in force, no old phone can register any more.
+        let secrets = ask().await?;
+        let still_old = still_old(&secrets);
         let eviction = registrations::evict(control, ATTEMPTS, |number| changing.contains(&number)).await?;
         note(evicted, eviction.evicted);
         // A phone whose old secret is in force still may come back; it is kept at 404, and the proof tells why.

@@ -76,7 +76,7 @@ fn each_section(
 
 /// The secrets in force, and the numbers that have registrations.
 pub(crate) struct Served {
-    pub(super) secrets: BTreeMap<ExtensionNumber, String>,
+    secrets: BTreeMap<ExtensionNumber, String>,
     pub(crate) registered: BTreeSet<ExtensionNumber>,
 }
 

@@ -30,7 +30,7 @@ impl Endpoints {
     pub(super) async fn ask(
         control: &Control,
         users: &[User],
-        unread: BTreeSet<ExtensionNumber>,
+        unread: impl Iterator<Item = ExtensionNumber>,
     ) -> Result<Self, ControlError> {
         let wanted = numbers(users);
         let listed = async {
@@ -44,7 +44,7 @@ impl Endpoints {
         Ok(Self { objects, other_caller_ids, secrets })
     }
 
-    /// Compares them with `users`. `secrets` are those that were not asked for here.
+    /// Compares them with `users`. `secrets` are those that were not asked for here: of the numbers that change hands.
     pub(super) fn compare(self, users: &[User], mut secrets: BTreeMap<ExtensionNumber, String>) -> Findings {
         secrets.extend(self.secrets);
         let wanted = numbers(users);

@@ -353,7 +353,8 @@ async fn begin_write(connection: &mut Connection) -> sqlx::Result<()> {
     }
 }
 
-/// Creates all of them in a transaction, which is begun here: tried until the caller's deadline ends it. Who is refused is not created; the others are.
+/// Creates all of them in a transaction, which is begun here, as [`begin_write`] does. Who is refused is not created; the others
+/// are.
 fn insert_all(connection: &mut Connection, all: Vec<NewUser>) -> Work<'_, Vec<Result<User, StorageError>>> {
     Box::pin(async move {
         let mut outcomes = Vec::with_capacity(all.len());

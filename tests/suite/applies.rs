@@ -243,7 +243,7 @@ fn a_last_audit_write_that_fails_is_told_and_made_up_for() {
     asterisk.signal(Signal::STOP);
     std::thread::scope(|scope| {
         let applying = scope.spawn(|| try_apply(&portal));
-        wait_until(secs(10), "the users are read", || portal.log().contains("snapshot"));
+        wait_until(secs(10), "the users are read", || portal.log().contains("snapshot and render"));
         cluster.stop();
         asterisk.signal(Signal::CONT);
         let answer = applying.join().expect("an answer");

@@ -310,7 +310,7 @@ fn nor_by_a_stop_after_its_client_has_gone() {
     let logged = scene.portal.log().len();
     let client = scene.portal.begin_post("/apply", BY_A_CLIENT_THAT_GOES);
     let log = |what: &str| scene.portal.log()[logged..].contains(what);
-    wait_until(secs(10), "the users are read", || log("snapshot"));
+    wait_until(secs(10), "the users are read", || log("snapshot and render"));
     drop(client);
     scene.portal.signal(Signal::TERM);
     wait_until(secs(10), "the service stops", || log("stopping"));

@@ -129,11 +129,11 @@ fn a_killed_holder_leaves_the_lock_to_the_other_at_once() {
     host.asterisk.signal(Signal::STOP);
     scope(|threads| {
         threads.spawn(|| holder.try_request("POST", "/apply", Some(&json!({"triggered_by": "killed"}))));
-        wait_until(secs(10), "the holder applies", || holder.log().contains("snapshot"));
+        wait_until(secs(10), "the holder applies", || holder.log().contains("snapshot and render"));
         assert_eq!(try_apply(other).status, 409);
         holder.kill();
         let applying = threads.spawn(|| try_apply(other));
-        wait_until(secs(10), "the other applies", || other.log().contains("snapshot"));
+        wait_until(secs(10), "the other applies", || other.log().contains("snapshot and render"));
         host.asterisk.signal(Signal::CONT);
         let answer = applying.join().expect("an answer");
         assert_eq!(answer.status, 200, "{}", answer.text);
@@ -181,7 +181,7 @@ fn a_lock_file_that_is_removed_while_it_is_taken_is_not_the_lock() {
         let applying = threads.spawn(|| strace::under(holder.pid(), &slowly, || try_apply(holder)).0);
         wait_until(secs(20), "the lock file is open", opened);
         fs::remove_file(&lock).expect("remove the lock file");
-        wait_until(secs(20), "the holder applies", || holder.log().contains("snapshot"));
+        wait_until(secs(20), "the holder applies", || holder.log().contains("snapshot and render"));
         let refused = try_apply(other);
         assert_eq!((refused.status, refused.json["error"].as_str()), (409, Some("Apply in progress")));
         host.asterisk.signal(Signal::CONT);
@@ -231,7 +231,7 @@ fn users_who_come_and_go_meanwhile_are_the_next_ones_matter() {
         host.asterisk.signal(Signal::STOP);
         let (answer, comes) = scope(|threads| {
             let applying = threads.spawn(|| portal.apply("suite"));
-            wait_until(secs(10), "the users are read", || portal.log().contains("snapshot"));
+            wait_until(secs(10), "the users are read", || portal.log().contains("snapshot and render"));
             // Through either portal, while the apply waits for Asterisk.
             let comes = portal.create_user("Comes", "comes@example.com");
             other.delete_user(id(&goes));
