@@ -450,10 +450,9 @@ impl Applier {
             let changed = users.iter().filter(|user| changing.contains(&user.extension.number));
             in_force::other_secrets(changed, secrets)
         };
-        // Of many users, secrets are exchanged long before the endpoints: what is waited then costs no time. What can't be told
-        // yet is asked again below.
+        // Of many users, secrets are exchanged long before the endpoints: what is waited then costs no time.
         while timeout(NEXT_LOOK, endpoints_read.wait_for(|read| *read)).await.is_err() {
-            if ask().await.is_ok_and(|secrets| still_old(&secrets).is_empty()) {
+            if still_old(&ask().await?).is_empty() {
                 break;
             }
         }
