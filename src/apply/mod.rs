@@ -10,9 +10,10 @@
 //! 5. **Prepare**: both temporary files are written and flushed. A failure up to here changes nothing.
 //! 6. **Quarantine**, if numbers change hands: the routing says 404 for them, is reloaded and seen to; then their old
 //!    registrations are evicted. Until step 8 a call to them gets 404, whatever crashes or restarts.
-//! 7. **Endpoints**: rename, `pjsip reload`. Once Asterisk says that it has read them (modules that only look through them take a
-//!    while longer), and whoever was let in with an old secret just before it was replaced is listed, see whether the new secrets
-//!    are in force, and evict again. Once the reload has ended, evict whoever is registered as a number without a user.
+//! 7. **Endpoints**: rename, `pjsip reload`. Once the new secrets are in force, and whoever was let in just before is listed, see
+//!    whether all are, and evict again. They come long before the endpoints and AORs: where one of those has anything but its own (an
+//!    auth, an AOR, a contact), this waits until Asterisk says that all are read. Once the reload has ended, evict whoever is
+//!    registered as a number without a user.
 //! 8. **Routing**: rename, `dialplan reload`. A number whose new secret is not in force by now stays in quarantine: its old phone
 //!    could still register. If no number changes hands, nobody's phone could be reached as another's: then the routing waits for
 //!    nothing, and Asterisk reads both files at once.
@@ -43,18 +44,18 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::json;
-use tokio::join;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{Mutex, watch};
 use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
+use tokio::{join, select};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, Span, error, info, info_span, warn};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::asterisk::control::ControlError;
+use crate::asterisk::control::{Control, ControlError};
 use crate::asterisk::files::{self, FileError, GeneratedFiles, Prepared, Stage};
 use crate::asterisk::registrations::{self, Registration};
 use crate::asterisk::reload::{AsteriskCommand, CommandResult, Reload, ReloadError};
@@ -79,7 +80,7 @@ const FIRST_ATTEMPTS: usize = 3;
 const ATTEMPTS: usize = 20;
 
 /// Between two looks at whether the new secrets are in force.
-const NEXT_LOOK: Duration = Duration::from_millis(20);
+const NEXT_LOOK: Duration = Duration::from_millis(10);
 
 /// A phone that was let in just before its secret was replaced is listed within this: ten times the longest that was seen, with
 /// twelve phones registering without pause on an overloaded machine.
@@ -346,7 +347,8 @@ impl Applier {
             let mut routing = routing;
             if !changing.is_empty() {
                 let still_old;
-                (secrets, still_old) = self.hand_over(&users, &changing, endpoints_read.clone(), evicted).await?;
+                self.exchanged(&users, &changing, endpoints_read.clone()).await?;
+                (secrets, still_old) = self.hand_over(&users, &changing, evicted).await?;
                 if !still_old.is_empty() {
                     drop(routing);
                     let without = render::routing(&numbers, &still_old);
@@ -435,34 +437,50 @@ impl Applier {
         Ok(())
     }
 
-    /// Step 7 for the numbers that change hands, from the start of the endpoints' reload. Gives their secrets in force, and the
-    /// numbers whose secret in force is not the new one.
-    async fn hand_over(
+    /// Waits, from the start of the endpoints' reload, until no old phone of the `changing` numbers can register or be called, and
+    /// whoever just was let in is listed.
+    async fn exchanged(
         &self,
         users: &[User],
         changing: &BTreeSet<ExtensionNumber>,
         mut endpoints_read: watch::Receiver<bool>,
+    ) -> Result<(), StepError> {
+        let control = &self.host.control;
+        let new_secrets = async {
+            let (_, mut still_old) = look_at_secrets(control, users, changing).await?;
+            // Asterisk exchanges all at once.
+            while let Some(one) = still_old.pop_first() {
+                sleep(NEXT_LOOK).await;
+                (_, still_old) = look_at_secrets(control, users, &[one].into()).await?;
+            }
+            Ok::<_, ControlError>(())
+        };
+        select! {
+            seen = new_secrets => seen?,
+            read = endpoints_read.wait_for(|read| *read) => drop(read.map_err(|_| StepError::Unread)?),
+        }
+        let own_only = async {
+            if !proof::have_their_own_only(control, changing).await? {
+                endpoints_read.wait_for(|read| *read).await.map_err(|_| StepError::Unread)?;
+                sleep(LISTED_WITHIN).await;
+            }
+            Ok::<_, StepError>(())
+        };
+        let (own_only, ()) = join!(own_only, sleep(LISTED_WITHIN));
+        own_only
+    }
+
+    /// Step 7 for the numbers that change hands, once they are exchanged. Gives their secrets in force, and the numbers whose secret
+    /// in force is not the new one.
+    async fn hand_over(
+        &self,
+        users: &[User],
+        changing: &BTreeSet<ExtensionNumber>,
         evicted: &mut Vec<Registration>,
     ) -> Result<(BTreeMap<ExtensionNumber, String>, BTreeSet<ExtensionNumber>), StepError> {
         let control = &self.host.control;
-        let ask = || in_force::secrets(control, changing.iter().copied());
-        let still_old = |secrets: &BTreeMap<_, _>| {
-            let changed = users.iter().filter(|user| changing.contains(&user.extension.number));
-            in_force::other_secrets(changed, secrets)
-        };
-        // Of many users, secrets are exchanged long before the endpoints: what is waited then costs no time.
-        while timeout(NEXT_LOOK, endpoints_read.wait_for(|read| *read)).await.is_err() {
-            if still_old(&ask().await?).is_empty() {
-                break;
-            }
-        }
-        // Until the endpoints are exchanged too, one in force may use another auth or another AOR than its own.
-        let read = async { endpoints_read.wait_for(|read| *read).await.map(drop) };
-        let (read, ()) = join!(read, sleep(LISTED_WITHIN));
-        read.map_err(|_| StepError::Unread)?;
         // Read before the eviction: once the new secret is seen in force, no old phone can register any more.
-        let secrets = ask().await?;
-        let still_old = still_old(&secrets);
+        let (secrets, still_old) = look_at_secrets(control, users, changing).await?;
         let eviction = registrations::evict(control, ATTEMPTS, |number| changing.contains(&number)).await?;
         note(evicted, eviction.evicted);
         // A phone whose old secret is in force still may come back; it is kept at 404, and the proof tells why.
@@ -513,6 +531,18 @@ impl Steps {
         info!(step, milliseconds = self.began.elapsed().as_secs_f64() * 1000.0, "apply");
         self.began = Instant::now();
     }
+}
+
+/// The secrets in force of `numbers`, and the numbers whose secret in force is not that of `users`.
+async fn look_at_secrets(
+    control: &Control,
+    users: &[User],
+    numbers: &BTreeSet<ExtensionNumber>,
+) -> Result<(BTreeMap<ExtensionNumber, String>, BTreeSet<ExtensionNumber>), ControlError> {
+    let secrets = in_force::secrets(control, numbers.iter().copied()).await?;
+    let theirs = users.iter().filter(|user| numbers.contains(&user.extension.number));
+    let others = in_force::other_secrets(theirs, &secrets);
+    Ok((secrets, others))
 }
 
 /// Notes what was evicted, each once.

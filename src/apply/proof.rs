@@ -114,6 +114,20 @@ pub(super) async fn not_quarantined(
     Ok(left)
 }
 
+/// Whether each endpoint of `changing` that is in force uses the auth and the AOR of its own name only, and has no contact.
+pub(super) async fn have_their_own_only(
+    control: &Control,
+    changing: &BTreeSet<ExtensionNumber>,
+) -> Result<bool, ControlError> {
+    let endpoints = if changing.len() <= FEW {
+        in_force::endpoints_of(control, changing).await?
+    } else {
+        in_force::endpoints(control).await?
+    };
+    let own_only = |number| endpoints.get(number).is_some_and(|links| links.auth && links.aor && !links.contact);
+    Ok(changing.iter().all(own_only))
+}
+
 fn numbers(users: &[User]) -> BTreeSet<ExtensionNumber> {
     users.iter().map(|user| user.extension.number).collect()
 }

@@ -1,8 +1,8 @@
 //! What Asterisk serves, asked over its control socket: the objects of the numbers 1000 to 1999, their values, the
 //! dialplan, and the modules that all of it needs.
 //!
-//! - A listing counts only if it has as many rows as its trailer says ([`Control::listing`]); [`dialplan_of`] alone is believed only
-//!   where it shows what was looked for.
+//! - A listing counts only if it has as many rows as its trailer says ([`Control::listing`]); [`dialplan_of`] and [`endpoints_of`]
+//!   alone are believed only where they show what was looked for.
 //! - A secret is what `pjsip show auth` says, half of a thousand on each of two connections; only who may rule Asterisk can read it
 //!   there. It goes nowhere else: no error tells such an answer.
 //! - Caller IDs are compared by digest, a dozen with one command: `MD5(=${PJSIP_ENDPOINT(…)}:${PJSIP_ENDPOINT(…)}:…)` with
@@ -47,7 +47,7 @@ const MODULES: [&str; 16] = [
 /// The objects of the pool's numbers that Asterisk serves; of auths and AORs only those beside the expected numbers.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Objects {
-    /// With each, whether its auth and its AOR are those of its own name.
+    /// With each, what belongs to it.
     pub endpoints: BTreeMap<ExtensionNumber, Links>,
     /// `type=auth` of other numbers than the expected ones.
     pub other_auths: BTreeSet<ExtensionNumber>,
@@ -55,13 +55,15 @@ pub struct Objects {
     pub other_aors: BTreeSet<ExtensionNumber>,
 }
 
-/// Whether an endpoint uses the auth and the AOR of its own name.
+/// What belongs to an endpoint.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Links {
-    /// Its `InAuth:` line, which is there only if the auth is.
+    /// The auth of its own name and no other, by its `InAuth:` lines, which are there only if the auths are.
     pub auth: bool,
-    /// Its `Aor:` line, which is there only if the AOR is.
+    /// The AOR of its own name and no other, by its `Aor:` lines, which are there only if the AORs are.
     pub aor: bool,
+    /// Whether it could be called: a contact of any of its AORs, registered or permanent.
+    pub contact: bool,
 }
 
 /// Priority 1 of an extension.
@@ -113,13 +115,33 @@ pub async fn missing_modules(control: &Control) -> Result<Vec<&'static str>, Con
 pub async fn objects(control: &Control, expected: &BTreeSet<ExtensionNumber>) -> Result<Objects, ControlError> {
     let (auths, aors) = (list_beside("auths", expected), list_beside("aors", expected));
     let (endpoints, mut other_auths, mut other_aors) = try_join!(
-        control.listing("pjsip show endpoints", parse_endpoints),
+        endpoints(control),
         control.listing(&auths, |text| parse_names(text, "     Auth:  ", auth_number)),
         control.listing(&aors, |text| parse_names(text, "      Aor:  ", own_number))
     )?;
     other_auths.retain(|number| !expected.contains(number));
     other_aors.retain(|number| !expected.contains(number));
     Ok(Objects { endpoints, other_auths, other_aors })
+}
+
+/// The endpoints of our numbers, by a listing of all.
+///
+/// # Errors
+/// [`ControlError`].
+pub async fn endpoints(control: &Control) -> Result<BTreeMap<ExtensionNumber, Links>, ControlError> {
+    control.listing("pjsip show endpoints", parse_endpoints).await
+}
+
+/// The same of a few numbers, not checked for lost lines: one that is missing may be there.
+///
+/// # Errors
+/// [`ControlError`].
+pub async fn endpoints_of(
+    control: &Control,
+    numbers: &BTreeSet<ExtensionNumber>,
+) -> Result<BTreeMap<ExtensionNumber, Links>, ControlError> {
+    let commands: Vec<_> = numbers.iter().map(|number| format!("pjsip show endpoint {number}")).collect();
+    Ok(parse_links(&control.ask_all(&commands).await?).1)
 }
 
 /// Asks for everything beside the `expected` numbers, as far as a command has room to say so: Asterisk lists a thousand much
@@ -358,24 +380,36 @@ fn own_number(column: &str) -> Option<ExtensionNumber> {
 }
 
 fn parse_endpoints(text: &str) -> Option<BTreeMap<ExtensionNumber, Links>> {
+    let (rows, endpoints) = parse_links(text);
+    whole(text, rows)?;
+    Some(endpoints)
+}
+
+/// How many endpoints there are, and what belongs to each of ours.
+fn parse_links(text: &str) -> (usize, BTreeMap<ExtensionNumber, Links>) {
     let mut endpoints = BTreeMap::new();
     let (mut rows, mut current) = (0, None);
+    let (mut auths, mut aors) = (0, 0);
     // The header explains each kind of row with one of `<…>`.
     for line in lines(text).filter(|line| !line.contains("  <")) {
         if let Some(column) = line.strip_prefix(" Endpoint:  ") {
             rows += 1;
             current = own_number(column);
+            (auths, aors) = (0, 0);
             endpoints.extend(current.map(|number| (number, Links::default())));
         } else if let Some(links) = current.and_then(|number| endpoints.get_mut(&number)) {
             if let Some(column) = line.strip_prefix("     InAuth:  ") {
-                links.auth = own_number(column) == current;
+                auths += 1;
+                links.auth = auths == 1 && own_number(column) == current;
             } else if let Some(column) = line.strip_prefix("        Aor:  ") {
-                links.aor = own_number(column) == current;
+                aors += 1;
+                links.aor = aors == 1 && own_number(column) == current;
+            } else if line.starts_with("      Contact:  ") {
+                links.contact = true;
             }
         }
     }
-    whole(text, rows)?;
-    Some(endpoints)
+    (rows, endpoints)
 }
 
 /// Our number in a column that shows an auth's name and its user's, whoever that is.
@@ -479,7 +513,20 @@ mod tests {
         assert!(endpoints.values().all(|links| links.auth && links.aor), "{endpoints:?}");
         let foreign = recorded!("endpoints").replace("InAuth:  1000/1000", "InAuth:  alice/bob");
         let links = parse_endpoints(&foreign).expect("a whole listing")[&number(1000)];
-        assert_eq!((links.auth, links.aor), (false, true));
+        assert_eq!((links.auth, links.aor, links.contact), (false, true, true));
+        for (own, second) in
+            [("     InAuth:  1000/1000", "     InAuth:  alice/bob"), ("        Aor:  1000 ", "        Aor:  alice ")]
+        {
+            for both in [[own, second], [second, own]] {
+                let links = parse_endpoints(&recorded!("endpoints").replace(own, &both.join("\n")));
+                let links = links.expect("a whole listing")[&number(1000)];
+                assert!(links.auth != links.aor, "{both:?}: {links:?}");
+            }
+        }
+        let all = Links { auth: true, aor: true, contact: true };
+        assert_eq!(parse_links(recorded!("endpoint")), (1, BTreeMap::from([(number(1000), all)])));
+        let unregistered = recorded!("endpoints").replace("      Contact:  1000/", "");
+        assert!(!parse_endpoints(&unregistered).expect("a whole listing")[&number(1000)].contact);
         let lost = recorded!("endpoints").replace("     InAuth:  1000/1000\n", "");
         assert!(!parse_endpoints(&lost).expect("endpoints")[&number(1000)].auth, "a lost line proves nothing");
         assert_eq!(parse_endpoints(recorded!("no-endpoints")), Some(BTreeMap::new()));

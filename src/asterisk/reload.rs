@@ -39,7 +39,7 @@ impl Reload {
                 "pjsip reload",
                 "module reload res_pjsip.so res_pjsip_authenticator_digest.so res_pjsip_endpoint_identifier_ip.so res_pjsip_mwi.so res_pjsip_notify.so res_pjsip_outbound_publish.so res_pjsip_publish_asterisk.so res_pjsip_outbound_registration.so",
             ],
-            Self::Dialplan => &["dialplan reload", "module reload pbx_config.so"],
+            Self::Dialplan => &["dialplan reload"],
         }
     }
 }

@@ -70,6 +70,7 @@ fn are_what_asterisk_prints() {
         &asterisk,
         &[
             ("endpoints", "pjsip show endpoints"),
+            ("endpoint", "pjsip show endpoint 1000"),
             ("auths", "pjsip list auths like ^(1...|alice)$"),
             ("aors", "pjsip show aors"),
             ("transports", "pjsip show transports"),

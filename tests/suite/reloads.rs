@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, sleep};
 
-use crate::fixtures::{SetWhenDropped, account, failed_apply, host, id, try_apply};
+use crate::fixtures::{SetWhenDropped, account, evicted, failed_apply, host, id, try_apply};
 use crate::support::lab::{self, Folder, User, install_program, make_dir};
 use crate::support::portal::Settings;
 use crate::support::process::Signal;
@@ -168,18 +168,19 @@ fn a_reload_that_hangs_is_killed_with_all_its_processes() {
     portal.apply("suite");
 }
 
-/// What holds up `pjsip reload` before it begins, as long as there is a file `before`, and after Asterisk said that it is done, as
-/// long as there is `after`.
+/// What holds up `pjsip reload` before it begins, as long as there is a file `before`, and whatever Asterisk printed for it, as long
+/// as there is `after`.
 const HELD: &str = "\
 [ \"$2\" = 'pjsip reload' ] || exec $asterisk \"$@\"
 touch \"$here/begun\"
 while test -e \"$here/before\"; do sleep 0.02; done
-$asterisk \"$@\"
+$asterisk \"$@\" > \"$here/printed\"
 while test -e \"$here/after\"; do sleep 0.02; done
+cat \"$here/printed\"
 ";
 
 #[test]
-fn the_routing_waits_for_new_endpoints_only_where_a_number_changes_hands_and_only_until_they_are_read() {
+fn the_routing_waits_only_where_a_number_changes_hands_and_only_while_an_old_phone_could_ring() {
     let (asterisk, folder) = (Asterisk::start(), Folder::new("script"));
     let program = script(&asterisk, &folder, HELD);
     let portal = Portal::start(&Settings::of(&asterisk).with("ASTERISK_BIN", program.display()));
@@ -208,22 +209,38 @@ fn the_routing_waits_for_new_endpoints_only_where_a_number_changes_hands_and_onl
         applying.join().expect("an answer");
     });
 
-    hold();
-    portal.delete_user(id(&former));
-    let owner = portal.create_user("Owner", "owner@example.com");
-    assert_eq!(account(&owner).0, number, "it changes hands");
-    thread::scope(|scope| {
-        let applying = scope.spawn(|| portal.apply("suite"));
-        wait_until(secs(20), "the endpoints' reload begins", || begun.exists());
-        sleep(secs(1));
-        assert!(routed(&number, "Hangup(1)"), "quarantine goes on until the new secret is in force");
-        release(&before);
-        wait_until(secs(20), "it ends as soon as it is", || routed(&number, &dial(&number)));
-        assert!(asterisk.rx(&format!("pjsip show auth {number}")).contains(&account(&owner).1));
-        assert!(!applying.is_finished(), "the command of the reload has not ended");
-        release(&after);
-        applying.join().expect("an answer");
-    });
+    let mut owner = former;
+    for an_old_phone_is_back in [false, true] {
+        hold();
+        portal.delete_user(id(&owner));
+        owner = portal.create_user("Owner", &format!("{an_old_phone_is_back}@example.com"));
+        assert_eq!(account(&owner).0, number, "it changes hands");
+        thread::scope(|scope| {
+            let applying = scope.spawn(|| portal.apply("suite"));
+            wait_until(secs(20), "the endpoints' reload begins", || begun.exists());
+            sleep(secs(1));
+            assert!(routed(&number, "Hangup(1)"), "quarantine goes on until the new secret is in force");
+            if an_old_phone_is_back {
+                let key = format!("registrar/contact {number};@{}", "0123456789abcdef".repeat(2));
+                let contact = r#"{\"uri\":\"sip:old@127.0.0.1:9\",\"expiration_time\":\"4102444800\"}"#;
+                asterisk.rx(&format!(r#"database put {key} "{contact}""#));
+            }
+            release(&before);
+            let in_force = || asterisk.rx(&format!("pjsip show auth {number}")).contains(&account(&owner).1);
+            wait_until(secs(20), "the new secret is in force", in_force);
+            if an_old_phone_is_back {
+                sleep(secs(1));
+                assert!(routed(&number, "Hangup(1)"), "quarantine goes on until the endpoints are read");
+            } else {
+                wait_until(secs(20), "quarantine ends", || routed(&number, &dial(&number)));
+            }
+            assert!(!applying.is_finished(), "the command of the reload has not ended");
+            release(&after);
+            let applied = applying.join().expect("an answer");
+            assert_eq!(evicted(&applied), vec![number.clone(); usize::from(an_old_phone_is_back)]);
+            assert!(routed(&number, &dial(&number)));
+        });
+    }
 }
 
 #[test]
