@@ -11,8 +11,8 @@
 //! 6. **Quarantine**, if numbers change hands: the routing says 404 for them, is reloaded and seen to; then their old
 //!    registrations are evicted. Until step 8 a call to them gets 404, whatever crashes or restarts.
 //! 7. **Endpoints**: rename, `pjsip reload`. Once the new secrets are in force, and whoever was let in just before is listed, see
-//!    whether all are, and evict again. They come long before the endpoints and AORs: where one of those has anything but its own (an
-//!    auth, an AOR, a contact), this waits until Asterisk says that all are read. Once the reload has ended, evict whoever is
+//!    whether all are, and evict again. They come long before the endpoints and AORs: unless each of those has its own auth and AOR,
+//!    and no other and no contact, this waits until Asterisk says that all are read. Once the reload has ended, evict whoever is
 //!    registered as a number without a user.
 //! 8. **Routing**: rename, `dialplan reload`. A number whose new secret is not in force by now stays in quarantine: its old phone
 //!    could still register. If no number changes hands, nobody's phone could be reached as another's: then the routing waits for
@@ -37,6 +37,7 @@ pub use lock::{HostLock, LockError};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::future::pending;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -437,8 +438,8 @@ impl Applier {
         Ok(())
     }
 
-    /// Waits, from the start of the endpoints' reload, until no old phone of the `changing` numbers can register or be called, and
-    /// whoever just was let in is listed.
+    /// Waits, from the start of the endpoints' reload, until no old phone of the `changing` numbers can register or be called, if
+    /// Asterisk takes the new secrets at all, and whoever just was let in is listed.
     async fn exchanged(
         &self,
         users: &[User],
@@ -448,7 +449,11 @@ impl Applier {
         let control = &self.host.control;
         let new_secrets = async {
             let (_, mut still_old) = look_at_secrets(control, users, changing).await?;
-            // Asterisk exchanges all at once.
+            if still_old != *changing {
+                // Of an earlier reload, and another that still runs may undo it: only this one's end tells.
+                pending::<()>().await;
+            }
+            // A reload exchanges all at once.
             while let Some(one) = still_old.pop_first() {
                 sleep(NEXT_LOOK).await;
                 (_, still_old) = look_at_secrets(control, users, &[one].into()).await?;
@@ -459,15 +464,16 @@ impl Applier {
             seen = new_secrets => seen?,
             read = endpoints_read.wait_for(|read| *read) => drop(read.map_err(|_| StepError::Unread)?),
         }
-        let own_only = async {
-            if !proof::have_their_own_only(control, changing).await? {
+        let exchanged = async {
+            let (_, still_old) = look_at_secrets(control, users, changing).await?;
+            if !still_old.is_empty() || !proof::have_their_own_only(control, changing).await? {
                 endpoints_read.wait_for(|read| *read).await.map_err(|_| StepError::Unread)?;
                 sleep(LISTED_WITHIN).await;
             }
             Ok::<_, StepError>(())
         };
-        let (own_only, ()) = join!(own_only, sleep(LISTED_WITHIN));
-        own_only
+        let (exchanged, ()) = join!(exchanged, sleep(LISTED_WITHIN));
+        exchanged
     }
 
     /// Step 7 for the numbers that change hands, once they are exchanged. Gives their secrets in force, and the numbers whose secret

@@ -114,7 +114,7 @@ pub(super) async fn not_quarantined(
     Ok(left)
 }
 
-/// Whether each endpoint of `changing` that is in force uses the auth and the AOR of its own name only, and has no contact.
+/// Whether each of `changing` has an endpoint in force that uses the auth and the AOR of its own name only, and has no contact.
 pub(super) async fn have_their_own_only(
     control: &Control,
     changing: &BTreeSet<ExtensionNumber>,

@@ -1,8 +1,8 @@
 //! What Asterisk serves, asked over its control socket: the objects of the numbers 1000 to 1999, their values, the
 //! dialplan, and the modules that all of it needs.
 //!
-//! - A listing counts only if it has as many rows as its trailer says ([`Control::listing`]); [`dialplan_of`] and [`endpoints_of`]
-//!   alone are believed only where they show what was looked for.
+//! - A listing counts only if it has as many rows as its trailer says ([`Control::listing`]). [`dialplan_of`] and [`endpoints_of`] have
+//!   none, and are believed only where they show what was looked for. Lines below an endpoint are not counted.
 //! - A secret is what `pjsip show auth` says, half of a thousand on each of two connections; only who may rule Asterisk can read it
 //!   there. It goes nowhere else: no error tells such an answer.
 //! - Caller IDs are compared by digest, a dozen with one command: `MD5(=${PJSIP_ENDPOINT(…)}:${PJSIP_ENDPOINT(…)}:…)` with
