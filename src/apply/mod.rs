@@ -348,8 +348,7 @@ impl Applier {
             let mut routing = routing;
             if !changing.is_empty() {
                 let still_old;
-                self.exchanged(&users, &changing, endpoints_read.clone()).await?;
-                (secrets, still_old) = self.hand_over(&users, &changing, evicted).await?;
+                (secrets, still_old) = self.hand_over(&users, &changing, endpoints_read.clone(), evicted).await?;
                 if !still_old.is_empty() {
                     drop(routing);
                     let without = render::routing(&numbers, &still_old);
@@ -439,18 +438,18 @@ impl Applier {
     }
 
     /// Waits, from the start of the endpoints' reload, until no old phone of the `changing` numbers can register or be called, if
-    /// Asterisk takes the new secrets at all, and whoever just was let in is listed.
+    /// Asterisk takes the new secrets at all, and whoever just was let in is listed. Gives what [`look_at_secrets`] saw then.
     async fn exchanged(
         &self,
         users: &[User],
         changing: &BTreeSet<ExtensionNumber>,
         mut endpoints_read: watch::Receiver<bool>,
-    ) -> Result<(), StepError> {
+    ) -> Result<Secrets, StepError> {
         let control = &self.host.control;
         let new_secrets = async {
             let (_, mut still_old) = look_at_secrets(control, users, changing).await?;
             if still_old != *changing {
-                // Of an earlier reload, and another that still runs may undo it: only this one's end tells.
+                // A new one came with an earlier reload, and another that still runs may undo it: only this one's end tells.
                 pending::<()>().await;
             }
             // A reload exchanges all at once.
@@ -465,29 +464,30 @@ impl Applier {
             read = endpoints_read.wait_for(|read| *read) => drop(read.map_err(|_| StepError::Unread)?),
         }
         let exchanged = async {
-            let (_, still_old) = look_at_secrets(control, users, changing).await?;
-            if !still_old.is_empty() || !proof::have_their_own_only(control, changing).await? {
-                endpoints_read.wait_for(|read| *read).await.map_err(|_| StepError::Unread)?;
-                sleep(LISTED_WITHIN).await;
+            let (secrets, still_old) = look_at_secrets(control, users, changing).await?;
+            if still_old.is_empty() && proof::have_their_own_only(control, changing).await? {
+                return Ok((secrets, still_old));
             }
-            Ok::<_, StepError>(())
+            endpoints_read.wait_for(|read| *read).await.map_err(|_| StepError::Unread)?;
+            sleep(LISTED_WITHIN).await;
+            Ok::<_, StepError>(look_at_secrets(control, users, changing).await?)
         };
         let (exchanged, ()) = join!(exchanged, sleep(LISTED_WITHIN));
         exchanged
     }
 
-    /// Step 7 for the numbers that change hands, once they are exchanged. Gives their secrets in force, and the numbers whose secret
-    /// in force is not the new one.
+    /// Step 7 for the numbers that change hands, from the start of the endpoints' reload. Gives their secrets in force, and the
+    /// numbers whose secret in force is not the new one.
     async fn hand_over(
         &self,
         users: &[User],
         changing: &BTreeSet<ExtensionNumber>,
+        endpoints_read: watch::Receiver<bool>,
         evicted: &mut Vec<Registration>,
-    ) -> Result<(BTreeMap<ExtensionNumber, String>, BTreeSet<ExtensionNumber>), StepError> {
-        let control = &self.host.control;
-        // Read before the eviction: once the new secret is seen in force, no old phone can register any more.
-        let (secrets, still_old) = look_at_secrets(control, users, changing).await?;
-        let eviction = registrations::evict(control, ATTEMPTS, |number| changing.contains(&number)).await?;
+    ) -> Result<Secrets, StepError> {
+        // Before the eviction: once the new secret is seen in force, no old phone can register any more.
+        let (secrets, still_old) = self.exchanged(users, changing, endpoints_read).await?;
+        let eviction = registrations::evict(&self.host.control, ATTEMPTS, |number| changing.contains(&number)).await?;
         note(evicted, eviction.evicted);
         // A phone whose old secret is in force still may come back; it is kept at 404, and the proof tells why.
         registrations::none_kept(&eviction.kept - &still_old)?;
@@ -539,12 +539,15 @@ impl Steps {
     }
 }
 
-/// The secrets in force of `numbers`, and the numbers whose secret in force is not that of `users`.
+/// Secrets in force, and the numbers whose secret in force is not the new one.
+type Secrets = (BTreeMap<ExtensionNumber, String>, BTreeSet<ExtensionNumber>);
+
+/// Looks at the secrets in force of `numbers`, beside those of `users`.
 async fn look_at_secrets(
     control: &Control,
     users: &[User],
     numbers: &BTreeSet<ExtensionNumber>,
-) -> Result<(BTreeMap<ExtensionNumber, String>, BTreeSet<ExtensionNumber>), ControlError> {
+) -> Result<Secrets, ControlError> {
     let secrets = in_force::secrets(control, numbers.iter().copied()).await?;
     let theirs = users.iter().filter(|user| numbers.contains(&user.extension.number));
     let others = in_force::other_secrets(theirs, &secrets);

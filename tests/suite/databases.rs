@@ -1,9 +1,9 @@
-//! PostgreSQL and SQLite: migrations over rows, and TLS.
+//! PostgreSQL and SQLite: migrations over rows, growth, and TLS.
 
 use crate::fixtures::{psql, sqlite_file, without_asterisk};
 use crate::support::portal::run;
 use crate::support::postgres::Options;
-use crate::support::{Portal, Postgres};
+use crate::support::{Portal, Postgres, secs, wait_until};
 
 #[test]
 fn migrations_run_twice_and_from_two_processes_at_once_and_keep_rows() {
@@ -64,6 +64,35 @@ fn a_schema_of_a_newer_release_is_used_and_of_a_newer_major_version_refused() {
             assert!(refused.status.code() == Some(1) && stderr.contains("major version 2"), "{stderr}");
         }
     }
+}
+
+#[test]
+fn postgres_does_not_list_a_thousand_by_the_plan_for_one() {
+    let url = Postgres::database();
+    let portal = Portal::start(&without_asterisk().with("DATABASE_URL", &url));
+    portal.create_user("Alice", "alice@example.com");
+    for table in ["users", "extensions"] {
+        psql(&url, &format!("ALTER TABLE {table} SET (autovacuum_enabled = false)"));
+        psql(&url, &format!("ANALYZE {table}"));
+    }
+    // Planned for one.
+    portal.users();
+    psql(
+        &url,
+        "WITH more AS (INSERT INTO users SELECT gen_random_uuid(), tenant_id, name, n || email, created_at FROM users, generate_series(1001, 1999) AS n RETURNING id) \
+         INSERT INTO extensions SELECT gen_random_uuid(), 1000 + row_number() OVER (), more.id, secret, created_at FROM more, extensions",
+    );
+    let read = || {
+        let rows =
+            psql(&url, "SELECT sum(seq_tup_read) FROM pg_stat_user_tables WHERE relname IN ('users', 'extensions')");
+        rows.parse::<usize>().expect("a count")
+    };
+    let before = read();
+    assert_eq!(portal.users().len(), 1000);
+    // Counted when its connection ends.
+    drop(portal);
+    wait_until(secs(20), "what was read is counted", || read() >= before + 1000);
+    assert!(read() < before + 100_000, "each user is looked for among all");
 }
 
 #[test]
