@@ -241,6 +241,21 @@ fn the_routing_waits_only_where_a_number_changes_hands_and_only_while_an_old_pho
             assert!(routed(&number, &dial(&number)));
         });
     }
+
+    // An earlier apply, interrupted in quarantine: the secret in force is new before any reload.
+    hold();
+    let routing = fs::read_to_string(asterisk.routing_file()).expect("the routing");
+    fs::write(asterisk.routing_file(), routing.replace(&dial(&number), "Hangup(1)")).expect("write the quarantine");
+    thread::scope(|scope| {
+        let applying = scope.spawn(|| portal.apply("suite"));
+        wait_until(secs(20), "the endpoints' reload begins", || begun.exists());
+        release(&before);
+        sleep(secs(1));
+        assert!(routed(&number, "Hangup(1)"), "quarantine goes on until this reload has read the endpoints");
+        release(&after);
+        applying.join().expect("an answer");
+        assert!(routed(&number, &dial(&number)));
+    });
 }
 
 #[test]
