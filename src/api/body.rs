@@ -8,9 +8,11 @@ use axum::body::HttpBody as _;
 use axum::extract::{FromRequest, Request};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value};
+use tokio::time::timeout;
 
 use super::MAX_BODY_BYTES;
 use super::error::{ApiError, FieldError};
+use super::server::BODY_PATIENCE;
 use crate::domain::Invalid;
 
 /// The fields of a JSON object that was sent; each is taken once, and what is left over is refused.
@@ -27,7 +29,8 @@ impl<S: Send + Sync> FromRequest<S> for Fields {
         if request.body().size_hint().lower() > MAX_BODY_BYTES as u64 {
             return Err(ApiError::PayloadTooLarge);
         }
-        let Json(fields) = Json::from_request(request, state).await?;
+        let late = |_| ApiError::body_not_whole();
+        let Json(fields) = timeout(BODY_PATIENCE, Json::from_request(request, state)).await.map_err(late)??;
         Ok(fields)
     }
 }

@@ -228,6 +228,12 @@ impl ApiError {
         }
     }
 
+    /// A body that ends too early, or comes too late.
+    pub fn body_not_whole() -> Self {
+        let seconds = BODY_PATIENCE.as_secs();
+        Self::Validation(vec![FieldError::new("body", format!("must arrive whole, within {seconds} seconds"))])
+    }
+
     /// A failure of the database while `what` was being written (`None` for a read), logged here.
     pub fn storage(failure: &StorageError, what: Option<&'static str>) -> Self {
         match failure {
@@ -274,10 +280,7 @@ impl From<JsonRejection> for ApiError {
         match (rejection.status(), &rejection) {
             (StatusCode::PAYLOAD_TOO_LARGE, _) => Self::PayloadTooLarge,
             (StatusCode::UNSUPPORTED_MEDIA_TYPE, _) => Self::UnsupportedMediaType,
-            (_, JsonRejection::BytesRejection(_)) => {
-                let seconds = BODY_PATIENCE.as_secs();
-                Self::Validation(vec![FieldError::new("body", format!("must arrive whole, within {seconds} seconds"))])
-            }
+            (_, JsonRejection::BytesRejection(_)) => Self::body_not_whole(),
             _ => {
                 let why =
                     std::error::Error::source(&rejection).map_or_else(|| rejection.body_text(), ToString::to_string);

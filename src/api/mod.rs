@@ -24,7 +24,6 @@ use axum::response::{IntoResponse as _, Response};
 use axum::{Router, http};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::set_header::SetResponseHeaderLayer;
-use tower_http::timeout::RequestBodyDeadlineLayer;
 use utoipa::{OpenApi as _, openapi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -80,7 +79,6 @@ pub fn layered(routes: Router, guard: Guard) -> Router {
         .fallback(async || ApiError::NotFound)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
-        .layer(RequestBodyDeadlineLayer::new(server::BODY_PATIENCE))
         .layer(middleware::from_fn_with_state(guard, guard::check))
         .layer(CatchPanicLayer::custom(panicked))
         // Answers hold secrets, and are what they say they are.

@@ -19,7 +19,7 @@
 //! lengths, and where there are chunks and a length it takes the chunks and ends the connection after the answer.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -34,8 +34,8 @@ use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use rustix::process::{Resource, getrlimit};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::timeout;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -91,15 +91,17 @@ async fn converse(
     _place: OwnedSemaphorePermit,
     room: Arc<Semaphore>,
 ) {
-    let (answering, progress) = watch::channel(false);
+    // Until when the client is waited for: not at all while it is answered.
+    let waited_until = Mutex::new(Some(Instant::now() + HEAD_PATIENCE));
+    let wait_until = |time| *waited_until.lock().unwrap_or_else(PoisonError::into_inner) = time;
     let router = TowerToHyperService::new(router);
     let service = service_fn(async |request: Request<Incoming>| {
-        answering.send_replace(true);
+        wait_until(None);
         let mut answer = router.call(request).await?;
         if room.available_permits() == 0 {
             answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        answering.send_replace(false);
+        wait_until(Some(Instant::now() + ANSWER_PATIENCE));
         Ok::<_, Infallible>(answer)
     });
     let mut http = http1::Builder::new();
@@ -110,20 +112,17 @@ async fn converse(
         ended = connection => if let Err(error) = ended {
             debug!(%error, "a connection broke off");
         },
-        () = no_progress(progress) => debug!("a client was too slow"),
+        () = no_progress(&waited_until) => debug!("a client was too slow"),
     }
 }
 
-/// Ends when the client is waited for longer than it may take.
-async fn no_progress(mut answering: watch::Receiver<bool>) {
-    let mut patience = HEAD_PATIENCE;
+/// Ends when the client is waited for longer than it may take. It looks when that may be, so that a request wakes nobody.
+async fn no_progress(waited_until: &Mutex<Option<Instant>>) {
     loop {
-        let is_answering = *answering.borrow_and_update();
-        let changed = answering.changed();
-        let bound = if is_answering { Duration::MAX } else { patience };
-        if timeout(bound, changed).await.is_err() {
+        let (now, until) = (Instant::now(), *waited_until.lock().unwrap_or_else(PoisonError::into_inner));
+        if until.is_some_and(|until| until <= now) {
             return;
         }
-        patience = ANSWER_PATIENCE;
+        sleep_until(until.unwrap_or(now + ANSWER_PATIENCE)).await;
     }
 }
