@@ -101,10 +101,10 @@ fn token_rule(settings: &Settings, secrets: &Secrets) -> Probed {
 
 async fn database(url: &DatabaseUrl, storage: &Storage) -> Probed {
     let to_make = "start the service, or run pbx-portal migrate";
-    if let DatabaseUrl::Sqlite(options) = url
-        && !options.get_filename().exists()
+    if let DatabaseUrl::Sqlite(file) = url
+        && !file.exists()
     {
-        return Err(Trouble::Warning(format!("there is no {} yet; {to_make}", options.get_filename().display())));
+        return Err(Trouble::Warning(format!("there is no {} yet; {to_make}", file.display())));
     }
     let (server, schema) = storage.versions().await.map_err(|error| {
         Trouble::Failure(format!("it can't be used: {error}; look at DATABASE_URL, and whether it runs"))

@@ -4,13 +4,14 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 use std::str::FromStr as _;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use percent_encoding::percent_decode_str;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::sqlite::SqliteConnectOptions;
 
 use crate::domain::Name;
 
@@ -174,9 +175,7 @@ impl Secrets {
         };
         let database = match variable("DATABASE_URL")? {
             Some(url) => DatabaseUrl::parse(&url)?,
-            None => {
-                DatabaseUrl::Sqlite(Box::new(SqliteConnectOptions::new().filename(settings.data_dir.join("portal.db"))))
-            }
+            None => DatabaseUrl::Sqlite(settings.data_dir.join("portal.db")),
         };
         Ok(Self { database, api_token: variable("PORTAL_API_TOKEN")?.map(ApiToken::parse).transpose()? })
     }
@@ -225,8 +224,8 @@ impl fmt::Debug for ApiToken {
 pub enum DatabaseUrl {
     /// `postgres://…`.
     Postgres(Box<PgConnectOptions>),
-    /// `sqlite://…`.
-    Sqlite(Box<SqliteConnectOptions>),
+    /// `sqlite://…`: the file.
+    Sqlite(PathBuf),
 }
 
 /// The parameters of a `postgres://` URL that are understood: a misspelt `sslmode` must not go unnoticed.
@@ -257,13 +256,13 @@ impl fmt::Display for DatabaseUrl {
                 let database = options.get_database().unwrap_or_else(|| options.get_username());
                 write!(f, "postgres://{}@{host}:{}/{database}", options.get_username(), options.get_port())
             }
-            Self::Sqlite(options) => write!(f, "sqlite://{}", options.get_filename().display()),
+            Self::Sqlite(file) => write!(f, "sqlite://{}", file.display()),
         }
     }
 }
 
 impl DatabaseUrl {
-    /// Takes `postgres://…` or `sqlite://…`.
+    /// Takes `postgres://…`, or `sqlite://` and a path, percent-encoded.
     ///
     /// # Errors
     /// [`SettingError`], without the URL: it holds a password.
@@ -290,14 +289,16 @@ impl DatabaseUrl {
                 },
             )
         } else if let Some(path) = url.strip_prefix("sqlite://") {
-            if path.is_empty() || path.starts_with(':') || path.contains("mode=memory") {
+            let (path, query) = path.split_once('?').unwrap_or((path, ""));
+            // That the file is made goes without saying here.
+            if !["", "mode=rwc"].contains(&query) {
+                return Err(invalid(&"a sqlite:// URL takes no parameters but mode=rwc"));
+            }
+            if path.is_empty() || path.starts_with(':') {
                 return Err(invalid(&"a sqlite:// URL names a file, as in sqlite:///var/lib/pbx-portal/portal.db"));
             }
-            let options = SqliteConnectOptions::from_str(url);
-            options.map(|options| Self::Sqlite(Box::new(options))).map_err(|error| match error {
-                sqlx::Error::Configuration(why) => invalid(&why),
-                _ => invalid(&"it takes the form sqlite:///path/to/file"),
-            })
+            let path = percent_decode_str(path).collect::<Vec<_>>();
+            Ok(Self::Sqlite(PathBuf::from(OsString::from_vec(path))))
         } else {
             Err(invalid(&"it must begin with postgres:// or sqlite://"))
         }

@@ -71,15 +71,16 @@ fn main() -> ExitCode {
             }
         };
     start_log(&settings);
-    let runtime = match tokio::runtime::Runtime::new() {
+    // One thread: what blocks, applies and SQLite, has threads of its own, and waking another costs more than the rest takes.
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return fail(&format!("no threads can be started: {error}")),
-    };
-    let storage = {
-        let _runtime = runtime.enter();
-        Storage::new(&secrets.database)
+        Err(error) => return fail(&format!("no event loop can be started: {error}")),
     };
     runtime.block_on(async {
+        let storage = match Storage::new(&secrets.database) {
+            Ok(storage) => storage,
+            Err(error) => return fail(&format!("no threads can be started: {error}")),
+        };
         if let Task::Check { json } = task {
             return report(&check(&settings, &secrets, &storage).await, json);
         }

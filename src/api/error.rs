@@ -229,7 +229,7 @@ impl ApiError {
     }
 
     /// A body that ends too early, or comes too late.
-    pub fn body_not_whole() -> Self {
+    pub(super) fn body_not_whole() -> Self {
         let seconds = BODY_PATIENCE.as_secs();
         Self::Validation(vec![FieldError::new("body", format!("must arrive whole, within {seconds} seconds"))])
     }

@@ -1,12 +1,11 @@
-//! Users, extensions and the audit log, in PostgreSQL or SQLite. The SQL stands once, in `queries.rs`; the two backends
-//! are how to connect, to begin a write, to queue creates, to list users, and to tell a conflict.
+//! Users, extensions and the audit log, in PostgreSQL or SQLite. Nearly all SQL stands once, in `queries.rs`; the two backends
+//! are how to ask it: PostgreSQL in tasks, over connections from a pool; SQLite on two threads, because a call of it blocks.
 //!
 //! - **Allocation.** A create begins by taking the one lock that creates queue on: the tenant's row on PostgreSQL, the
 //!   write lock on SQLite. What it then sees is final, so the lowest free number is free, and nobody collides.
 //!   On SQLite, all creates of a process that wait by then share one transaction; who is refused in it leaves nothing.
-//! - **Bounds.** Every call ends within [`DEADLINE`], whatever the database does. A connection on which a call did not end
-//!   cleanly is thrown away, so none goes back to the pool inside a transaction. Each call is a task of its own: a client that
-//!   hangs up does not cut it off.
+//! - **Bounds.** Every call but a migration is answered within [`DEADLINE`], whatever the database does. A connection on which a call did not end
+//!   cleanly is thrown away, so none is used again inside a transaction. A client that hangs up does not cut off a call.
 //! - **Schema.** Migrations run at start, serialised among processes. Their numbers' thousands are the schema's major
 //!   version; within one they only add, and a binary runs on any newer schema of its own major version.
 
@@ -16,6 +15,7 @@ mod sqlite;
 
 pub use queries::LOOK_AND_TRY_AGAIN;
 
+use std::io;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -111,13 +111,12 @@ impl AuditEntry {
 }
 
 /// A user's row with its extension's: id, tenant's id, name, e-mail address, time of creation, number, secret.
-type UserRow<Time> = (Uuid, Uuid, String, String, Time, i32, String);
+type UserRow = (Uuid, Uuid, String, String, OffsetDateTime, i32, String);
 
 /// A row that the service can't have written is an error that names it.
-fn parse_user<Time: Into<OffsetDateTime>>(row: UserRow<Time>) -> Result<User, sqlx::Error> {
+fn parse_user(row: UserRow) -> Result<User, String> {
     let (id, tenant_id, name, email, created_at, number, secret) = row;
-    let invalid =
-        |column: &str, rule| sqlx::Error::Decode(format!("{column} of user {id} {rule}: it was edited by hand").into());
+    let invalid = |column: &str, rule| format!("{column} of user {id} {rule}: it was edited by hand");
     Ok(User {
         id,
         tenant_id,
@@ -127,8 +126,16 @@ fn parse_user<Time: Into<OffsetDateTime>>(row: UserRow<Time>) -> Result<User, sq
             number: ExtensionNumber::try_from(i64::from(number)).map_err(|rule| invalid("extension", rule))?,
             secret: Secret::parse(&secret).map_err(|rule| invalid("secret", rule))?,
         },
-        created_at: created_at.into(),
+        created_at,
     })
+}
+
+/// Whether this program can work with a schema whose latest migration is `version`; `None` before the first.
+fn refuse_later(version: Option<i64>) -> Result<(), MigrationError> {
+    match version.unwrap_or_default() / 1000 {
+        major if major > SCHEMA_MAJOR_VERSION => Err(MigrationError::TooNew(major)),
+        _ => Ok(()),
+    }
 }
 
 macro_rules! on_either {
@@ -141,16 +148,19 @@ macro_rules! on_either {
 }
 
 impl Storage {
-    /// Gets ready to use the database; nothing is connected yet. Its connections belong to the runtime that this is called in.
+    /// Gets ready to use the database; nothing is connected yet. PostgreSQL's connections belong to the runtime that this is
+    /// called in, SQLite's to two threads that are started here.
+    ///
+    /// # Errors
+    /// No threads can be started.
     ///
     /// # Panics
-    /// Outside a runtime.
-    #[must_use]
-    pub fn new(url: &DatabaseUrl) -> Self {
-        match url {
+    /// PostgreSQL's outside a runtime.
+    pub fn new(url: &DatabaseUrl) -> io::Result<Self> {
+        Ok(match url {
             DatabaseUrl::Postgres(options) => Self::Postgres(postgres::Backend::new(options)),
-            DatabaseUrl::Sqlite(options) => Self::Sqlite(sqlite::Backend::new(options)),
-        }
+            DatabaseUrl::Sqlite(file) => Self::Sqlite(sqlite::Backend::new(file)?),
+        })
     }
 
     /// Makes or upgrades the tables.

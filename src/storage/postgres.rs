@@ -6,27 +6,21 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::error::DatabaseError;
-use sqlx::migrate::Migrator;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _, Pool, Postgres};
-use time::OffsetDateTime;
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
 
-use super::queries::{
-    self, Access, Failure, LOOK_AND_TRY_AGAIN, NewUser, Unavailable, insert_extension, insert_user, queries,
-};
+use super::queries::{self, Access, LOOK_AND_TRY_AGAIN, NewUser, Unavailable, insert_extension, insert_user};
 use super::{
-    AuditEntry, DEADLINE, DEFAULT_TENANT, MigrationError, SCHEMA_MAJOR_VERSION, State, StorageError, parse_user,
+    AuditEntry, DEADLINE, DEFAULT_TENANT, MigrationError, State, StorageError, UserRow, parse_user, refuse_later,
 };
 use crate::domain::{Email, ExtensionNumber, Name, Secret, User};
 
 type Connection = sqlx::PgConnection;
-type Id = Uuid;
 
 /// Enough to keep a database busy, with the one for reading; ten hosts stay well below a server's default of 100.
 const WRITERS: u32 = 7;
@@ -52,9 +46,7 @@ const SESSION: &str = "SET idle_in_transaction_session_timeout = '5s'; SET state
 const NAME_CONNECTION: &str =
     "SELECT set_config('portal.connection', md5(concat(random(), clock_timestamp(), pg_backend_pid())), false)";
 
-const USERS: &str = "\
-    SELECT users.id, users.tenant_id, users.name, users.email, users.created_at, extensions.number, extensions.secret \
-    FROM extensions JOIN users ON users.id = extensions.user_id ORDER BY extensions.number";
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 
 /// In one message, with the lock of the tenant's row. FOR NO KEY UPDATE: creates exclude one another, foreign keys to the tenant
 /// do not mind.
@@ -111,22 +103,6 @@ impl Backend {
         Ok(())
     }
 
-    /// A server that is another one, or gone, shows it by its answers.
-    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "on SQLite it looks at the file")]
-    fn check(&self) -> Result<(), Unavailable> {
-        Ok(())
-    }
-
-    #[expect(clippy::unused_self, reason = "on SQLite it names the file")]
-    fn explain(&self, error: &sqlx::Error) -> Unavailable {
-        Unavailable { reason: error.to_string(), advice: advice(error) }
-    }
-
-    #[expect(clippy::unused_self, reason = "on SQLite it names the file")]
-    fn no_answer(&self) -> Unavailable {
-        Unavailable { reason: "no answer in time".to_owned(), advice: NO_ANSWER }
-    }
-
     /// The pool only says that it took too long. One call at a time asks for itself: a slow database must not get a connection
     /// more for each call that waits.
     async fn why_no_connection(&self, deadline: Instant) -> Unavailable {
@@ -139,8 +115,8 @@ impl Backend {
                 reason: "all connections to it were busy".to_owned(),
                 advice: "The database is too slow, or somebody holds its locks: look at pg_stat_activity, then try again.",
             },
-            Ok(Err(error)) => self.explain(&error),
-            Err(_) => self.no_answer(),
+            Ok(Err(error)) => explain(&error),
+            Err(_) => no_answer(),
         }
     }
 
@@ -150,21 +126,164 @@ impl Backend {
             Box::pin(async move {
                 let new = NewUser::new(name, email, secret);
                 sqlx::raw_sql(BEGIN_CREATE).fetch_one(&mut *connection).await?;
-                let number = insert_by(INSERT_USER_AND_EXTENSION, connection, &new).await?;
+                let number = insert(connection, &new).await?;
                 Ok(new.with_number(number))
             })
         })
         .await
     }
 
-    async fn borrow(&self, access: Access, _deadline: Instant) -> sqlx::Result<Borrowed> {
+    pub(super) async fn users(&self) -> Result<Vec<User>, StorageError> {
+        self.call(Access::Read, |connection| Box::pin(async move { Ok(read_users(connection).await?) })).await
+    }
+
+    /// The state is asked for first: what was committed between the two shows as another state the next time.
+    pub(super) async fn users_unless(&self, known: State) -> Result<Option<(State, Vec<User>)>, StorageError> {
+        self.call(Access::Read, |connection| {
+            Box::pin(async move {
+                let state = State(sqlx::query_scalar(STATE).fetch_one(&mut *connection).await?);
+                if state == known { Ok(None) } else { Ok(Some((state, read_users(connection).await?))) }
+            })
+        })
+        .await
+    }
+
+    pub(super) async fn versions(&self) -> Result<(String, Option<i64>), StorageError> {
+        self.call(Access::Read, |connection| {
+            Box::pin(async move {
+                let server: String = sqlx::query_scalar(SERVER_VERSION).fetch_one(&mut *connection).await?;
+                let schema = match sqlx::query_scalar(queries::SCHEMA_VERSION).fetch_one(connection).await {
+                    // There is no such table before the first migration.
+                    Err(sqlx::Error::Database(_)) => None,
+                    version => version?,
+                };
+                Ok((server, schema))
+            })
+        })
+        .await
+    }
+
+    pub(super) async fn delete_user(&self, id: Uuid) -> Result<Option<ExtensionNumber>, StorageError> {
+        self.call(Access::Write, move |connection| {
+            Box::pin(async move {
+                connection.execute(BEGIN).await?;
+                let number: Option<i32> =
+                    sqlx::query_scalar(queries::DELETE_EXTENSION).bind(id).fetch_optional(&mut *connection).await?;
+                sqlx::query(queries::DELETE_USER).bind(id).execute(&mut *connection).await?;
+                Ok(number.and_then(|number| ExtensionNumber::try_from(i64::from(number)).ok()))
+            })
+        })
+        .await
+    }
+
+    pub(super) async fn begin_audit(&self, entry: AuditEntry) -> Result<(), StorageError> {
+        self.call(Access::Write, move |connection| {
+            Box::pin(async move {
+                connection.execute(BEGIN).await?;
+                Ok(insert_audit(connection, &entry).await?)
+            })
+        })
+        .await
+    }
+
+    /// The row may be gone, with a database that fell back to an earlier state: then it is written anew.
+    pub(super) async fn finish_audit(&self, entry: AuditEntry) -> Result<(), StorageError> {
+        self.call(Access::Write, move |connection| {
+            Box::pin(async move {
+                connection.execute(BEGIN).await?;
+                let updated = sqlx::query(queries::UPDATE_AUDIT)
+                    .bind(entry.id)
+                    .bind(entry.outcome())
+                    .bind(&entry.error_details)
+                    .bind(&entry.files_written)
+                    .bind(&entry.reload_results)
+                    .execute(&mut *connection)
+                    .await?;
+                if updated.rows_affected() == 0 {
+                    insert_audit(connection, &entry).await?;
+                }
+                Ok(())
+            })
+        })
+        .await
+    }
+
+    /// Does `work` on a connection, a write in a transaction that it begins, as a task of its own on the service's runtime (a
+    /// connection belongs to the one that made it), within the deadline.
+    ///
+    /// Transactions are begun and ended by plain statements: sqlx's own, cancelled while it begins, can go back to the pool open.
+    async fn call<T: Send + 'static>(
+        &self,
+        access: Access,
+        work: impl for<'c> FnOnce(&'c mut Connection) -> Work<'c, T> + Send + 'static,
+    ) -> Result<T, StorageError> {
+        let backend = self.clone();
+        let task = self.runtime.spawn(async move { backend.call_here(access, work).await });
+        task.await.unwrap_or_else(|panic| {
+            Err(Unavailable { reason: panic.to_string(), advice: LOOK_AND_TRY_AGAIN }.told(true))
+        })
+    }
+
+    /// Does `work` where it is called. The connection is used again only after a call that ended as it should, outside a
+    /// transaction. It is closed otherwise: a session that was opened while the database took no writes would never take any.
+    async fn call_here<T>(
+        &self,
+        access: Access,
+        work: impl for<'c> FnOnce(&'c mut Connection) -> Work<'c, T>,
+    ) -> Result<T, StorageError> {
+        let deadline = Instant::now() + DEADLINE;
         let pool = match access {
             Access::Read => &self.reader,
             Access::Write => &self.writers,
         };
-        pool.acquire().await.map(|connection| Borrowed(Some(connection)))
+        let mut borrowed = match pool.acquire().await {
+            Ok(connection) => Borrowed(Some(connection)),
+            Err(sqlx::Error::PoolTimedOut) => return Err(self.why_no_connection(deadline).await.told(false)),
+            Err(error) => return Err(explain(&error).told(false)),
+        };
+        let connection = borrowed.connection();
+        let mut committing = false;
+        let ended = timeout_at(deadline, async {
+            let done = work(connection).await?;
+            if let Access::Write = access {
+                committing = true;
+                connection.execute("COMMIT").await?;
+            }
+            Ok(done)
+        })
+        .await;
+        match ended {
+            Ok(Ok(done)) => {
+                borrowed.give_back();
+                Ok(done)
+            }
+            Ok(Err(Failure::Refused(refusal))) => {
+                if let Ok(Ok(_)) = timeout_at(deadline, connection.execute("ROLLBACK")).await {
+                    borrowed.give_back();
+                }
+                Err(refusal)
+            }
+            Ok(Err(Failure::Statement(error))) => Err(explain(&error).told(committing)),
+            Err(_) => Err(no_answer().told(committing)),
+        }
     }
 }
+
+/// Why a call did not succeed, before it is told to anybody.
+enum Failure {
+    /// A statement failed.
+    Statement(sqlx::Error),
+    /// The database can't take it; nothing of the call is kept.
+    Refused(StorageError),
+}
+
+impl From<sqlx::Error> for Failure {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Statement(error)
+    }
+}
+
+type Work<'c, T> = Pin<Box<dyn Future<Output = Result<T, Failure>> + Send + 'c>>;
 
 /// A connection that is closed, not given back to the pool, unless that is said: after a panic too.
 struct Borrowed(Option<PoolConnection<Postgres>>);
@@ -207,6 +326,14 @@ fn cannot_connect(error: &sqlx::Error, options: &PgConnectOptions) -> MigrationE
     }
 }
 
+fn explain(error: &sqlx::Error) -> Unavailable {
+    Unavailable { reason: error.to_string(), advice: advice(error) }
+}
+
+fn no_answer() -> Unavailable {
+    Unavailable { reason: "no answer in time".to_owned(), advice: NO_ANSWER }
+}
+
 const NO_ANSWER: &str = "Look whether its server runs and can be reached from this host, and in pg_stat_activity who holds its locks; then try again.";
 
 /// What to do about an error.
@@ -238,26 +365,58 @@ fn advice(error: &sqlx::Error) -> &'static str {
     }
 }
 
-async fn begin_write(connection: &mut Connection) -> sqlx::Result<()> {
-    connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED").await.map(|_| ())
+/// Inserts a new user, and gives their number.
+async fn insert(connection: &mut Connection, new: &NewUser) -> Result<ExtensionNumber, Failure> {
+    let insert = sqlx::query_scalar(INSERT_USER_AND_EXTENSION)
+        .bind(new.id)
+        .bind(DEFAULT_TENANT)
+        .bind(new.name.as_str())
+        .bind(new.email.as_str())
+        .bind(new.created_at)
+        .bind(Uuid::new_v4())
+        .bind(new.secret.reveal());
+    let number: Option<i32> = match insert.fetch_optional(connection).await {
+        Err(sqlx::Error::Database(refusal)) if refusal.constraint() == Some("users_email_key") => {
+            return Err(Failure::Refused(StorageError::EmailInUse));
+        }
+        inserted => inserted?,
+    };
+    let number = number.ok_or(Failure::Refused(StorageError::PoolExhausted))?;
+    Ok(ExtensionNumber::try_from(i64::from(number)).expect("the query stays within the pool"))
+}
+
+async fn insert_audit(connection: &mut Connection, entry: &AuditEntry) -> sqlx::Result<()> {
+    sqlx::query(queries::INSERT_AUDIT)
+        .bind(entry.id)
+        .bind(entry.triggered_at)
+        .bind(entry.triggered_by.as_str())
+        .bind(&entry.host)
+        .bind(entry.outcome())
+        .bind(&entry.error_details)
+        .bind(&entry.files_written)
+        .bind(&entry.reload_results)
+        .execute(connection)
+        .await
+        .map(|_| ())
 }
 
 /// By extension number.
 async fn read_users(connection: &mut Connection) -> sqlx::Result<Vec<User>> {
     // Planned anew each time: a plan for a few users is kept until PostgreSQL counts them again, and takes 40 ms for a thousand.
-    let users = sqlx::query_as(USERS).persistent(false).fetch_all(connection).await?;
-    users.into_iter().map(parse_user::<OffsetDateTime>).collect()
+    let users: Vec<UserRow> = sqlx::query_as(queries::USERS).persistent(false).fetch_all(connection).await?;
+    let users = users.into_iter().map(|row| parse_user(row).map_err(|why| sqlx::Error::Decode(why.into())));
+    users.collect()
 }
 
-fn violates_email(refusal: &dyn DatabaseError) -> bool {
-    refusal.constraint() == Some("users_email_key")
+/// Runs the migrations, and refuses a schema of a later major version.
+async fn run_migrations(connection: &mut Connection) -> Result<(), MigrationError> {
+    // None before the first migration: there is no such table.
+    let version = sqlx::query_scalar(queries::SCHEMA_VERSION).fetch_one(&mut *connection).await;
+    refuse_later(version.ok().flatten())?;
+    let mut migrator = sqlx::migrate!("migrations/postgres");
+    migrator.set_ignore_missing(true);
+    migrator.run_direct(None, connection, false).await.map_err(|error| MigrationError::Failed(error.to_string()))
 }
-
-fn migrations() -> Migrator {
-    sqlx::migrate!("migrations/postgres")
-}
-
-queries!();
 
 #[cfg(test)]
 mod tests {
@@ -267,7 +426,7 @@ mod tests {
     #[tokio::test]
     async fn the_password_is_not_shown_by_debug() {
         let url = DatabaseUrl::parse("postgres://portal:hunter2@localhost/portal").expect("a URL");
-        let shown = format!("{:?}", Storage::new(&url));
+        let shown = format!("{:?}", Storage::new(&url).expect("nothing is connected yet"));
         assert!(shown.contains("Postgres") && !shown.contains("hunter2"), "{shown}");
     }
 }

@@ -1,54 +1,39 @@
-//! SQLite: creates queue on the write lock. Within this process writes share one connection, so that they queue in turn, and a
-//! create's turn creates all users who wait by then; other processes are met by trying again every millisecond, which starves
-//! nobody as SQLite's own growing pauses would.
+//! SQLite. A call of it blocks, so two threads make them, one for reading and one for writing, each with a connection of its own:
+//! so writes of this process queue in turn. Other processes are met by trying again every millisecond, which starves nobody as
+//! SQLite's own growing pauses would.
+//!
+//! - **A call** is a job for one of the threads. Who waits for it gives it up at its deadline. A write goes on to its commit only
+//!   if it is not given up by then, and is not given up after that: one flag that only one of the two can set. So what was
+//!   told as not written never is.
+//! - **Creates** share commits, because each waits for the disk: whoever's turn it is takes the write lock, then everybody who waits
+//!   to be created and has not given up. Who is refused is not created; the others are.
+//! - **The connection** is closed, not used again, unless a call ended as it should, outside a transaction.
 
+use std::fs::DirBuilder;
 use std::io;
-use std::iter::zip;
+use std::iter::{repeat, zip};
 use std::mem;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
-use std::path::Path;
-use std::pin::Pin;
-use std::sync::{Arc, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use futures_util::TryStreamExt as _;
-use serde::Deserialize;
-use sqlx::error::DatabaseError;
-use sqlx::migrate::Migrator;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{ConnectOptions as _, Connection as _, Executor as _};
+use rusqlite::types::Type;
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Params, Row, ffi, named_params, params};
 use time::OffsetDateTime;
-use tokio::runtime::Handle;
-use tokio::sync::{Mutex, OwnedMutexGuard, oneshot};
-use tokio::time::{Instant, sleep, timeout_at};
+use time::format_description::well_known::Rfc3339;
+use tokio::sync::oneshot;
+use tokio::time::timeout_at;
 use uuid::Uuid;
-use uuid::fmt::Hyphenated;
 
-use super::queries::{
-    self, Access, Failure, LOOK_AND_TRY_AGAIN, NewUser, Unavailable, insert_extension, insert_user, queries,
-};
+use super::queries::{self, Access, LOOK_AND_TRY_AGAIN, NewUser, Unavailable, insert_extension, insert_user};
 use super::{
-    AuditEntry, DEADLINE, DEFAULT_TENANT, MigrationError, SCHEMA_MAJOR_VERSION, State, StorageError, UserRow,
-    parse_user,
+    AuditEntry, DEADLINE, DEFAULT_TENANT, MigrationError, State, StorageError, UserRow, parse_user, refuse_later,
 };
 use crate::domain::{Email, ExtensionNumber, Name, Secret, User};
-
-type Connection = sqlx::SqliteConnection;
-type Id = Hyphenated;
-
-/// Everybody, fifty to a row. sqlx hands rows and values over from a thread of SQLite's one by one, which takes three times as
-/// long as the query itself; fifties are parsed while the next are read.
-const USERS: &str = "\
-    WITH RECURSIVE fifties (first) AS (SELECT 1000 UNION ALL SELECT first + 50 FROM fifties WHERE first < 1950) \
-    SELECT (SELECT json_group_array(json_array(users.id, users.tenant_id, users.name, users.email, users.created_at, extensions.number, extensions.secret)) \
-            FROM extensions JOIN users ON users.id = extensions.user_id WHERE extensions.number BETWEEN first AND first + 49) \
-    FROM fifties";
-
-/// At once: between two statements of a call, SQLite's thread and its caller wait for each other.
-const INSERT: &str = concat!(insert_user!(), "; ", insert_extension!());
-
-/// With the write lock, a statement sees what all earlier creates did.
-const BEGIN_AND_INSERT: &str = concat!("BEGIN IMMEDIATE; ", insert_user!(), "; ", insert_extension!());
 
 /// A connection's count of what others committed, which says nothing on another connection.
 const STATE: &str = "SELECT connection || ' ' || data_version FROM temp.this_one, pragma_data_version";
@@ -59,36 +44,36 @@ const NAME_CONNECTION: &str =
 
 const SERVER_VERSION: &str = "SELECT 'SQLite ' || sqlite_version()";
 
-/// Result codes, in their low byte.
-const SQLITE_ERROR: i32 = 1;
-/// A lock that somebody else holds.
-const SQLITE_BUSY: i32 = 5;
-const SQLITE_READONLY: i32 = 8;
-const SQLITE_IOERR: i32 = 10;
-const SQLITE_CORRUPT: i32 = 11;
-const SQLITE_FULL: i32 = 13;
-const SQLITE_CANTOPEN: i32 = 14;
-const SQLITE_NOTADB: i32 = 26;
+/// Which migrations were run, as sqlx keeps it.
+const MIGRATIONS: &str = "CREATE TABLE IF NOT EXISTS _sqlx_migrations (\
+    version BIGINT PRIMARY KEY, description TEXT NOT NULL, installed_on TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP, \
+    success BOOLEAN NOT NULL, checksum BLOB NOT NULL, execution_time BIGINT NOT NULL)";
 
 const LOCKED: &str = "Another process holds the lock of the database's file: end it, then try again.";
+const NO_ANSWER: &str =
+    "Another process holds the lock of the database's file, or its disk does not answer: look at both, then try again.";
 const RESTORE: &str = "The database's file is damaged, or not in its place: stop the service, restore a backup, start the service; its log has the line that does so.";
 
 /// Between two attempts to take the write lock.
 const RETRY: Duration = Duration::from_millis(1);
 
-/// Connections to one database file.
+/// A database file, and the threads that work on it.
 #[derive(Debug, Clone)]
 pub struct Backend {
-    reader: One,
-    writer: One,
-    options: Arc<SqliteConnectOptions>,
+    reader: Worker,
+    writer: Worker,
+    path: Arc<PathBuf>,
     file: Arc<DatabaseFile>,
-    waiting: Arc<std::sync::Mutex<Vec<Waiting>>>,
-    runtime: Handle,
+    waiting: Arc<Mutex<Vec<Waiting>>>,
 }
 
 /// A create that waits for its turn, and who waits for it.
-type Waiting = (NewUser, oneshot::Sender<Result<User, StorageError>>);
+#[derive(Debug)]
+struct Waiting {
+    new: NewUser,
+    call: Arc<Call>,
+    done: oneshot::Sender<Result<User, StorageError>>,
+}
 
 /// SQLite goes on with a file that has no name any more, and with what is left of one that is damaged: what it would take
 /// then is lost with the file. So once it is known, nothing is taken until a restart.
@@ -100,64 +85,115 @@ struct DatabaseFile {
     damage: OnceLock<String>,
 }
 
+/// A thread with a connection, for one job at a time.
+#[derive(Debug, Clone)]
+struct Worker(mpsc::Sender<Job>);
+
+type Job = Box<dyn FnOnce(&mut Option<Connection>) + Send>;
+
+impl Worker {
+    fn start(name: &str) -> io::Result<Self> {
+        let (jobs, queue) = mpsc::channel::<Job>();
+        thread::Builder::new().name(name.to_owned()).spawn(move || {
+            let mut connection = None;
+            for job in queue {
+                if catch_unwind(AssertUnwindSafe(|| job(&mut connection))).is_err() {
+                    connection = None;
+                }
+            }
+        })?;
+        Ok(Self(jobs))
+    }
+
+    fn queue(&self, job: impl FnOnce(&mut Option<Connection>) + Send + 'static) {
+        // A job that is dropped is told as one that panicked.
+        let _ = self.0.send(Box::new(job));
+    }
+}
+
+/// Until when a call is waited for, and whether that, or its change, is decided.
+#[derive(Debug)]
+struct Call {
+    deadline: Instant,
+    decided: AtomicBool,
+}
+
+impl Call {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { deadline: Instant::now() + DEADLINE, decided: AtomicBool::new(false) })
+    }
+
+    /// For one of two: whoever waits, to give it up, or whoever does it, to change something. False: the other one was first.
+    fn decide(&self) -> bool {
+        !self.decided.swap(true, Ordering::AcqRel)
+    }
+
+    fn is_decided(&self) -> bool {
+        self.decided.load(Ordering::Acquire)
+    }
+}
+
 impl Backend {
-    pub(super) fn new(options: &SqliteConnectOptions) -> Self {
-        // A commit that was answered outlasts a power cut: WAL with a flush for each commit.
-        let options = options
-            .clone()
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            .create_if_missing(false)
-            .busy_timeout(DEADLINE)
-            .disable_statement_logging();
-        Self {
-            reader: One { first: NAME_CONNECTION, connection: Arc::default() },
-            writer: One { first: "PRAGMA busy_timeout = 0", connection: Arc::default() },
-            options: Arc::new(options),
+    pub(super) fn new(path: &Path) -> io::Result<Self> {
+        Ok(Self {
+            reader: Worker::start("sqlite-reader")?,
+            writer: Worker::start("sqlite-writer")?,
+            path: Arc::new(path.to_owned()),
             file: Arc::default(),
             waiting: Arc::default(),
-            runtime: Handle::current(),
-        }
+        })
     }
 
     /// Only here is the file made, and its folder (mode 0700) with it: one that vanishes later is not replaced by an empty one.
     /// One transaction holds the write lock from the first look to the last migration.
+    #[expect(clippy::unused_async, reason = "on PostgreSQL it asks the server")]
     pub(super) async fn migrate(&self) -> Result<(), MigrationError> {
-        let file = self.options.get_filename();
-        if let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| {
+        let path = self.path.as_path();
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| {
                 let folder = folder.display();
                 MigrationError::Failed(format!(
                     "the folder {folder} can't be made: {error}; set PORTAL_DATA_DIR, or make it for the portal's user"
                 ))
             })?;
         }
-        let failed = |error: sqlx::Error| match low_code(&error) {
-            Some(SQLITE_BUSY) => {
-                MigrationError::Unavailable(format!("{} is locked by another process", file.display()))
+        let failed = |error: rusqlite::Error| match code(&error) {
+            Some(ErrorCode::DatabaseBusy) => {
+                MigrationError::Unavailable(format!("{} is locked by another process", path.display()))
             }
             _ if is_damage(&error) => MigrationError::Failed(self.restore(&error.to_string())),
             _ => MigrationError::Failed(format!(
                 "{}: {error}; look at DATABASE_URL or PORTAL_DATA_DIR, at who owns the file, and at its disk",
-                file.display()
+                path.display()
             )),
         };
-        let options = SqliteConnectOptions::clone(&self.options).create_if_missing(true);
-        let mut connection = Connection::connect_with(&options).await.map_err(failed)?;
-        let found: String =
-            sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(&mut connection).await.map_err(failed)?;
+        let connection = self.open(OpenFlags::SQLITE_OPEN_CREATE).map_err(failed)?;
+        let found: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(failed)?;
         if found != "ok" {
             return Err(MigrationError::Failed(self.restore(&found)));
         }
-        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
-        run_migrations(&mut transaction).await?;
-        transaction.commit().await.map_err(failed)?;
-        let identity = identity(file).map_err(|error| failed(error.into()))?;
+        connection.execute_batch("BEGIN IMMEDIATE").map_err(failed)?;
+        refuse_later(schema_version(&connection).map_err(failed)?)?;
+        if let Some(changed) = run_migrations(&connection).map_err(failed)? {
+            return Err(MigrationError::Failed(format!(
+                "{}: its migration {changed} is another than this program's; install the release that made it",
+                path.display()
+            )));
+        }
+        connection.execute_batch("COMMIT").map_err(failed)?;
+        let identity =
+            identity(path).map_err(|error| MigrationError::Failed(format!("{}: {error}", path.display())))?;
         self.file.started_on.get_or_init(|| identity);
-        // The schema is there; how the connection closes changes nothing.
-        let _ = connection.close().await;
         Ok(())
+    }
+
+    /// A commit that was answered outlasts a power cut: WAL with a flush for each commit.
+    fn open(&self, also: OpenFlags) -> rusqlite::Result<Connection> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | also;
+        let connection = Connection::open_with_flags(self.path.as_path(), flags)?;
+        connection.busy_timeout(DEADLINE)?;
+        connection.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON")?;
+        Ok(connection)
     }
 
     /// Whether the file is still the one that the service was started on, and sound as far as is known.
@@ -166,7 +202,7 @@ impl Backend {
         if let Some(damage) = self.file.damage.get() {
             return restore(damage);
         }
-        match (identity(self.options.get_filename()), self.file.started_on.get()) {
+        match (identity(&self.path), self.file.started_on.get()) {
             (Ok(found), Some(expected)) if found != *expected => {
                 restore("this is not the file that the service was started on")
             }
@@ -175,43 +211,31 @@ impl Backend {
         }
     }
 
-    fn explain(&self, error: &sqlx::Error) -> Unavailable {
-        let file = self.options.get_filename().display();
+    fn explain(&self, error: &rusqlite::Error) -> Unavailable {
         if is_damage(error) {
             let damage = self.file.damage.get_or_init(|| error.to_string());
             return Unavailable { reason: self.restore(damage), advice: RESTORE };
         }
-        let advice = match low_code(error) {
-            Some(SQLITE_BUSY) => LOCKED,
-            Some(SQLITE_READONLY) => {
+        let advice = match code(error) {
+            Some(ErrorCode::DatabaseBusy) => LOCKED,
+            Some(ErrorCode::ReadOnly) => {
                 "The database's file or its disk is read-only: make it writable for the portal's user, then try again."
             }
-            Some(SQLITE_IOERR) => "The database's file can't be read or written: look at its disk, then try again.",
-            Some(SQLITE_FULL) => "The disk of the database's file is full: free some of it, then try again.",
-            Some(SQLITE_CANTOPEN) => {
+            Some(ErrorCode::SystemIoFailure) => {
+                "The database's file can't be read or written: look at its disk, then try again."
+            }
+            Some(ErrorCode::DiskFull) => "The disk of the database's file is full: free some of it, then try again.",
+            Some(ErrorCode::CannotOpen) => {
                 "The database's file can't be opened: look at who may use it and its folder, then try again."
             }
             _ => LOOK_AND_TRY_AGAIN,
         };
-        Unavailable { reason: format!("{file}: {error}"), advice }
-    }
-
-    fn no_answer(&self) -> Unavailable {
-        let file = self.options.get_filename().display();
-        Unavailable {
-            reason: format!("{file}: another process holds its lock, or its disk does not answer"),
-            advice: LOCKED,
-        }
-    }
-
-    #[expect(clippy::unused_async, reason = "on PostgreSQL it asks the server")]
-    async fn why_no_connection(&self, _deadline: Instant) -> Unavailable {
-        self.no_answer()
+        Unavailable { reason: format!("{}: {error}", self.path.display()), advice }
     }
 
     /// What is wrong with the file, and the line that brings a backup in its place. An old -wal would be read into the backup.
     fn restore(&self, what: &str) -> String {
-        let file = self.options.get_filename();
+        let file = self.path.as_path();
         let folder = file.parent().unwrap_or(Path::new("")).join(".");
         let (file, folder) = (file.display(), folder.display());
         format!(
@@ -219,55 +243,55 @@ impl Backend {
         )
     }
 
-    /// A commit waits for the disk, so whoever is the next to write creates all who wait by then.
     pub(super) async fn create_user(&self, name: Name, email: Email, secret: Secret) -> Result<User, StorageError> {
-        let new = NewUser::new(name, email, secret);
-        let id = new.id;
+        let (new, call) = (NewUser::new(name, email, secret), Call::new());
         let (done, outcome) = oneshot::channel();
-        self.waiting().push((new, done));
-        let own = self.runtime.spawn(self.clone().create_all(id));
-        let panicked = tokio::select! {
-            Ok(outcome) = outcome => return outcome,
-            Err(panic) = own => panic.to_string(),
-            else => "another create panicked".to_owned(),
-        };
-        Err(Unavailable { reason: panicked, advice: LOOK_AND_TRY_AGAIN }.told(true))
+        let (backend, own) = (self.clone(), call.clone());
+        self.waiting().push(Waiting { new, call: call.clone(), done });
+        self.writer.queue(move |connection| backend.create_waiting(connection, &own));
+        self.outcome(&call, outcome).await
     }
 
-    /// Creates the user with this `id`, if they still wait for it, and who waits with them. All share this one's deadline; when that
-    /// is near, it is nobody else's.
-    async fn create_all(self, id: Uuid) {
-        let deadline = Instant::now() + DEADLINE;
-        let borrowed = match self.ready(Access::Write, deadline).await {
-            Ok(borrowed) => borrowed,
-            Err(error) => return self.refuse(id, error),
-        };
-        let hurries = deadline.saturating_duration_since(Instant::now()) < DEADLINE / 2;
-        let all: Vec<_> = {
+    /// Creates the user of this call, unless somebody else did, and who waits with them.
+    fn create_waiting(&self, place: &mut Option<Connection>, own: &Arc<Call>) {
+        let take_own = || {
             let mut waiting = self.waiting();
-            match waiting.iter().position(|(new, _)| new.id == id) {
-                None => Vec::new(),
-                Some(own) if hurries => vec![waiting.remove(own)],
-                Some(_) => mem::take(&mut *waiting),
-            }
+            let place = waiting.iter().position(|waiting| Arc::ptr_eq(&waiting.call, own));
+            place.map(|place| waiting.swap_remove(place))
         };
-        if all.is_empty() {
-            return borrowed.give_back();
+        if own.is_decided() {
+            // Given up: then they wait still. Or taken by somebody else.
+            take_own();
+            return;
         }
-        let (all, done): (Vec<_>, Vec<_>) = all.into_iter().unzip();
-        let count = all.len();
-        let created = self.call_on(borrowed, deadline, Access::Write, |connection| insert_all(connection, all)).await;
-        for (done, outcome) in zip(done, created.unwrap_or_else(|error| vec![Err(error); count])) {
-            // Nobody minds if the client has gone.
-            let _ = done.send(outcome);
+        let (mut taken, mut inserted, mut committing) = (Vec::new(), Vec::new(), false);
+        let created = self.on(place, Access::Write, |connection| {
+            begin(connection, own)?;
+            taken = mem::take(&mut *self.waiting());
+            taken.retain(|waiting| waiting.call.decide());
+            for waiting in &taken {
+                inserted.push(insert(connection, &waiting.new)?);
+            }
+            if inserted.iter().all(Result::is_err) {
+                // Nothing is kept, so nothing is to be flushed.
+                return connection.execute_batch("ROLLBACK");
+            }
+            committing = true;
+            execute(connection, "COMMIT", []).map(|_| ())
+        });
+        let Err(failure) = created else {
+            for (Waiting { new, done, .. }, number) in zip(taken, inserted) {
+                // Nobody minds if the client has gone.
+                let _ = done.send(number.map(|number| new.with_number(number)));
+            }
+            return;
+        };
+        if taken.is_empty() {
+            taken.extend(take_own());
         }
-    }
-
-    /// Lets a create that still waits end with an error.
-    fn refuse(&self, id: Uuid, error: StorageError) {
-        let mut waiting = self.waiting();
-        if let Some(place) = waiting.iter().position(|(new, _)| new.id == id) {
-            let _ = waiting.remove(place).1.send(Err(error));
+        let refused = inserted.iter().map(Result::is_err).chain(repeat(false));
+        for (Waiting { done, .. }, refused) in zip(taken, refused) {
+            let _ = done.send(Err(failure.clone().told(committing && !refused)));
         }
     }
 
@@ -275,53 +299,143 @@ impl Backend {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn borrow(&self, access: Access, deadline: Instant) -> sqlx::Result<Borrowed> {
-        match access {
-            Access::Read => self.reader.borrow(&self.options, deadline).await,
-            Access::Write => self.writer.borrow(&self.options, deadline).await,
-        }
+    pub(super) async fn users(&self) -> Result<Vec<User>, StorageError> {
+        self.call(Access::Read, read_users).await
     }
-}
 
-/// One connection, for one call at a time. A pool would ask SQLite's thread after each call whether it still lives.
-#[derive(Debug, Clone)]
-struct One {
-    /// What it is made ready with.
-    first: &'static str,
-    connection: Arc<Mutex<Option<Connection>>>,
-}
+    /// The state is asked for first: what was committed between the two shows as another state the next time.
+    pub(super) async fn users_unless(&self, known: State) -> Result<Option<(State, Vec<User>)>, StorageError> {
+        self.call(Access::Read, move |connection| {
+            let state = State(connection.prepare_cached(STATE)?.query_row([], |row| row.get(0))?);
+            if state == known { Ok(None) } else { Ok(Some((state, read_users(connection)?))) }
+        })
+        .await
+    }
 
-impl One {
-    async fn borrow(&self, options: &SqliteConnectOptions, deadline: Instant) -> sqlx::Result<Borrowed> {
-        let connected = timeout_at(deadline, async {
-            let mut place = self.connection.clone().lock_owned().await;
-            let connection = if let Some(connection) = place.take() {
-                connection
-            } else {
-                let mut connection = Connection::connect_with(options).await?;
-                connection.execute(self.first).await?;
-                connection
+    pub(super) async fn versions(&self) -> Result<(String, Option<i64>), StorageError> {
+        self.call(Access::Read, |connection| {
+            Ok((connection.query_row(SERVER_VERSION, [], |row| row.get(0))?, schema_version(connection)?))
+        })
+        .await
+    }
+
+    pub(super) async fn delete_user(&self, id: Uuid) -> Result<Option<ExtensionNumber>, StorageError> {
+        self.call(Access::Write, move |connection| {
+            let id = id.to_string();
+            let mut delete = connection.prepare_cached(queries::DELETE_EXTENSION)?;
+            let number: Option<i64> = delete.query_row([&id], |row| row.get(0)).optional()?;
+            execute(connection, queries::DELETE_USER, [&id])?;
+            Ok(number.and_then(|number| ExtensionNumber::try_from(number).ok()))
+        })
+        .await
+    }
+
+    pub(super) async fn begin_audit(&self, entry: AuditEntry) -> Result<(), StorageError> {
+        self.call(Access::Write, move |connection| insert_audit(connection, &entry)).await
+    }
+
+    /// The row may be gone, with a database that fell back to an earlier state: then it is written anew.
+    pub(super) async fn finish_audit(&self, entry: AuditEntry) -> Result<(), StorageError> {
+        self.call(Access::Write, move |connection| {
+            let values = named_params! {
+                "$1": entry.id.to_string(),
+                "$2": entry.outcome(),
+                "$3": entry.error_details,
+                "$4": entry.files_written.to_string(),
+                "$5": entry.reload_results.to_string(),
             };
-            Ok(Borrowed { place, connection })
-        });
-        connected.await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
-    }
-}
-
-/// A connection that is closed, not kept, unless that is said: after a panic too.
-struct Borrowed {
-    place: OwnedMutexGuard<Option<Connection>>,
-    connection: Connection,
-}
-
-impl Borrowed {
-    fn connection(&mut self) -> &mut Connection {
-        &mut self.connection
+            match execute(connection, queries::UPDATE_AUDIT, values)? {
+                0 => insert_audit(connection, &entry),
+                _ => Ok(()),
+            }
+        })
+        .await
     }
 
-    fn give_back(self) {
-        let Self { mut place, connection } = self;
+    /// Does `work` on one of the threads, a write in a transaction, within the deadline.
+    async fn call<T: Send + 'static>(
+        &self,
+        access: Access,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StorageError> {
+        let call = Call::new();
+        let (done, outcome) = oneshot::channel();
+        let (backend, own) = (self.clone(), call.clone());
+        let job = move |place: &mut Option<Connection>| {
+            if own.is_decided() {
+                return;
+            }
+            let mut committing = false;
+            let outcome = backend.on(place, access, |connection| {
+                if let Access::Read = access {
+                    return work(connection);
+                }
+                begin(connection, &own)?;
+                let done = work(connection)?;
+                committing = own.decide();
+                if !committing {
+                    return Err(given_up());
+                }
+                execute(connection, "COMMIT", [])?;
+                Ok(done)
+            });
+            // Nobody minds if the client has gone.
+            let _ = done.send(outcome.map_err(|failure| failure.told(committing)));
+        };
+        match access {
+            Access::Read => self.reader.queue(job),
+            Access::Write => self.writer.queue(job),
+        }
+        self.outcome(&call, outcome).await
+    }
+
+    /// Does `work` on the connection in its place, or on a new one, and leaves it there if all went well.
+    fn on<T>(
+        &self,
+        place: &mut Option<Connection>,
+        access: Access,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, Unavailable> {
+        let explain = |error: rusqlite::Error| self.explain(&error);
+        self.check()?;
+        let connection = match place.take() {
+            Some(connection) => connection,
+            None => self.connect(access).map_err(explain)?,
+        };
+        let done = work(&connection).map_err(explain)?;
+        self.check()?;
         *place = Some(connection);
+        Ok(done)
+    }
+
+    fn connect(&self, access: Access) -> rusqlite::Result<Connection> {
+        let connection = self.open(OpenFlags::empty())?;
+        match access {
+            Access::Read => connection.execute_batch(NAME_CONNECTION)?,
+            // `begin` tries again by itself.
+            Access::Write => connection.busy_timeout(Duration::ZERO)?,
+        }
+        Ok(connection)
+    }
+
+    /// Waits for what a thread tells, until the call's deadline.
+    async fn outcome<T>(
+        &self,
+        call: &Call,
+        outcome: oneshot::Receiver<Result<T, StorageError>>,
+    ) -> Result<T, StorageError> {
+        match timeout_at(call.deadline.into(), outcome).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => {
+                let reason = "a call panicked".to_owned();
+                Err(Unavailable { reason, advice: LOOK_AND_TRY_AGAIN }.told(true))
+            }
+            Err(_) => {
+                let reason =
+                    format!("{}: another process holds its lock, or its disk does not answer", self.path.display());
+                Err(Unavailable { reason, advice: NO_ANSWER }.told(!call.decide()))
+            }
+        }
     }
 }
 
@@ -329,94 +443,126 @@ fn identity(file: &Path) -> io::Result<(u64, u64)> {
     std::fs::metadata(file).map(|file| (file.dev(), file.ino()))
 }
 
-fn low_code(error: &sqlx::Error) -> Option<i32> {
-    let code: i32 = error.as_database_error()?.code()?.parse().ok()?;
-    Some(code & 0xff)
-}
-
-/// Whether the file is not what it was; that the tables are gone tells it too.
-fn is_damage(error: &sqlx::Error) -> bool {
-    match low_code(error) {
-        Some(SQLITE_CORRUPT | SQLITE_NOTADB) => true,
-        Some(SQLITE_ERROR) => error.to_string().contains("no such table"),
-        _ => false,
+fn code(error: &rusqlite::Error) -> Option<ErrorCode> {
+    match error {
+        rusqlite::Error::SqliteFailure(error, _) | rusqlite::Error::SqlInputError { error, .. } => Some(error.code),
+        _ => None,
     }
 }
 
-/// Tries until the caller's deadline ends it.
-async fn begin_write(connection: &mut Connection) -> sqlx::Result<()> {
+/// Whether the file is not what it was; that the tables are gone tells it too.
+fn is_damage(error: &rusqlite::Error) -> bool {
+    match code(error) {
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => true,
+        _ => lacks_table(error),
+    }
+}
+
+fn lacks_table(error: &rusqlite::Error) -> bool {
+    error.to_string().contains("no such table")
+}
+
+/// What nobody is told, because nobody waits for it.
+fn given_up() -> rusqlite::Error {
+    rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_INTERRUPT), None)
+}
+
+fn execute(connection: &Connection, statement: &str, values: impl Params) -> rusqlite::Result<usize> {
+    connection.prepare_cached(statement)?.execute(values)
+}
+
+/// Takes the write lock: what is seen with it is final. Tries until the call's deadline.
+fn begin(connection: &Connection, call: &Call) -> rusqlite::Result<()> {
     loop {
-        match connection.execute("BEGIN IMMEDIATE").await {
-            Err(error) if is_locked(&error) => sleep(RETRY).await,
+        match execute(connection, "BEGIN IMMEDIATE", []) {
+            Err(error) if code(&error) == Some(ErrorCode::DatabaseBusy) && Instant::now() < call.deadline => {
+                thread::sleep(RETRY);
+            }
             begun => return begun.map(|_| ()),
         }
     }
 }
 
-/// Creates all of them in a transaction, which is begun here, as [`begin_write`] does. Who is refused is not created; the others
-/// are.
-fn insert_all(connection: &mut Connection, all: Vec<NewUser>) -> Work<'_, Vec<Result<User, StorageError>>> {
-    Box::pin(async move {
-        let mut outcomes = Vec::with_capacity(all.len());
-        let mut statement = BEGIN_AND_INSERT;
-        for new in all {
-            let inserted = loop {
-                match insert_by(statement, &mut *connection, &new).await {
-                    Err(Failure::Statement(error)) if is_locked(&error) => sleep(RETRY).await,
-                    inserted => break inserted,
-                }
-            };
-            statement = INSERT;
-            outcomes.push(match inserted {
-                Ok(number) => Ok(new.with_number(number)),
-                Err(Failure::Refused(refusal)) => {
-                    // Where no number is free, the user stands there without one.
-                    sqlx::query(queries::DELETE_USER).bind(Id::from(new.id)).execute(&mut *connection).await?;
-                    Err(refusal)
-                }
-                Err(failure) => return Err(failure),
-            });
-        }
-        if outcomes.iter().all(Result::is_err) {
-            // Nothing is kept, so nothing is to be flushed.
-            connection.execute("ROLLBACK; BEGIN").await?;
-        }
-        Ok(outcomes)
-    })
+/// Inserts a new user, and gives their number, or why they are refused: then they are not there.
+fn insert(connection: &Connection, new: &NewUser) -> rusqlite::Result<Result<ExtensionNumber, StorageError>> {
+    let (id, created_at) = (new.id.to_string(), rfc3339(new.created_at));
+    let user = params![id, DEFAULT_TENANT.to_string(), new.name.as_str(), new.email.as_str(), created_at];
+    match execute(connection, insert_user!(), user) {
+        Err(error) if error.to_string().contains("users_email_key") => return Ok(Err(StorageError::EmailInUse)),
+        inserted => inserted?,
+    };
+    let extension = named_params! {
+        "$6": Uuid::new_v4().to_string(), "$1": id, "$7": new.secret.reveal(), "$5": created_at
+    };
+    let mut insert = connection.prepare_cached(insert_extension!())?;
+    let number: Option<i64> = insert.query_row(extension, |row| row.get(0)).optional()?;
+    let Some(number) = number else {
+        execute(connection, queries::DELETE_USER, [&id])?;
+        return Ok(Err(StorageError::PoolExhausted));
+    };
+    Ok(Ok(ExtensionNumber::try_from(number).expect("the query stays within the pool")))
 }
 
-fn is_locked(error: &sqlx::Error) -> bool {
-    low_code(error) == Some(SQLITE_BUSY)
+fn insert_audit(connection: &Connection, entry: &AuditEntry) -> rusqlite::Result<()> {
+    let values = params![
+        entry.id.to_string(),
+        rfc3339(entry.triggered_at),
+        entry.triggered_by.as_str(),
+        entry.host,
+        entry.outcome(),
+        entry.error_details,
+        entry.files_written.to_string(),
+        entry.reload_results.to_string(),
+    ];
+    execute(connection, queries::INSERT_AUDIT, values).map(|_| ())
 }
 
 /// By extension number.
-async fn read_users(connection: &mut Connection) -> sqlx::Result<Vec<User>> {
-    let parse = async |fifty: String| {
-        let rows: Vec<UserRow<Rfc3339>> =
-            serde_json::from_str(&fifty).map_err(|error| sqlx::Error::Decode(error.into()))?;
-        rows.into_iter().map(parse_user).collect::<sqlx::Result<Vec<_>>>()
-    };
-    let mut users: Vec<_> = sqlx::query_scalar(USERS).fetch(connection).and_then(parse).try_concat().await?;
-    users.sort_unstable_by_key(|user| user.extension.number);
-    Ok(users)
+fn read_users(connection: &Connection) -> rusqlite::Result<Vec<User>> {
+    let mut list = connection.prepare_cached(queries::USERS)?;
+    list.query_and_then([], |row| parse_user(user_row(row)?).map_err(unreadable))?.collect()
 }
 
-/// A time as it is stored.
-#[derive(Deserialize)]
-struct Rfc3339(#[serde(with = "time::serde::rfc3339")] OffsetDateTime);
+fn user_row(row: &Row<'_>) -> rusqlite::Result<UserRow> {
+    let id = |index| Uuid::parse_str(row.get_ref(index)?.as_str()?).map_err(unreadable);
+    let created_at = OffsetDateTime::parse(row.get_ref(4)?.as_str()?, &Rfc3339).map_err(unreadable)?;
+    Ok((id(0)?, id(1)?, row.get(2)?, row.get(3)?, created_at, row.get(5)?, row.get(6)?))
+}
 
-impl From<Rfc3339> for OffsetDateTime {
-    fn from(time: Rfc3339) -> Self {
-        time.0
+/// Of a value that the service can't have written.
+fn unreadable(why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(usize::MAX, Type::Text, why.into())
+}
+
+fn rfc3339(time: OffsetDateTime) -> String {
+    time.format(&Rfc3339).expect("a year of four digits")
+}
+
+/// That of the latest migration; `None` before the first.
+fn schema_version(connection: &Connection) -> rusqlite::Result<Option<i64>> {
+    match connection.query_row(queries::SCHEMA_VERSION, [], |row| row.get(0)) {
+        Err(error) if lacks_table(&error) => Ok(None),
+        version => version,
     }
 }
 
-fn violates_email(refusal: &dyn DatabaseError) -> bool {
-    refusal.message().contains("users_email_key")
+/// Runs those that were not run yet; gives the version of one that was run with another content.
+fn run_migrations(connection: &Connection) -> rusqlite::Result<Option<i64>> {
+    connection.execute_batch(MIGRATIONS)?;
+    for migration in sqlx::migrate!("migrations/sqlite").iter() {
+        let (version, checksum) = (migration.version, migration.checksum.as_ref());
+        let known = "SELECT checksum FROM _sqlx_migrations WHERE version = ?1";
+        let known: Option<Vec<u8>> = connection.query_row(known, [version], |row| row.get(0)).optional()?;
+        match known {
+            Some(known) if known == checksum => continue,
+            Some(_) => return Ok(Some(version)),
+            None => {}
+        }
+        let began = Instant::now();
+        connection.execute_batch(migration.sql.as_str())?;
+        let took = i64::try_from(began.elapsed().as_nanos()).unwrap_or(i64::MAX);
+        let ran = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (?1, ?2, TRUE, ?3, ?4)";
+        connection.execute(ran, params![version, migration.description, checksum, took])?;
+    }
+    Ok(None)
 }
-
-fn migrations() -> Migrator {
-    sqlx::migrate!("migrations/sqlite")
-}
-
-queries!();

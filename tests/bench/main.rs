@@ -33,7 +33,7 @@ use pbx_control_portal::storage::Storage;
 use support::portal::Settings;
 use support::postgres::Options;
 use support::{Asterisk, Portal, Postgres, secs};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Builder;
 use tokio::try_join;
 
 const ROUNDS: usize = 25;
@@ -436,9 +436,9 @@ fn create(portal: &Portal, clients: usize, count: usize) {
 
 /// Milliseconds of so many creates by the service's storage alone.
 fn store(database: &Database, count: usize) -> f64 {
-    let runtime = Runtime::new().expect("threads");
+    let runtime = Builder::new_current_thread().enable_all().build().expect("an event loop");
     let _runtime = runtime.enter();
-    let storage = Storage::new(&DatabaseUrl::parse(&database.url()).expect("a URL"));
+    let storage = Storage::new(&DatabaseUrl::parse(&database.url()).expect("a URL")).expect("threads");
     let create = |index: usize| {
         let name = Name::parse(&format!("User {index}")).expect("a name");
         let email = Email::parse(&format!("user{index}@example.com")).expect("an address");

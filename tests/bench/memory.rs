@@ -65,7 +65,9 @@ pub fn serve(file: &str) {
     );
     tracing_subscriber::fmt().json().flatten_event(true).with_writer(std::io::stderr).init();
     let router = api::layered(router, Guard::Open { loopback: true });
-    tokio::runtime::Runtime::new().expect("threads").block_on(async {
+    // As the service runs.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("an event loop").block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
         println!("{}", listener.local_addr().expect("its address"));
         server::serve(listener, router, CancellationToken::new()).await;

@@ -2,7 +2,6 @@
 //! is true, and the next apply succeeds by itself.
 
 use std::fs;
-use std::path::PathBuf;
 use std::thread::scope;
 
 use serde_json::{Value, json};
@@ -22,13 +21,9 @@ fn to_sqlite(portal: &Portal) -> Selection {
     Selection(portal.pid(), ["-f".to_owned()].into_iter().chain(paths).collect())
 }
 
-/// The thread that sends to PostgreSQL: the first worker of the runtime, the only one of these portals.
+/// The thread that sends to PostgreSQL: the service's own.
 fn to_postgres(portal: &Portal) -> Selection {
-    let tasks = fs::read_dir(format!("/proc/{}/task", portal.pid())).expect("list the threads");
-    let tasks = tasks.map(|task| task.expect("list the threads").path());
-    let is_worker = |task: &PathBuf| fs::read_to_string(task.join("comm")).is_ok_and(|name| name.contains("rt-worker"));
-    let number = |task: PathBuf| task.file_name()?.to_str()?.parse().ok();
-    Selection(tasks.filter(is_worker).filter_map(number).min().expect("a worker"), Vec::new())
+    Selection(portal.pid(), Vec::new())
 }
 
 type Check = fn(&Succession, Option<&Answer>, &str);

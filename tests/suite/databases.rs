@@ -11,9 +11,9 @@ fn migrations_run_twice_and_from_two_processes_at_once_and_keep_rows() {
     let crate::support::lab::User(owner) = crate::support::lab::PORTAL;
     let data = folder.path().join("data");
     crate::support::lab::make_dir(&data, owner, owner, 0o700);
-    let file = data.join("portal.db");
+    let file = data.join("a portal.db");
     let postgres = Postgres::database();
-    for url in [postgres.clone(), format!("sqlite://{}", file.display())] {
+    for url in [postgres.clone(), format!("sqlite://{}/a%20portal.db?mode=rwc", data.display())] {
         let settings = without_asterisk().with("DATABASE_URL", &url);
         std::thread::scope(|scope| {
             let migrating: Vec<_> = (0..4).map(|_| scope.spawn(|| run(&["migrate"], &settings))).collect();
@@ -54,6 +54,14 @@ fn a_schema_of_a_newer_release_is_used_and_of_a_newer_major_version_refused() {
     ] as [(String, &dyn Fn(&str) -> String); 2]
     {
         let settings = without_asterisk().with("DATABASE_URL", &url);
+        assert!(run(&["migrate"], &settings).status.success());
+        sql("UPDATE _sqlx_migrations SET checksum = substr(checksum, 2) WHERE version = 1001");
+        let refused = run(&["migrate"], &settings);
+        let stderr = String::from_utf8_lossy(&refused.stderr);
+        assert!(refused.status.code() == Some(1) && stderr.contains("migration 1001"), "{stderr}");
+        sql(
+            "DELETE FROM _sqlx_migrations; DROP TABLE apply_audit_logs; DROP TABLE extensions; DROP TABLE users; DROP TABLE tenants",
+        );
         assert!(run(&["migrate"], &settings).status.success());
         sql(&newer(1999));
         Portal::start(&settings).create_user("Alice", "alice@example.com");

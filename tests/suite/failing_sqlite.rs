@@ -13,11 +13,11 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::fixtures::{
-    ALL, WRITES, all_are_there, created_during, recovers, sqlite, sqlite_file, unavailable, without_asterisk,
+    ALL, WRITES, all_are_there, created_during, id, recovers, sqlite, sqlite_file, unavailable, without_asterisk,
 };
 use crate::support::lab::{self, SmallDisk};
 use crate::support::portal::run;
-use crate::support::{Portal, secs, wait_until};
+use crate::support::{Portal, secs, strace, wait_until};
 
 /// What always writes: a DELETE of an unknown user does not.
 const INSERTS: [&str; 2] = [ALL[0], ALL[3]];
@@ -117,8 +117,10 @@ fn of_creates_that_wait_for_one_commit_each_is_taken_or_refused_by_itself() {
              FROM users WHERE users.id LIKE 'id%';"
         ),
     );
-    // Twelve come while another process holds the lock: the first alone, the others, who wait for it, together.
+    // Twelve come while another process holds the lock: whoever's turn it is takes all along.
     let addresses = ["a", "same", "b", "same", "same", "c", "d", "e", "same", "f", "g", "h"];
+    let commits = || commits(&portal.data_dir().join("portal.db-wal"));
+    let before = commits();
     let locked = Locked::new(&file);
     let answers: Vec<_> = thread::scope(|scope| {
         let create = |name: &'static str| {
@@ -142,6 +144,7 @@ fn of_creates_that_wait_for_one_commit_each_is_taken_or_refused_by_itself() {
     let numbers: BTreeSet<_> =
         with(201).iter().filter_map(|answer| answer.json["extension"]["number"].as_u64()).collect();
     assert!(numbers.into_iter().eq(1995..2000), "the last ones");
+    assert_eq!(commits(), before + 1, "they share it");
     let rows = "SELECT (SELECT count(*) FROM users) || ' ' || (SELECT count(*) FROM extensions)";
     assert_eq!(sqlite_file(&file, rows), "1000 1000", "whoever is refused is not there");
     let written = || fs::read(portal.data_dir().join("portal.db-wal")).expect("what was committed");
@@ -149,6 +152,55 @@ fn of_creates_that_wait_for_one_commit_each_is_taken_or_refused_by_itself() {
     let refused = portal.request("POST", "/users", Some(&json!({"name": "Late", "email": "late@example.org"})));
     assert_eq!(refused.status, 409);
     assert!(written() == before, "where all are refused, nothing is written");
+}
+
+/// How many transactions are in this log: each ends with a frame that tells the size of the database.
+fn commits(wal: &Path) -> usize {
+    let wal = fs::read(wal).expect("read the log");
+    let page_size = u32::from_be_bytes(wal[8..12].try_into().expect("four bytes")) as usize;
+    let frames = wal[32..].chunks_exact(24 + page_size);
+    // Those that are left of an earlier round have its salt.
+    frames.take_while(|frame| frame[8..16] == wal[16..24]).filter(|frame| frame[4..8] != [0; 4]).count()
+}
+
+#[test]
+fn what_was_told_as_not_written_is_not_written_later() {
+    let portal = Portal::start(&without_asterisk());
+    let alice = portal.create_user("Alice", "alice@example.com");
+    let delete = format!("DELETE /users/{}", id(&alice));
+    let locked = Locked::new(&database(&portal));
+    unavailable(&portal, &["POST /users", &delete], "nothing was changed");
+    drop(locked);
+    let bob = portal.create_user("Bob", "bob@example.com");
+    assert_eq!(portal.users(), [alice, bob]);
+}
+
+#[test]
+fn a_create_whose_flush_takes_too_long_is_told_as_unknown_and_is_done() {
+    let portal = Portal::start(&without_asterisk());
+    portal.create_user("Alice", "alice@example.com");
+    let log = portal.data_dir().join("portal.db-wal").display().to_string();
+    let slow = ["-f", "-P", &log, "-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:delay_enter=6s:when=1"];
+    strace::under(portal.pid(), &slow, || {
+        unavailable(&portal, &["POST /users"], "it is unknown whether the user was created");
+        assert_eq!(portal.users().len(), 1, "reads go on");
+        wait_until(secs(10), "it is done", || portal.users().len() == 2);
+    });
+    portal.create_user("Bob", "bob@example.com");
+    assert_eq!(portal.users().len(), 3);
+}
+
+#[test]
+fn a_start_waits_for_its_lock_and_tells_so() {
+    let portal = Portal::start(&without_asterisk());
+    portal.stop();
+    let locked = Locked::new(&database(&portal));
+    thread::scope(|scope| {
+        scope.spawn(|| portal.boot());
+        wait_until(secs(20), "it tells so", || portal.log().contains("the database can't be used yet; trying again"));
+        drop(locked);
+    });
+    portal.create_user("Alice", "alice@example.com");
 }
 
 #[test]

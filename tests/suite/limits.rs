@@ -64,7 +64,7 @@ fn answer(stream: &mut TcpStream) -> (String, Value) {
     (head, serde_json::from_slice(&body).expect("JSON"))
 }
 
-/// The portal's file handles that are not its database's, of which it opens more when several ask at once.
+/// The portal's file handles that are not its database's, which the first read and the first write open.
 fn handles(portal: &Portal) -> usize {
     let folder = format!("/proc/{}/fd", portal.pid());
     let links = fs::read_dir(folder).expect("list").flatten().filter_map(|entry| fs::read_link(entry.path()).ok());

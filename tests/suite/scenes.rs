@@ -25,8 +25,7 @@ pub struct Succession {
 impl Succession {
     pub fn on(database: Database) -> Self {
         let (asterisk, url) = (Asterisk::start(), (database == Database::Postgres).then(Postgres::database));
-        // With one worker thread, all that the service sends to PostgreSQL is of one thread.
-        let settings = Settings::of(&asterisk).with("TOKIO_WORKER_THREADS", 1);
+        let settings = Settings::of(&asterisk);
         let portal = Portal::start(&match &url {
             Some(url) => settings.with("DATABASE_URL", url),
             None => settings,
