@@ -294,10 +294,11 @@ impl DatabaseUrl {
             if !["", "mode=rwc"].contains(&query) {
                 return Err(invalid(&"a sqlite:// URL takes no parameters but mode=rwc"));
             }
-            if path.is_empty() || path.starts_with(':') {
+            let path = percent_decode_str(path).collect::<Vec<_>>();
+            // To SQLite, these are none.
+            if path.is_empty() || path.starts_with(b":") || path.starts_with(b"file:") {
                 return Err(invalid(&"a sqlite:// URL names a file, as in sqlite:///var/lib/pbx-portal/portal.db"));
             }
-            let path = percent_decode_str(path).collect::<Vec<_>>();
             Ok(Self::Sqlite(PathBuf::from(OsString::from_vec(path))))
         } else {
             Err(invalid(&"it must begin with postgres:// or sqlite://"))

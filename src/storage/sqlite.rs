@@ -3,8 +3,7 @@
 //! SQLite's own growing pauses would.
 //!
 //! - **A call** is a job for one of the threads. Who waits for it gives it up at its deadline. A write goes on to its commit only
-//!   if it is not given up by then, and is not given up after that: one flag that only one of the two can set. So what was
-//!   told as not written never is.
+//!   before that, and is not given up after: one flag that only one of the two can set. So what was told as not written never is.
 //! - **Creates** share commits, because each waits for the disk: whoever's turn it is takes the write lock, then everybody who waits
 //!   to be created and has not given up. Who is refused is not created; the others are.
 //! - **The connection** is closed, not used again, unless a call ended as it should, outside a transaction.
@@ -123,13 +122,19 @@ impl Call {
         Arc::new(Self { deadline: Instant::now() + DEADLINE, decided: AtomicBool::new(false) })
     }
 
-    /// For one of two: whoever waits, to give it up, or whoever does it, to change something. False: the other one was first.
-    fn decide(&self) -> bool {
+    /// For whoever waits, to give it up. False: something may be changed by now.
+    fn give_up(&self) -> bool {
         !self.decided.swap(true, Ordering::AcqRel)
     }
 
-    fn is_decided(&self) -> bool {
-        self.decided.load(Ordering::Acquire)
+    /// For the thread, to change something. False: it is given up.
+    fn commit(&self) -> bool {
+        Instant::now() < self.deadline && !self.decided.swap(true, Ordering::AcqRel)
+    }
+
+    /// Whether there is nothing to do for it: it is given up, or was done along with another.
+    fn is_over(&self) -> bool {
+        Instant::now() >= self.deadline || self.decided.load(Ordering::Acquire)
     }
 }
 
@@ -259,16 +264,16 @@ impl Backend {
             let place = waiting.iter().position(|waiting| Arc::ptr_eq(&waiting.call, own));
             place.map(|place| waiting.swap_remove(place))
         };
-        if own.is_decided() {
-            // Given up: then they wait still. Or taken by somebody else.
+        if own.is_over() {
+            // Given up, they are among those who wait still.
             take_own();
             return;
         }
         let (mut taken, mut inserted, mut committing) = (Vec::new(), Vec::new(), false);
         let created = self.on(place, Access::Write, |connection| {
-            begin(connection, own)?;
+            self.begin(connection, own)?;
             taken = mem::take(&mut *self.waiting());
-            taken.retain(|waiting| waiting.call.decide());
+            taken.retain(|waiting| waiting.call.commit());
             for waiting in &taken {
                 inserted.push(insert(connection, &waiting.new)?);
             }
@@ -323,7 +328,7 @@ impl Backend {
         self.call(Access::Write, move |connection| {
             let id = id.to_string();
             let mut delete = connection.prepare_cached(queries::DELETE_EXTENSION)?;
-            let number: Option<i64> = delete.query_row([&id], |row| row.get(0)).optional()?;
+            let number: Option<i64> = delete.query_one([&id], |row| row.get(0)).optional()?;
             execute(connection, queries::DELETE_USER, [&id])?;
             Ok(number.and_then(|number| ExtensionNumber::try_from(number).ok()))
         })
@@ -362,7 +367,7 @@ impl Backend {
         let (done, outcome) = oneshot::channel();
         let (backend, own) = (self.clone(), call.clone());
         let job = move |place: &mut Option<Connection>| {
-            if own.is_decided() {
+            if own.is_over() {
                 return;
             }
             let mut committing = false;
@@ -370,17 +375,19 @@ impl Backend {
                 if let Access::Read = access {
                     return work(connection);
                 }
-                begin(connection, &own)?;
+                backend.begin(connection, &own)?;
                 let done = work(connection)?;
-                committing = own.decide();
+                committing = own.commit();
                 if !committing {
                     return Err(given_up());
                 }
                 execute(connection, "COMMIT", [])?;
                 Ok(done)
             });
-            // Nobody minds if the client has gone.
-            let _ = done.send(outcome.map_err(|failure| failure.told(committing)));
+            if outcome.is_ok() || committing || !own.is_over() {
+                // Nobody minds if the client has gone.
+                let _ = done.send(outcome.map_err(|failure| failure.told(committing)));
+            }
         };
         match access {
             Access::Read => self.reader.queue(job),
@@ -396,7 +403,8 @@ impl Backend {
         access: Access,
         work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T, Unavailable> {
-        let explain = |error: rusqlite::Error| self.explain(&error);
+        // What a file says that is not the right one does not matter.
+        let explain = |error: rusqlite::Error| self.check().err().unwrap_or_else(|| self.explain(&error));
         self.check()?;
         let connection = match place.take() {
             Some(connection) => connection,
@@ -406,6 +414,18 @@ impl Backend {
         self.check()?;
         *place = Some(connection);
         Ok(done)
+    }
+
+    /// Takes the write lock: what is seen with it is final. Tries until the call's deadline.
+    fn begin(&self, connection: &Connection, call: &Call) -> rusqlite::Result<()> {
+        loop {
+            match execute(connection, "BEGIN IMMEDIATE", []) {
+                Err(error) if code(&error) == Some(ErrorCode::DatabaseBusy) && !call.is_over() => thread::sleep(RETRY),
+                // The file may be another one by now.
+                Ok(_) if self.check().is_err() => return Err(given_up()),
+                begun => return begun.map(|_| ()),
+            }
+        }
     }
 
     fn connect(&self, access: Access) -> rusqlite::Result<Connection> {
@@ -426,14 +446,14 @@ impl Backend {
     ) -> Result<T, StorageError> {
         match timeout_at(call.deadline.into(), outcome).await {
             Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) => {
+            Ok(Err(_)) if Instant::now() < call.deadline => {
                 let reason = "a call panicked".to_owned();
                 Err(Unavailable { reason, advice: LOOK_AND_TRY_AGAIN }.told(true))
             }
-            Err(_) => {
+            Ok(Err(_)) | Err(_) => {
                 let reason =
                     format!("{}: another process holds its lock, or its disk does not answer", self.path.display());
-                Err(Unavailable { reason, advice: NO_ANSWER }.told(!call.decide()))
+                Err(Unavailable { reason, advice: NO_ANSWER }.told(!call.give_up()))
             }
         }
     }
@@ -462,25 +482,13 @@ fn lacks_table(error: &rusqlite::Error) -> bool {
     error.to_string().contains("no such table")
 }
 
-/// What nobody is told, because nobody waits for it.
+/// What nobody is told: nobody waits for it, or the file tells more.
 fn given_up() -> rusqlite::Error {
     rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_INTERRUPT), None)
 }
 
 fn execute(connection: &Connection, statement: &str, values: impl Params) -> rusqlite::Result<usize> {
     connection.prepare_cached(statement)?.execute(values)
-}
-
-/// Takes the write lock: what is seen with it is final. Tries until the call's deadline.
-fn begin(connection: &Connection, call: &Call) -> rusqlite::Result<()> {
-    loop {
-        match execute(connection, "BEGIN IMMEDIATE", []) {
-            Err(error) if code(&error) == Some(ErrorCode::DatabaseBusy) && Instant::now() < call.deadline => {
-                thread::sleep(RETRY);
-            }
-            begun => return begun.map(|_| ()),
-        }
-    }
 }
 
 /// Inserts a new user, and gives their number, or why they are refused: then they are not there.
@@ -495,7 +503,7 @@ fn insert(connection: &Connection, new: &NewUser) -> rusqlite::Result<Result<Ext
         "$6": Uuid::new_v4().to_string(), "$1": id, "$7": new.secret.reveal(), "$5": created_at
     };
     let mut insert = connection.prepare_cached(insert_extension!())?;
-    let number: Option<i64> = insert.query_row(extension, |row| row.get(0)).optional()?;
+    let number: Option<i64> = insert.query_one(extension, |row| row.get(0)).optional()?;
     let Some(number) = number else {
         execute(connection, queries::DELETE_USER, [&id])?;
         return Ok(Err(StorageError::PoolExhausted));

@@ -154,6 +154,23 @@ fn of_creates_that_wait_for_one_commit_each_is_taken_or_refused_by_itself() {
     assert!(written() == before, "where all are refused, nothing is written");
 }
 
+#[test]
+fn moved_away_while_its_lock_is_waited_for_it_is_not_written_to() {
+    let portal = Portal::start(&without_asterisk());
+    let (file, aside) = (database(&portal), portal.work_dir().join("aside.db"));
+    let locked = Locked::new(&file);
+    thread::scope(|scope| {
+        scope
+            .spawn(|| unavailable(&portal, &INSERTS, "nothing was changed. The database's file is damaged, or not in"));
+        sleep(secs(1));
+        fs::rename(&file, &aside).expect("move it away");
+        drop(locked);
+    });
+    fs::rename(&aside, &file).expect("move it back");
+    assert!(portal.users().is_empty());
+    recovers(&portal, "moved@example.com");
+}
+
 /// How many transactions are in this log: each ends with a frame that tells the size of the database.
 fn commits(wal: &Path) -> usize {
     let wal = fs::read(wal).expect("read the log");
@@ -172,7 +189,25 @@ fn what_was_told_as_not_written_is_not_written_later() {
     unavailable(&portal, &["POST /users", &delete], "nothing was changed");
     drop(locked);
     let bob = portal.create_user("Bob", "bob@example.com");
-    assert_eq!(portal.users(), [alice, bob]);
+    assert_eq!(portal.users(), [&alice, &bob].map(Clone::clone));
+
+    // Given up while it has the lock: its first look at what somebody else changed takes longer.
+    let files = ["", "-wal"].map(|suffix| format!("{}{suffix}", database(&portal).display()));
+    let slow =
+        ["-f", "-P", &files[0], "-P", &files[1], "-e", "trace=pread64", "-e", "inject=pread64:delay_enter=6s:when=1"];
+    for operation in ["POST /users", &delete] {
+        sqlite(&portal, "UPDATE tenants SET name = name || '.'");
+        let ((), calls) = strace::under(portal.pid(), &slow, || {
+            unavailable(&portal, &[operation], "nothing was changed");
+            wait_until(secs(10), "the next one is taken", || {
+                let body = json!({"name": "Next", "email": format!("{operation:.6}@example.com").replace(' ', "")});
+                portal.request("POST", "/users", Some(&body)).status == 201
+            });
+        });
+        assert!(!calls.is_empty(), "{operation}: nothing was delayed");
+    }
+    let names: Vec<_> = portal.users().iter().map(|user| user["name"].to_string()).collect();
+    assert_eq!(names, [r#""Alice""#, r#""Bob""#, r#""Next""#, r#""Next""#]);
 }
 
 #[test]

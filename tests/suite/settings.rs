@@ -15,6 +15,8 @@ fn that_makes_no_sense_stops_the_start() {
         ("DATABASE_URL", "postgres://portal:half?hunter2@db/x", "DATABASE_URL"),
         ("DATABASE_URL", "sqlite://", "DATABASE_URL"),
         ("DATABASE_URL", "sqlite://:memory:", "DATABASE_URL"),
+        ("DATABASE_URL", "sqlite://%3Amemory:", "names a file"),
+        ("DATABASE_URL", "sqlite://file:/x", "names a file"),
         ("DATABASE_URL", "sqlite:///x?mode=memory", "mode=rwc"),
         ("DATABASE_URL", "sqlite:///x?cache=shared", "mode=rwc"),
         ("DATABASE_URL", "", "DATABASE_URL"),
