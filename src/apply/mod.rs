@@ -316,7 +316,7 @@ impl Applier {
 
         progress.steps.done("snapshot and render");
 
-        let [changing, witnesses] = self.look(&users, progress).await?;
+        let changing = self.look(&users, progress).await?;
 
         self.host.files.remove_left_overs(lock)?;
         let endpoints = files::prepare(lock, &self.host.files.endpoints, Stage::Final, &endpoints)?;
@@ -348,8 +348,7 @@ impl Applier {
             let mut routing = routing;
             if !changing.is_empty() {
                 let still_old;
-                (secrets, still_old) =
-                    self.hand_over(&users, &changing, witnesses, endpoints_read.clone(), evicted).await?;
+                (secrets, still_old) = self.hand_over(&users, &changing, endpoints_read.clone(), evicted).await?;
                 if !still_old.is_empty() {
                     drop(routing);
                     let without = render::routing(&numbers, &still_old);
@@ -381,8 +380,8 @@ impl Applier {
         Ok(users.len())
     }
 
-    /// Step 4: gives the numbers that change hands, and [`ownership::witnesses`] among them.
-    async fn look(&self, users: &[User], progress: &mut Progress) -> Result<[BTreeSet<ExtensionNumber>; 2], StepError> {
+    /// Step 4: gives the numbers that change hands.
+    async fn look(&self, users: &[User], progress: &mut Progress) -> Result<BTreeSet<ExtensionNumber>, StepError> {
         self.host.asterisk().await?;
         let files = async {
             // Asterisk works on its answers meanwhile.
@@ -396,8 +395,7 @@ impl Applier {
             join!(self.host.modules(), self.host.routing_from_files(), files, Served::ask(&self.host.control, users));
         modules.and(routing)?;
         let on_disk = on_disk?;
-        let served = served?;
-        let changing = ownership::changing_hands(users, &on_disk, &served);
+        let changing = ownership::changing_hands(users, &on_disk, &served?);
         let stays = |number: &ExtensionNumber| {
             !changing.contains(number) && users.iter().any(|user| user.extension.number == *number)
         };
@@ -407,9 +405,8 @@ impl Applier {
                 "none of the {before} users whom Asterisk served before is in the database any more; if that is not meant, look at DATABASE_URL, or restore a backup, then apply again"
             ));
         }
-        let witnesses = ownership::witnesses(users, &on_disk, &served, &changing);
         progress.steps.done("look before touching");
-        Ok([changing, witnesses])
+        Ok(changing)
     }
 
     /// Step 6.
@@ -446,22 +443,24 @@ impl Applier {
         &self,
         users: &[User],
         changing: &BTreeSet<ExtensionNumber>,
-        witnesses: BTreeSet<ExtensionNumber>,
         mut endpoints_read: watch::Receiver<bool>,
     ) -> Result<Secrets, StepError> {
         let control = &self.host.control;
         let new_secrets = async {
-            let (_, mut still_old) = look_at_secrets(control, users, &witnesses).await?;
-            if still_old != witnesses {
-                // A new one came with an earlier reload, and another that still runs may undo it: only this one's end tells.
+            // One tells for all. If it is old by now and new later, a reload that ended after the file was renamed brought it, and
+            // whatever follows reads that file: what is new then, as seen below, stays so.
+            let one = changing.iter().take(1).copied().collect();
+            let is_old = async || Ok::<_, ControlError>(!look_at_secrets(control, users, &one).await?.1.is_empty());
+            if !is_old().await? {
+                // It came with an earlier reload, and another that still runs may undo it: only this one's end tells.
                 pending::<()>().await;
             }
-            // A reload exchanges all at once.
-            while let Some(one) = still_old.pop_first() {
+            loop {
                 sleep(NEXT_LOOK).await;
-                (_, still_old) = look_at_secrets(control, users, &[one].into()).await?;
+                if !is_old().await? {
+                    return Ok::<_, ControlError>(());
+                }
             }
-            Ok::<_, ControlError>(())
         };
         select! {
             seen = new_secrets => seen?,
@@ -486,12 +485,11 @@ impl Applier {
         &self,
         users: &[User],
         changing: &BTreeSet<ExtensionNumber>,
-        witnesses: BTreeSet<ExtensionNumber>,
         endpoints_read: watch::Receiver<bool>,
         evicted: &mut Vec<Registration>,
     ) -> Result<Secrets, StepError> {
         // Before the eviction: once the new secret is seen in force, no old phone can register any more.
-        let (secrets, still_old) = self.exchanged(users, changing, witnesses, endpoints_read).await?;
+        let (secrets, still_old) = self.exchanged(users, changing, endpoints_read).await?;
         let eviction = registrations::evict(&self.host.control, ATTEMPTS, |number| changing.contains(&number)).await?;
         note(evicted, eviction.evicted);
         // A phone whose old secret is in force still may come back; it is kept at 404, and the proof tells why.

@@ -89,23 +89,6 @@ impl Served {
     }
 }
 
-/// Those of `changing` whose secrets in force tell, while an apply goes on, whether a reload before its own brought a new one: those
-/// whose new secret is on disk or in force already, and one for all others, whose new secrets come with the file that the apply
-/// writes, and so all at once.
-pub(super) fn witnesses(
-    users: &[User],
-    on_disk: &OnDisk,
-    served: &Served,
-    changing: &BTreeSet<ExtensionNumber>,
-) -> BTreeSet<ExtensionNumber> {
-    let theirs = users.iter().filter(|user| changing.contains(&user.extension.number));
-    let (early, others): (Vec<_>, Vec<_>) = theirs.partition(|user| {
-        let known = [&on_disk.secrets, &served.secrets].map(|secrets| secrets.get(&user.extension.number));
-        known.into_iter().flatten().any(|secret| secret == user.extension.secret.reveal())
-    });
-    early.into_iter().chain(others.into_iter().take(1)).map(|user| user.extension.number).collect()
-}
-
 /// The numbers of `users` that change hands.
 pub(crate) fn changing_hands(users: &[User], on_disk: &OnDisk, served: &Served) -> BTreeSet<ExtensionNumber> {
     let changes = |user: &&User| {
@@ -117,37 +100,4 @@ pub(crate) fn changing_hands(users: &[User], on_disk: &OnDisk, served: &Served) 
         another || (on_disk.endpoints.contains(&number) && !on_disk.routed.contains(&number))
     };
     users.iter().filter(changes).map(|user| user.extension.number).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use time::OffsetDateTime;
-    use uuid::Uuid;
-
-    use super::*;
-    use crate::domain::{Email, Extension, Name, Secret};
-    use crate::storage::DEFAULT_TENANT;
-
-    #[test]
-    fn witnesses_are_those_who_may_be_new_already_and_one_of_the_others() {
-        let number = |number: i64| ExtensionNumber::try_from(number).expect("a number");
-        let users: Vec<_> = (1000..1006)
-            .map(|n| User {
-                id: Uuid::new_v4(),
-                tenant_id: DEFAULT_TENANT,
-                name: Name::parse("User").expect("a name"),
-                email: Email::parse("user@example.com").expect("an address"),
-                extension: Extension { number: number(n), secret: Secret::generate() },
-                created_at: OffsetDateTime::UNIX_EPOCH,
-            })
-            .collect();
-        let new = |n: usize| (users[n].extension.number, users[n].extension.secret.reveal().to_owned());
-        let old = |n: usize| (users[n].extension.number, "old".to_owned());
-        let on_disk = OnDisk { secrets: [old(1), new(2), old(3)].into(), ..OnDisk::default() };
-        let served = Served { secrets: [old(1), old(2), new(3), old(4)].into(), registered: BTreeSet::new() };
-        // 1000 does not change hands; 1005 is nowhere.
-        let changing = (1001..1006).map(number).collect();
-        let expected = [1001, 1002, 1003].map(number).into();
-        assert_eq!(witnesses(&users, &on_disk, &served, &changing), expected);
-    }
 }
