@@ -131,7 +131,7 @@ fn of_creates_that_wait_for_one_commit_each_is_taken_or_refused_by_itself() {
             })
         };
         let creating: Vec<_> = addresses.map(create).into();
-        sleep(secs(1));
+        sleep(secs(2));
         drop(locked);
         creating.into_iter().map(|creating| creating.join().expect("an answer")).collect()
     });
