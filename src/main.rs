@@ -71,7 +71,7 @@ fn main() -> ExitCode {
             }
         };
     start_log(&settings);
-    // One thread: what blocks, applies and SQLite, has threads of its own, and waking another costs more than the rest takes.
+    // One thread: what blocks, applies and SQLite, has threads of its own; waking a second one for each request only costs.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("no event loop can be started: {error}")),

@@ -4,16 +4,15 @@
 //! - **Allocation.** A create begins by taking the one lock that creates queue on: the tenant's row on PostgreSQL, the
 //!   write lock on SQLite. What it then sees is final, so the lowest free number is free, and nobody collides.
 //!   On SQLite, all creates of a process that wait by then share one transaction; who is refused in it leaves nothing.
-//! - **Bounds.** Every call but a migration is answered within [`DEADLINE`], whatever the database does. A connection on which a call did not end
-//!   cleanly is thrown away, so none is used again inside a transaction. A client that hangs up does not cut off a call.
+//! - **Bounds.** Every call but a migration is answered within [`DEADLINE`], whatever the database does. A connection on which a
+//!   call did not end cleanly is thrown away, so none is used again inside a transaction. A client that hangs up does not cut off
+//!   a call.
 //! - **Schema.** Migrations run at start, serialised among processes. Their numbers' thousands are the schema's major
 //!   version; within one they only add, and a binary runs on any newer schema of its own major version.
 
 mod postgres;
 mod queries;
 mod sqlite;
-
-pub use queries::LOOK_AND_TRY_AGAIN;
 
 use std::io;
 use std::time::Duration;
@@ -107,6 +106,54 @@ pub struct AuditEntry {
 impl AuditEntry {
     fn outcome(&self) -> &'static str {
         if self.error_details.is_none() { "success" } else { "failure" }
+    }
+}
+
+/// What a call does with the database.
+#[derive(Clone, Copy)]
+enum Access {
+    Read,
+    /// In a transaction.
+    Write,
+}
+
+/// Why the database does not do what it should.
+#[derive(Clone)]
+struct Unavailable {
+    /// For the log.
+    reason: String,
+    /// For whoever asked.
+    advice: &'static str,
+}
+
+impl Unavailable {
+    fn told(self, maybe_written: bool) -> StorageError {
+        StorageError::Unavailable { reason: self.reason, advice: self.advice, maybe_written }
+    }
+}
+
+/// Where nothing better is known.
+pub const LOOK_AND_TRY_AGAIN: &str = "Look at the service's log, then try again.";
+
+/// A user who is to be created.
+#[derive(Debug)]
+struct NewUser {
+    id: Uuid,
+    name: Name,
+    email: Email,
+    secret: Secret,
+    created_at: OffsetDateTime,
+}
+
+impl NewUser {
+    fn new(name: Name, email: Email, secret: Secret) -> Self {
+        Self { id: Uuid::new_v4(), name, email, secret, created_at: now() }
+    }
+
+    /// The user, once they have a number.
+    fn with_number(self, number: ExtensionNumber) -> User {
+        let Self { id, name, email, secret, created_at } = self;
+        User { id, tenant_id: DEFAULT_TENANT, name, email, extension: Extension { number, secret }, created_at }
     }
 }
 

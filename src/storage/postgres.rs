@@ -14,9 +14,10 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
 
-use super::queries::{self, Access, LOOK_AND_TRY_AGAIN, NewUser, Unavailable, insert_extension, insert_user};
+use super::queries::{self, insert_extension, insert_user};
 use super::{
-    AuditEntry, DEADLINE, DEFAULT_TENANT, MigrationError, State, StorageError, UserRow, parse_user, refuse_later,
+    Access, AuditEntry, DEADLINE, DEFAULT_TENANT, LOOK_AND_TRY_AGAIN, MigrationError, NewUser, State, StorageError,
+    Unavailable, UserRow, parse_user, refuse_later,
 };
 use crate::domain::{Email, ExtensionNumber, Name, Secret, User};
 

@@ -1,11 +1,5 @@
-//! What both databases are asked, once, and what comes of it. `$1` and `RETURNING` work on both; to SQLite `$1` is a name, numbered as
-//! it first stands: values are bound by position only where the numbers stand in order.
-
-use time::OffsetDateTime;
-use uuid::Uuid;
-
-use super::{DEFAULT_TENANT, StorageError, now};
-use crate::domain::{Email, Extension, ExtensionNumber, Name, Secret, User};
+//! What both databases are asked, once. `$1` and `RETURNING` work on both; to SQLite `$1` is a name, numbered as it first stands:
+//! values are bound by position only where the numbers stand in order.
 
 /// A user: `$1` is its id, `$5` the time. Fails on the unique index `users_email_key` if the address is taken.
 macro_rules! insert_user {
@@ -43,52 +37,4 @@ pub(super) const USERS: &str = "\
 
 pub(super) const SCHEMA_VERSION: &str = "SELECT max(version) FROM _sqlx_migrations";
 
-/// What a call does with the database.
-#[derive(Clone, Copy)]
-pub(super) enum Access {
-    Read,
-    /// In a transaction.
-    Write,
-}
-
-/// Why the database does not do what it should.
-#[derive(Clone)]
-pub(super) struct Unavailable {
-    /// For the log.
-    pub reason: String,
-    /// For whoever asked.
-    pub advice: &'static str,
-}
-
-impl Unavailable {
-    pub fn told(self, maybe_written: bool) -> StorageError {
-        StorageError::Unavailable { reason: self.reason, advice: self.advice, maybe_written }
-    }
-}
-
-/// Where nothing better is known.
-pub const LOOK_AND_TRY_AGAIN: &str = "Look at the service's log, then try again.";
-
 pub(super) use {insert_extension, insert_user};
-
-/// A user who is to be created.
-#[derive(Debug)]
-pub(super) struct NewUser {
-    pub id: Uuid,
-    pub name: Name,
-    pub email: Email,
-    pub secret: Secret,
-    pub created_at: OffsetDateTime,
-}
-
-impl NewUser {
-    pub fn new(name: Name, email: Email, secret: Secret) -> Self {
-        Self { id: Uuid::new_v4(), name, email, secret, created_at: now() }
-    }
-
-    /// The user, once they have a number.
-    pub fn with_number(self, number: ExtensionNumber) -> User {
-        let Self { id, name, email, secret, created_at } = self;
-        User { id, tenant_id: DEFAULT_TENANT, name, email, extension: Extension { number, secret }, created_at }
-    }
-}

@@ -28,9 +28,10 @@ use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 use uuid::Uuid;
 
-use super::queries::{self, Access, LOOK_AND_TRY_AGAIN, NewUser, Unavailable, insert_extension, insert_user};
+use super::queries::{self, insert_extension, insert_user};
 use super::{
-    AuditEntry, DEADLINE, DEFAULT_TENANT, MigrationError, State, StorageError, UserRow, parse_user, refuse_later,
+    Access, AuditEntry, DEADLINE, DEFAULT_TENANT, LOOK_AND_TRY_AGAIN, MigrationError, NewUser, State, StorageError,
+    Unavailable, UserRow, parse_user, refuse_later,
 };
 use crate::domain::{Email, ExtensionNumber, Name, Secret, User};
 
@@ -128,7 +129,7 @@ impl Call {
     }
 
     /// For the thread, to change something. False: it is given up.
-    fn commit(&self) -> bool {
+    fn claim(&self) -> bool {
         Instant::now() < self.deadline && !self.decided.swap(true, Ordering::AcqRel)
     }
 
@@ -273,7 +274,7 @@ impl Backend {
         let created = self.on(place, Access::Write, |connection| {
             self.begin(connection, own)?;
             taken = mem::take(&mut *self.waiting());
-            taken.retain(|waiting| waiting.call.commit());
+            taken.retain(|waiting| waiting.call.claim());
             for waiting in &taken {
                 inserted.push(insert(connection, &waiting.new)?);
             }
@@ -377,7 +378,7 @@ impl Backend {
                 }
                 backend.begin(connection, &own)?;
                 let done = work(connection)?;
-                committing = own.commit();
+                committing = own.claim();
                 if !committing {
                     return Err(given_up());
                 }
