@@ -3,25 +3,27 @@
 //! ```text
 //!  POST /users ─► api ─► domain ─► storage ─► PostgreSQL or SQLite
 //!                                    │
-//!  POST /apply ─► api ─► apply ──────┴─► asterisk::render ─► asterisk::files ─► asterisk::reload
-//!                          │                                                         │
-//!                          └──◄── proof ◄── asterisk::in_force ◄── control socket ◄──┘
+//!  POST /apply ─► api ─► apply ──────┴─► render ─► host::files ─► asterisk::reload
+//!                          │                                            │
+//!                          └──◄── proof ◄── asterisk::in_force ◄────────┘
 //! ```
 //!
-//! - [`config`]: settings, parsed once; every error names the setting.
+//! - [`settings`]: settings, parsed once; every error names the setting.
 //! - [`domain`]: names, addresses, numbers and secrets that cannot be wrong.
 //! - [`api`]: the four operations over HTTP, and their documentation.
 //! - [`storage`]: users and the audit log.
 //! - [`apply`]: the protocol of an apply, step by step.
-//! - [`check`]: `pbx-portal check`, the preflight.
-//! - [`probes`]: what must be set up beside the portal, looked at one by one.
-//! - [`asterisk`]: the files that Asterisk reads, and the socket on which it tells what it made of them.
+//! - [`preflight`]: what must be set up beside the portal; `pbx-portal check`.
+//! - [`host`]: this server's disk: the generated files, and Asterisk's own.
+//! - [`asterisk`]: the running Asterisk.
+//! - [`render`]: users become the bytes of the two files.
 
 pub mod api;
 pub mod apply;
 pub mod asterisk;
-pub mod check;
-pub mod config;
 pub mod domain;
-pub mod probes;
+pub mod host;
+pub mod preflight;
+pub mod render;
+pub mod settings;
 pub mod storage;

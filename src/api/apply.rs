@@ -8,13 +8,13 @@ use axum::Json;
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use utoipa::openapi::{self, RefOr};
+use utoipa::openapi::RefOr;
 use utoipa::{IntoResponses, ToSchema};
 use uuid::Uuid;
 
-use super::body::Fields;
 use super::error::{ApiError, FailedApply, FieldError, Phrase};
-use super::{Portal, documentation};
+use super::extract::Fields;
+use super::{Portal, openapi};
 use crate::apply::{Applied, ReloadResults};
 use crate::domain::Name;
 use crate::storage::LOOK_AND_TRY_AGAIN;
@@ -86,7 +86,7 @@ fn applied() -> Value {
     let reload = |command, stdout| json!({"command": command, "exit_code": 0, "stdout": stdout, "stderr": ""});
     json!({
         "message": "Asterisk serves 1 user: every value is proven.",
-        "audit_log_id": documentation::AUDIT_LOG_ID,
+        "audit_log_id": openapi::AUDIT_LOG_ID,
         "files_written": [
             "/etc/asterisk/pjsip.d/synergycall/generated_endpoints.conf",
             "/etc/asterisk/extensions.d/synergycall/generated_routing.conf",
@@ -109,8 +109,8 @@ pub(super) const NOTHING_CHANGED: &str = "Nothing was changed; see error_details
 struct ApplyFailures;
 
 impl IntoResponses for ApplyFailures {
-    fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
-        documentation::failures([
+    fn responses() -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
+        openapi::failures([
             ApiError::Validation(vec![FieldError::new("triggered_by", Name::INVALID.0)]),
             ApiError::ApplyInProgress,
             ApiError::PayloadTooLarge,
@@ -119,7 +119,7 @@ impl IntoResponses for ApplyFailures {
                 error: Phrase::ApplyOperationFailed,
                 message: NOTHING_CHANGED.to_owned(),
                 request_id: String::new(),
-                audit_log_id: documentation::AUDIT_LOG_ID,
+                audit_log_id: openapi::AUDIT_LOG_ID,
                 error_details: "Asterisk is not running: nothing answers on /var/run/asterisk/asterisk.ctl (No such file or directory (os error 2)); start it (systemctl start asterisk), or set ASTERISK_RUN_DIR".to_owned(),
                 files_written: Vec::new(),
                 reload_results: ReloadResults::default(),

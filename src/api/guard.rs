@@ -10,7 +10,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 
 use super::error::ApiError;
-use crate::config::ApiToken;
+use crate::settings::ApiToken;
 
 /// What is forbidden without a token.
 pub const OTHER_ORIGIN: &str = "Without PORTAL_API_TOKEN, a web page of another origin may not use this API.";

@@ -5,11 +5,11 @@
 //! JSON, errors included ([`error`]).
 
 mod apply;
-mod body;
-mod documentation;
 pub mod error;
+mod extract;
 pub mod guard;
 mod listing;
+mod openapi;
 mod request_log;
 pub mod server;
 mod users;
@@ -24,16 +24,16 @@ use axum::response::{IntoResponse as _, Response};
 use axum::{Router, http};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::set_header::SetResponseHeaderLayer;
-use utoipa::{OpenApi as _, openapi};
+use utoipa::OpenApi as _;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::apply::Applier;
 use crate::storage::Storage;
-use documentation::Document;
 use error::ApiError;
 use guard::Guard;
 pub use listing::Listing;
+use openapi::Document;
 
 /// The largest body, in bytes: a name and an address are far smaller.
 const MAX_BODY_BYTES: usize = 16 * 1024;
@@ -49,7 +49,7 @@ pub struct Portal {
     pub applier: Applier,
 }
 
-fn operations() -> (Router<Arc<Portal>>, openapi::OpenApi) {
+fn operations() -> (Router<Arc<Portal>>, utoipa::openapi::OpenApi) {
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(users::create, users::list))
         .routes(routes!(users::delete))
@@ -69,7 +69,7 @@ pub fn openapi_document() -> String {
 /// Everything that is served.
 pub fn router(portal: Portal, guard: Guard) -> Router {
     let (operations, document) = operations();
-    layered(operations.with_state(Arc::new(portal)).merge(documentation::page(document)), guard)
+    layered(operations.with_state(Arc::new(portal)).merge(openapi::page(document)), guard)
 }
 
 /// What each request passes on its way to one of `routes`.

@@ -13,14 +13,14 @@ use axum::response::{IntoResponse as _, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
-use utoipa::openapi::{self, ObjectBuilder, RefOr, Schema};
+use utoipa::openapi::{ObjectBuilder, RefOr, Schema};
 use utoipa::{IntoResponses, ToSchema};
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
 
-use super::body::Fields;
 use super::error::{ApiError, FieldError};
-use super::{Portal, documentation};
+use super::extract::Fields;
+use super::{Portal, openapi};
 use crate::domain::{Email, Name, Secret, User};
 use crate::storage::LOOK_AND_TRY_AGAIN;
 
@@ -137,7 +137,7 @@ impl Deleted {
 /// What the document shows.
 fn alice() -> Value {
     json!({
-        "id": documentation::USER_ID,
+        "id": openapi::USER_ID,
         "tenant_id": "a0000000-0000-0000-0000-000000000000",
         "name": "Alice Ångström",
         "email": "alice@example.com",
@@ -153,8 +153,8 @@ const MAYBE_DELETED: &str = "the user was deleted: look with GET /users";
 struct CreateFailures;
 
 impl IntoResponses for CreateFailures {
-    fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
-        documentation::failures([
+    fn responses() -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
+        openapi::failures([
             ApiError::Validation(vec![
                 FieldError::new("name", Name::INVALID.0),
                 FieldError::new("email", Email::INVALID.0),
@@ -172,18 +172,18 @@ impl IntoResponses for CreateFailures {
 struct ListFailures;
 
 impl IntoResponses for ListFailures {
-    fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
-        documentation::failures([ApiError::DatabaseUnavailable { maybe: None, advice: LOOK_AND_TRY_AGAIN }])
+    fn responses() -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
+        openapi::failures([ApiError::DatabaseUnavailable { maybe: None, advice: LOOK_AND_TRY_AGAIN }])
     }
 }
 
 struct DeleteFailures;
 
 impl IntoResponses for DeleteFailures {
-    fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
-        documentation::failures([
+    fn responses() -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
+        openapi::failures([
             ApiError::Validation(vec![FieldError::new("id", ID_RULE)]),
-            ApiError::UserNotFound(documentation::USER_ID),
+            ApiError::UserNotFound(openapi::USER_ID),
             ApiError::DatabaseUnavailable { maybe: None, advice: LOOK_AND_TRY_AGAIN },
             ApiError::DatabaseUnavailable { maybe: Some(MAYBE_DELETED), advice: LOOK_AND_TRY_AGAIN },
         ])
@@ -229,9 +229,9 @@ pub(super) async fn list(State(portal): State<Arc<Portal>>) -> Result<Response, 
 /// The extension goes back to the pool. Asterisk keeps the endpoint until the next apply.
 #[utoipa::path(
     delete, path = "/users/{id}", operation_id = "deleteUser", tag = "Users",
-    params(("id" = Uuid, Path, description = "The user's id", example = json!(documentation::USER_ID))),
+    params(("id" = Uuid, Path, description = "The user's id", example = json!(openapi::USER_ID))),
     responses(
-        (status = 200, description = "The user is gone", body = Deleted, example = json!(Deleted::new(documentation::USER_ID, 1000))),
+        (status = 200, description = "The user is gone", body = Deleted, example = json!(Deleted::new(openapi::USER_ID, 1000))),
         DeleteFailures,
     )
 )]

@@ -2,7 +2,7 @@
 //!
 //! # The protocol
 //!
-//! 1. **Lock** this host's files ([`lock`]). Held: refused, and no audit row is written.
+//! 1. **Lock** this host's files ([`crate::host::lock`]). Held: refused, and no audit row is written.
 //! 2. **Audit first**: the row says "interrupted" until the end, so that a crash leaves a true one.
 //! 3. **Snapshot** of all users, and both files rendered in memory.
 //! 4. **Look before touching**: Asterisk answers, is not too old, is booted and has its modules; nothing of the pool's numbers
@@ -29,11 +29,8 @@
 //! An apply has a thread of its own, with an event loop of its own, for everything but the database: its file steps hold
 //! nobody up, and it asks Asterisk thousands of questions without a switch of threads. A client that hangs up does not end it.
 
-mod lock;
 pub(crate) mod ownership;
 mod proof;
-
-pub use lock::{HostLock, LockError};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -57,13 +54,16 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::asterisk::control::{Control, ControlError};
-use crate::asterisk::files::{self, FileError, GeneratedFiles, Prepared, Stage};
+use crate::asterisk::in_force;
 use crate::asterisk::registrations::{self, Registration};
 use crate::asterisk::reload::{AsteriskCommand, CommandResult, Reload, ReloadError};
-use crate::asterisk::{in_force, render};
-use crate::config::Settings;
 use crate::domain::{ExtensionNumber, Name, User, some_of};
-use crate::probes::{Host, Trouble};
+use crate::host::files::{self, FileError, Prepared, Stage};
+use crate::host::lock::{HostLock, LockError};
+use crate::host::place::GeneratedFiles;
+use crate::preflight::probes::{Host, Trouble};
+use crate::render;
+use crate::settings::Settings;
 use crate::storage::{self, AuditEntry, Storage, StorageError};
 use ownership::{OnDisk, Served};
 use proof::Endpoints;
@@ -318,7 +318,7 @@ impl Applier {
 
         let changing = self.look(&users, progress).await?;
 
-        self.host.files.remove_left_overs(lock)?;
+        files::remove_left_overs(&self.host.files, lock)?;
         let endpoints = files::prepare(lock, &self.host.files.endpoints, Stage::Final, &endpoints)?;
         let routing = files::prepare(lock, &self.host.files.routing, Stage::Final, &routing)?;
         progress.steps.done("prepare");
@@ -386,7 +386,7 @@ impl Applier {
         let files = async {
             // Asterisk works on its answers meanwhile.
             yield_now().await;
-            self.host.files.check_targets()?;
+            files::check_targets(&self.host.files)?;
             let main = self.host.main_files();
             self.host.refusals(&main)?;
             Ok::<_, StepError>(OnDisk::of(&self.host, &main)?)

@@ -14,11 +14,13 @@ use std::path::Path;
 
 use tokio::try_join;
 
-use crate::asterisk::config::{Config, MainFiles, Section, Unreadable};
 use crate::asterisk::control::{Control, ControlError};
-use crate::asterisk::{foreign, in_force, registrations, render};
+use crate::asterisk::{in_force, registrations};
 use crate::domain::{ExtensionNumber, User};
-use crate::probes::{Host, Trouble};
+use crate::host::configuration::{Config, MainFiles, Section, Unreadable};
+use crate::host::foreign;
+use crate::preflight::probes::{Host, Trouble};
+use crate::render;
 
 /// What our two files say, whoever wrote them last.
 #[derive(Default)]

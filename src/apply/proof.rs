@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use tokio::try_join;
 
 use crate::asterisk::control::{Control, ControlError};
-use crate::asterisk::files::ROUTING_FILE_NAME;
 use crate::asterisk::in_force::{self, FirstPriority, Objects};
-use crate::asterisk::{CONTEXT, render};
 use crate::domain::{ExtensionNumber, User, some_of};
+use crate::host::place::ROUTING_FILE_NAME;
+use crate::render::{self, CONTEXT};
 
 /// So many numbers are asked about one by one in less time than it takes to list all.
 const FEW: usize = 50;

@@ -21,8 +21,8 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use uuid::{Uuid, uuid};
 
-use crate::config::DatabaseUrl;
 use crate::domain::{Email, Extension, ExtensionNumber, Name, Secret, User};
+use crate::settings::DatabaseUrl;
 
 /// The one tenant, made by the first migration.
 pub const DEFAULT_TENANT: Uuid = uuid!("a0000000-0000-0000-0000-000000000000");

@@ -421,7 +421,7 @@ async fn run_migrations(connection: &mut Connection) -> Result<(), MigrationErro
 
 #[cfg(test)]
 mod tests {
-    use crate::config::DatabaseUrl;
+    use crate::settings::DatabaseUrl;
     use crate::storage::Storage;
 
     #[tokio::test]

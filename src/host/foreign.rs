@@ -4,10 +4,10 @@
 //! `[1000](+type=endpoint)` adds to ours and breaks all of pjsip.conf on the day 1000 is deleted. A second priority 1 of
 //! a number hides ours or is hidden by it. So each is looked for on disk, before anything is written.
 
-use super::CONTEXT;
-use super::config::{Config, Entry, Place, Section};
-use super::files::GeneratedFiles;
+use super::configuration::{Config, Entry, Place, Section};
+use super::place::GeneratedFiles;
 use crate::domain::ExtensionNumber;
+use crate::render::CONTEXT;
 
 /// Something of a number of ours stands elsewhere: an apply would collide with it.
 #[derive(Debug, thiserror::Error)]

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use rustix::fs::OFlags;
 
-use super::files;
+use super::rights;
 
 /// `MAX_INCLUDE_LEVEL` of `main/config.c`.
 const MAX_INCLUDE_DEPTH: usize = 10;
@@ -41,11 +41,11 @@ impl Unreadable {
             io::ErrorKind::NotFound => {
                 "it is missing: make it, or set ASTERISK_CONFIG_DIR to Asterisk's own folder, then apply again".to_owned()
             }
-            io::ErrorKind::PermissionDenied => files::closed_above(&self.path).unwrap_or_else(|| {
+            io::ErrorKind::PermissionDenied => rights::closed_above(&self.path).unwrap_or_else(|| {
                 "it is part of Asterisk's configuration: make it readable for the portal's user (by its group, say: chgrp asterisk and chmod g+r)".to_owned()
             }),
             io::ErrorKind::InvalidInput => "put a file in its place, or remove the line that includes it".to_owned(),
-            _ => files::advice(&self.error).to_owned(),
+            _ => rights::advice(&self.error).to_owned(),
         }
     }
 }

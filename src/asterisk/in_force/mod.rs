@@ -17,9 +17,9 @@ use std::path::PathBuf;
 use md5::{Digest as _, Md5};
 use tokio::try_join;
 
-use super::CONTEXT;
 use super::control::{Control, ControlError, MAX_COMMAND_BYTES};
 use crate::domain::{ExtensionNumber, User};
+use crate::render::CONTEXT;
 
 /// What `dialplan eval function` expands into: 1,024 bytes with the terminator.
 const MAX_EXPANDED_BYTES: usize = 1000;
@@ -499,7 +499,10 @@ mod tests {
     /// What a command printed, as `tests/suite/recordings.rs` recorded it.
     macro_rules! recorded {
         ($name:literal) => {
-            include_str!(concat!("../../tests/recordings/", $name, ".txt")).split_once('\n').expect("a command first").1
+            include_str!(concat!("../../../tests/recordings/", $name, ".txt"))
+                .split_once('\n')
+                .expect("a command first")
+                .1
         };
     }
 

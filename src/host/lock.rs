@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use crate::asterisk::files::{self, GeneratedFiles};
+use super::place::GeneratedFiles;
+use super::rights;
 
 /// The right to write this host's files and to make its Asterisk reload them.
 #[derive(Debug)]
@@ -39,17 +40,17 @@ pub enum LockError {
 fn advice(error: &io::Error, path: &Path, install: &str) -> String {
     let folder = path.parent().expect("it lies in a folder");
     match error.raw_os_error().map(Errno::from_raw_os_error) {
-        Some(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS) => files::closed_above(folder).unwrap_or_else(|| {
+        Some(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS) => rights::closed_above(folder).unwrap_or_else(|| {
             format!(
                 "make the folders, owned by the portal's user, with: {install}; if the file is somebody else's and no apply runs, remove it; then apply again"
             )
         }),
-        Some(Errno::PERM) => files::group_out_of_reach(folder).unwrap_or_else(|| files::advice(error).to_owned()),
+        Some(Errno::PERM) => rights::group_out_of_reach(folder).unwrap_or_else(|| rights::advice(error).to_owned()),
         // A symbolic link, a folder, a pipe.
         Some(Errno::LOOP | Errno::ISDIR | Errno::NXIO) => {
             "it is no regular file: remove it, then apply again".to_owned()
         }
-        _ => files::advice(error).to_owned(),
+        _ => rights::advice(error).to_owned(),
     }
 }
 
@@ -73,7 +74,7 @@ impl HostLock {
         let own = file.metadata().map_err(&unusable)?;
         if own.uid() == rustix::process::geteuid().as_raw() && own.mode() & 0o777 != 0o600 {
             file.set_permissions(Permissions::from_mode(0o600)).map_err(&unusable)?;
-            files::follow_the_folder(&file, path.parent().expect("it lies in a folder")).map_err(&unusable)?;
+            rights::follow_the_folder(&file, path.parent().expect("it lies in a folder")).map_err(&unusable)?;
         }
         match file.try_lock() {
             // Somebody removed the file between opening and locking it: who comes next would lock another.

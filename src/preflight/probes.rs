@@ -13,11 +13,14 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use serde::Serialize;
 
-use crate::asterisk::config::{Config, Include, MainFiles, Place};
 use crate::asterisk::control::{Control, Server};
-use crate::asterisk::files::GeneratedFiles;
-use crate::asterisk::{CONTEXT, foreign, in_force};
-use crate::config::Settings;
+use crate::asterisk::in_force;
+use crate::host::configuration::{Config, Include, MainFiles, Place};
+use crate::host::files;
+use crate::host::foreign;
+use crate::host::place::{GeneratedFiles, folder as folder_of};
+use crate::render::CONTEXT;
+use crate::settings::Settings;
 
 /// The oldest release line whose behaviour was measured.
 const OLDEST_RELEASE: u32 = 22;
@@ -201,7 +204,7 @@ impl Host {
 
     /// This process may write into both.
     fn folders(&self) -> Probed {
-        self.files.check_targets()?;
+        files::check_targets(&self.files)?;
         let folders = [&self.files.endpoints, &self.files.routing].map(|file| folder_of(file));
         for folder in folders {
             accessat(CWD, folder, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).map_err(|error| {
@@ -440,8 +443,4 @@ fn closed_to<'a>(asterisk: &Server, file: &'a Path) -> Option<&'a Path> {
         asterisk.uid == 0 || found.mode() >> shift & bit == bit
     };
     if may(file, 4) { file.ancestors().skip(1).find(|folder| !may(folder, 1)) } else { Some(file) }
-}
-
-fn folder_of(file: &Path) -> &Path {
-    file.parent().expect("a generated file lies in a folder")
 }

@@ -7,10 +7,11 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::apply::ownership::{self, OnDisk, Served};
-use crate::asterisk::{in_force, render};
-use crate::config::{ApiToken, DatabaseUrl, Secrets, Settings};
+use crate::asterisk::in_force;
 use crate::domain::{ExtensionNumber, User, some_of};
-use crate::probes::{Finding, Host, Probed, State, Trouble};
+use crate::preflight::probes::{Finding, Host, Probed, State, Trouble};
+use crate::render;
+use crate::settings::{ApiToken, DatabaseUrl, Secrets, Settings};
 use crate::storage::{SCHEMA_MAJOR_VERSION, Storage};
 
 /// The whole table.

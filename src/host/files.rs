@@ -1,0 +1,219 @@
+//! Where the two generated files lie, and writing them so that nobody ever reads half a file.
+//!
+//! A file is [`prepare`]d: a hidden temporary file beside it is written, given owner, group and mode, and flushed to the
+//! disk. It is then [`Prepared::publish`]ed: renamed over the target, and the folder flushed, so that after a crash the
+//! target is either the old file or the new one, whole. A temporary file that is never published is removed, at once or,
+//! if the service was killed, by the next apply.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
+use rustix::process::geteuid;
+
+use super::lock::HostLock;
+use super::place::{GeneratedFiles, folder};
+use super::rights::{self, STICKY, advice, closed_above, group_out_of_reach};
+
+/// Looks at both targets: each is a regular file that can be replaced, or absent, in a folder that is there.
+///
+/// # Errors
+/// What is in the way, and how to mend it.
+pub fn check_targets(files: &GeneratedFiles) -> Result<(), FileError> {
+    for path in [&files.endpoints, &files.routing] {
+        let unusable = |error: io::Error| {
+            let closed =
+                if error.kind() == io::ErrorKind::PermissionDenied { closed_above(folder(path)) } else { None };
+            let mend = closed.unwrap_or_else(|| format!("make it with: {}", files.install_command()));
+            FileError::Folder { path: folder(path).to_owned(), error, mend }
+        };
+        match fs::symlink_metadata(path) {
+            Ok(found) if found.is_file() => replaceable(path, &found)?,
+            Ok(found) => {
+                let kind = if found.is_dir() {
+                    "a folder"
+                } else if found.is_symlink() {
+                    "a symbolic link"
+                } else {
+                    "a special file"
+                };
+                return Err(FileError::NotAFile { path: path.clone(), kind });
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::metadata(folder(path)).map_err(unusable)?;
+            }
+            Err(error) => return Err(unusable(error)),
+        }
+        if let Some(mend) = group_out_of_reach(folder(path)) {
+            return Err(FileError::Group { path: folder(path).to_owned(), mend });
+        }
+    }
+    Ok(())
+}
+
+/// Removes the temporary files that an apply left which was killed.
+///
+/// # Errors
+/// [`FileError::Step`].
+pub fn remove_left_overs(files: &GeneratedFiles, _lock: &HostLock) -> Result<(), FileError> {
+    for target in [&files.endpoints, &files.routing] {
+        for path in [Stage::Quarantine, Stage::Final].map(|stage| stage.temporary(target)) {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(FileError::Step { step: "removing the left-over", path, error });
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether a rename over a regular file can succeed, as far as its attributes tell; where there are none, it may.
+fn replaceable(path: &Path, file: &fs::Metadata) -> Result<(), FileError> {
+    let fixed = |how| Err(FileError::Fixed { path: path.to_owned(), how });
+    let user = geteuid();
+    let theirs = |owner| !user.is_root() && owner != user.as_raw();
+    if fs::metadata(folder(path)).is_ok_and(|f| f.mode() & STICKY != 0 && theirs(f.uid()) && theirs(file.uid())) {
+        return fixed("is somebody else's in a sticky folder; remove it, or take the folder's bit away (chmod -t)");
+    }
+    let Ok(found) = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty()) else { return Ok(()) };
+    if found.stx_attributes.intersects(StatxAttributes::IMMUTABLE | StatxAttributes::APPEND) {
+        fixed("is immutable or append-only (lsattr shows an i or an a); take that away (chattr -i -a)")
+    } else if found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
+        fixed("is mounted there by itself; mount its folder instead")
+    } else {
+        Ok(())
+    }
+}
+
+/// Why a file could not be written. The old file is untouched.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// Something else stands where the file belongs.
+    #[error("{} is {kind}, not a regular file; move it away, then apply again", path.display())]
+    NotAFile {
+        /// Where.
+        path: PathBuf,
+        /// What stands there.
+        kind: &'static str,
+    },
+    /// A file that no rename can replace.
+    #[error("{} {how}, then apply again", path.display())]
+    Fixed {
+        /// Which.
+        path: PathBuf,
+        /// What keeps it, and what to do.
+        how: &'static str,
+    },
+    /// The folder cannot be used.
+    #[error("the folder {} can't be used: {error}; {mend}", path.display())]
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// What the kernel said.
+        error: io::Error,
+        /// What to do.
+        mend: String,
+    },
+    /// A file in the folder can't be given the folder's group.
+    #[error("files in {} can't be given its group; {mend}", path.display())]
+    Group {
+        /// Which folder.
+        path: PathBuf,
+        /// What to do.
+        mend: String,
+    },
+    /// A step of writing failed.
+    #[error("{step} {} failed: {error}; {}", path.display(), advice(error))]
+    Step {
+        /// Which step.
+        step: &'static str,
+        /// Of which file.
+        path: PathBuf,
+        /// What the kernel said.
+        error: io::Error,
+    },
+}
+
+/// A temporary file, whole and flushed, that [`Prepared::publish`] makes the target. Dropped, it is removed.
+#[derive(Debug)]
+pub struct Prepared {
+    temporary: PathBuf,
+    target: PathBuf,
+    published: bool,
+}
+
+/// What a temporary file is for: one of each can lie beside a target.
+#[derive(Debug, Clone, Copy)]
+pub enum Stage {
+    /// Without the numbers that change hands.
+    Quarantine,
+    /// With everything.
+    Final,
+}
+
+impl Stage {
+    fn temporary(self, target: &Path) -> PathBuf {
+        let name = target.file_name().expect("a target is a file in a folder").to_string_lossy();
+        let stage = match self {
+            Self::Quarantine => "quarantine",
+            Self::Final => "final",
+        };
+        folder(target).join(format!(".{name}.{stage}.tmp"))
+    }
+}
+
+/// Writes `content` beside `target` and flushes it. Mode 0640; the group is the folder's; so is the owner where that is
+/// permitted (root may; others stay the owner themselves).
+///
+/// # Errors
+/// [`FileError`]; nothing is left behind.
+pub fn prepare(_lock: &HostLock, target: &Path, stage: Stage, content: &str) -> Result<Prepared, FileError> {
+    let temporary = stage.temporary(target);
+    let step = |step| {
+        let path = temporary.clone();
+        move |error| FileError::Step { step, path, error }
+    };
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).create_new(true).mode(0o600).open(&temporary).map_err(step("creating"))?;
+    let prepared = Prepared { temporary: temporary.clone(), target: target.to_owned(), published: false };
+    file.write_all(content.as_bytes()).map_err(step("writing"))?;
+    rights::follow_the_folder(&file, folder(target)).map_err(step("giving the folder's group to"))?;
+    file.set_permissions(fs::Permissions::from_mode(0o640)).map_err(step("setting the mode of"))?;
+    file.sync_all().map_err(step("flushing"))?;
+    Ok(prepared)
+}
+
+impl Prepared {
+    /// Renames the temporary file over the target; [`flush_folder`] makes it outlast a power cut.
+    ///
+    /// # Errors
+    /// [`FileError`]; the old file is in place.
+    pub fn publish(mut self, _lock: &HostLock) -> Result<(), FileError> {
+        let step = |error| FileError::Step { step: "renaming the temporary file to", path: self.target.clone(), error };
+        fs::rename(&self.temporary, &self.target).map_err(step)?;
+        self.published = true;
+        Ok(())
+    }
+}
+
+/// Flushes the folder of `target`, so that a rename in it outlasts a power cut.
+///
+/// # Errors
+/// [`FileError`].
+pub fn flush_folder(target: &Path) -> Result<(), FileError> {
+    let step = |error| FileError::Step { step: "flushing the folder of", path: target.to_owned(), error };
+    File::open(folder(target)).and_then(|folder| folder.sync_all()).map_err(step)
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        if !self.published {
+            // Nothing more can be done about a failure here; the next apply removes it.
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}

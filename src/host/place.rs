@@ -1,0 +1,51 @@
+//! Where the two generated files and the lock file lie.
+
+use std::path::{Path, PathBuf};
+
+/// The base name of the routing file: how `dialplan show` names where a line came from.
+pub const ROUTING_FILE_NAME: &str = "generated_routing.conf";
+
+/// Where the two files lie under Asterisk's configuration folder.
+#[derive(Debug, Clone)]
+pub struct GeneratedFiles {
+    /// `pjsip.d/synergycall/generated_endpoints.conf`.
+    pub endpoints: PathBuf,
+    /// `extensions.d/synergycall/generated_routing.conf`.
+    pub routing: PathBuf,
+}
+
+impl GeneratedFiles {
+    /// The two files under `config_dir`, Asterisk's configuration folder.
+    #[must_use]
+    pub fn under(config_dir: &Path) -> Self {
+        Self {
+            endpoints: config_dir.join("pjsip.d/synergycall/generated_endpoints.conf"),
+            routing: config_dir.join("extensions.d/synergycall").join(ROUTING_FILE_NAME),
+        }
+    }
+
+    /// The lock file beside the endpoints: who holds its lock may write.
+    #[must_use]
+    pub fn lock(&self) -> PathBuf {
+        folder(&self.endpoints).join(".pbx-portal.lock")
+    }
+
+    /// The command that makes the two folders, for an error message. The service itself never makes them.
+    #[must_use]
+    pub fn install_command(&self) -> String {
+        format!(
+            "install -d -o pbx-portal -g asterisk -m 2750 {} {}",
+            folder(&self.endpoints).display(),
+            folder(&self.routing).display()
+        )
+    }
+}
+
+/// The folder of a generated file.
+///
+/// # Panics
+/// Never: such a file lies in a folder.
+#[must_use]
+pub fn folder(path: &Path) -> &Path {
+    path.parent().expect("a generated file lies in a folder")
+}
