@@ -17,7 +17,9 @@
 //! - [`host`]: this server's disk: the generated files, and Asterisk's own.
 //! - [`asterisk`]: the running Asterisk.
 //! - [`render`]: users become the bytes of the two files.
+//! - [`account`]: names of this system's users and groups, for messages.
 
+pub mod account;
 pub mod api;
 pub mod apply;
 pub mod asterisk;

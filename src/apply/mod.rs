@@ -44,7 +44,6 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{Mutex, watch};
-use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
 use tokio::{join, select};
 use tokio_util::sync::CancellationToken;
@@ -203,11 +202,11 @@ impl Applier {
     /// `tasks`; once `stopping` is cancelled, nothing is retried any more.
     #[must_use]
     pub fn new(settings: &Settings, storage: Storage, tasks: TaskTracker, stopping: CancellationToken) -> Self {
-        let bound = settings.asterisk_timeout();
+        let host = Host::new(settings);
         Self {
             storage,
-            host: Host::new(settings),
-            command: AsteriskCommand { program: settings.asterisk_bin.clone(), bound },
+            command: host.command.clone(),
+            host,
             name: settings.host.clone(),
             running: Arc::default(),
             tasks,
@@ -333,7 +332,8 @@ impl Applier {
         let ReloadResults { pjsip_reload, dialplan_reload } = reload_results;
         let control = &self.host.control;
         let reload_endpoints = async {
-            self.command.reload(Reload::Pjsip, pjsip_reload, Some(read)).await?;
+            self.command.reload(Reload::Pjsip, pjsip_reload).await?;
+            read.send_replace(true);
             steps.done("endpoints");
             let nobodys = |number| !numbers.contains(&number);
             Ok::<_, StepError>(registrations::evict(control, ATTEMPTS, nobodys).await?)
@@ -356,7 +356,7 @@ impl Applier {
                 }
             }
             self.publish(lock, routing, &self.host.files.routing, files_written)?;
-            self.command.reload(Reload::Dialplan, dialplan_reload, None).await?;
+            self.command.reload(Reload::Dialplan, dialplan_reload).await?;
             Ok::<_, StepError>((secrets, proof::dialplan(control, &users).await?))
         };
         let (eviction, endpoints, routing) = join!(reload_endpoints, see_endpoints, serve_routing);
@@ -383,18 +383,8 @@ impl Applier {
     /// Step 4: gives the numbers that change hands.
     async fn look(&self, users: &[User], progress: &mut Progress) -> Result<BTreeSet<ExtensionNumber>, StepError> {
         self.host.asterisk().await?;
-        let files = async {
-            // Asterisk works on its answers meanwhile.
-            yield_now().await;
-            files::check_targets(&self.host.files)?;
-            let main = self.host.main_files();
-            self.host.refusals(&main)?;
-            Ok::<_, StepError>(OnDisk::of(&self.host, &main)?)
-        };
-        let (modules, routing, on_disk, served) =
-            join!(self.host.modules(), self.host.routing_from_files(), files, Served::ask(&self.host.control, users));
-        modules.and(routing)?;
-        let on_disk = on_disk?;
+        let (main, served) = join!(self.host.look(), Served::ask(&self.host.control, users));
+        let on_disk = OnDisk::of(&self.host, &main?)?;
         let changing = ownership::changing_hands(users, &on_disk, &served?);
         let stays = |number: &ExtensionNumber| {
             !changing.contains(number) && users.iter().any(|user| user.extension.number == *number)
@@ -421,7 +411,7 @@ impl Applier {
         let without = files::prepare(lock, &self.host.files.routing, Stage::Quarantine, &without)?;
         self.publish(lock, without, &self.host.files.routing, &mut progress.files_written)?;
         let last = &mut progress.reload_results.dialplan_reload;
-        self.command.reload(Reload::Dialplan, last, None).await?;
+        self.command.reload(Reload::Dialplan, last).await?;
         let still_routed = proof::not_quarantined(&self.host.control, changing).await?;
         if !still_routed.is_empty() {
             let found = format!(

@@ -50,7 +50,7 @@ impl OnDisk {
         })?;
         each_section(host, main.extensions()?, &host.files.routing, |config, section| {
             let first_priorities = foreign::first_priorities(config.entries(section));
-            let called = first_priorities.filter(|(number, entry)| entry.value().ends_with(&render::dial(*number)));
+            let called = first_priorities.filter(|(number, entry)| entry.value.ends_with(&render::dial(*number)));
             on_disk.routed.extend(called.map(|(number, _)| number));
         })?;
         Ok(on_disk)

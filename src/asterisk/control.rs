@@ -1,9 +1,9 @@
-//! Asterisk's control socket, `asterisk.ctl`: commands and what they print, without starting a process.
+//! Asterisk's control socket, `asterisk.ctl`: runs commands and reads what they print, without starting a process.
 //!
-//! It is what a remote console does (`main/asterisk.c`): connect, send each command with a NUL byte behind it, and shut
-//! down the sending half; read the greeting `host/pid/version` and a newline, then what the commands print, in turn, to the
-//! end. The exit status of a command is never told: what it printed is all there is. A line of more than 511 bytes is never
-//! answered (a buffer of 512 bytes), and so is refused here.
+//! The portal does what a remote console does (`main/asterisk.c`): it connects, sends each command with a NUL byte behind it
+//! and shuts down the sending half. Then it reads the greeting `host/pid/version`, a newline, and what the commands print, in
+//! turn, to the end. Asterisk sends no exit status; what it prints is all there is. It never answers a line of more than 511
+//! bytes (its buffer has 512), so longer ones are rejected here.
 
 use std::fs;
 use std::io;
@@ -17,34 +17,34 @@ use tokio::time::{sleep, timeout};
 use tokio::try_join;
 use tracing::info;
 
-/// How errors tell the line that Asterisk sends first.
+use super::identity::{self, Identity};
+use super::permissions::{self, COMMANDS};
+
+/// Stands for the greeting where an error names a command: Asterisk sends it before any command.
 const GREETING: &str = "(its greeting)";
 
-/// The longest command that is sent, in bytes.
+/// The longest command, in bytes.
 pub const MAX_COMMAND_BYTES: usize = 499;
 
-/// How often a listing that lost lines is read.
+/// How often a listing is read until it is whole.
 const READINGS: usize = 10;
 
-/// Room for an answer to begin with, in bytes: most fit.
-const ROOM: usize = 64 * 1024;
-
-/// Asterisk lets two connections wait to be accepted; whoever comes then is told to try again.
+/// How long to wait when two other connections are waiting to be accepted: Asterisk's queue is then full.
 const QUEUE_RETRY: Duration = Duration::from_millis(1);
 
 /// The Asterisk at the other end of the control socket.
 #[derive(Debug)]
 pub struct Server {
-    /// As it tells it: `22.10.1~dfsg`, or `GIT-22-0a1b2c3` where it was built from its repository.
+    /// As in its greeting: `22.10.1~dfsg`, or `GIT-22-0a1b2c3` if it was built from its repository.
     pub version: String,
-    /// The user it runs as.
+    /// The user that it runs as.
     pub uid: u32,
-    /// All of its groups.
+    /// All groups of that user.
     pub groups: Vec<u32>,
 }
 
 impl Server {
-    /// The release line: 22 of all versions above; `None` where the version does not begin with one.
+    /// The release line, such as 22; `None` if the version does not begin with one.
     #[must_use]
     pub fn release(&self) -> Option<u32> {
         let version = ["GIT-", "certified/", "certified-"]
@@ -65,15 +65,15 @@ pub struct Control {
 /// Why Asterisk gave no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// Nobody listens.
+    /// No process listens on the socket.
     #[error("Asterisk is not running: nothing answers on {} ({error}); start it (systemctl start asterisk), or set ASTERISK_RUN_DIR", socket.display())]
     Down {
         /// The socket.
         socket: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         error: io::Error,
     },
-    /// Somebody listens, but not for this user.
+    /// This user may not connect to the socket.
     #[error(
         "Asterisk's control socket {} refuses the portal's user ({error}); in asterisk.conf, section [files], set astctlpermissions = 0660 and astctlgroup to a group of that user, and restart Asterisk",
         socket.display()
@@ -81,53 +81,67 @@ pub enum ControlError {
     Refused {
         /// The socket.
         socket: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         error: io::Error,
     },
-    /// There may be somebody, but no connection comes about.
-    #[error("Asterisk's control socket {} can't be reached: {error}; {}", socket.display(), unreachable_advice(error))]
+    /// The connection fails for another reason, so Asterisk may be running.
+    #[error("cannot connect to Asterisk's control socket {}: {error}; {}", socket.display(), connect_advice(error))]
     Unreachable {
         /// The socket.
         socket: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         error: io::Error,
     },
     /// The connection broke.
-    #[error("Asterisk broke off while it was asked '{command}' ({error}); it may be restarting: apply again")]
+    #[error("Asterisk closed the connection during '{command}' ({error}); it may be restarting: apply again")]
     Broken {
-        /// What was asked.
+        /// The command.
         command: String,
-        /// What the kernel said.
+        /// The kernel's error.
         error: io::Error,
     },
-    /// No answer within the bound.
+    /// Asterisk gave no answer within the bound.
     #[error("Asterisk did not answer '{command}' within {} s: it hangs, or the machine is overloaded; look at 'core show locks', restart it, then apply again", bound.as_secs())]
     Hung {
-        /// What was asked.
+        /// The command.
         command: String,
-        /// How long was waited.
+        /// How long the portal waited.
         bound: Duration,
     },
-    /// It keeps registrations that it was told to drop.
+    /// `cli_permissions.conf` denies a command.
+    #[error(
+        "Asterisk does not let the portal's user run '{command}' (cli_permissions.conf); add to that file, one below the other: {}; then run 'cli reload permissions' in Asterisk, and apply again",
+        permissions::lines_to_add()
+    )]
+    NotPermitted {
+        /// The command; Asterisk cuts it at 64 bytes.
+        command: String,
+    },
+    /// Asterisk waits for calls to end before it stops.
+    #[error(
+        "Asterisk is shutting down and runs no commands; wait until its calls have ended and it is running again, or keep it running with 'core abort shutdown', then apply again"
+    )]
+    ShuttingDown,
+    /// Registrations are listed that were evicted.
     #[error("Asterisk keeps old registrations of {numbers} that it was told to drop; restart it, then apply again")]
     Kept {
         /// Of which extensions.
         numbers: String,
     },
-    /// It answered, but not what such a command answers.
+    /// The answer has not the form that this command's answer has.
     #[error(
-        "Asterisk's answer to '{command}' is not understood: {answer}; look at Asterisk's own log (messages.log), then apply again"
+        "Asterisk gave an unexpected answer to '{command}': {answer}; look at Asterisk's own log (messages.log), then apply again"
     )]
     Unexpected {
-        /// What was asked.
+        /// The command.
         command: String,
-        /// Its beginning.
+        /// The beginning of the answer.
         answer: String,
     },
 }
 
 impl ControlError {
-    /// An answer that is none, told by its beginning.
+    /// An answer that has not the form that this command's answer has.
     pub(super) fn unexpected(command: &str, answer: &str) -> Self {
         let mut beginning: String = answer.trim().chars().filter(|c| *c != '\0').take(200).collect();
         if beginning.is_empty() {
@@ -136,7 +150,7 @@ impl ControlError {
         Self::Unexpected { command: command.to_owned(), answer: beginning }
     }
 
-    /// The same without an answer that has something of an auth in it, and so may have its secret.
+    /// Removes an answer that shows a part of an auth, and so perhaps its secret.
     pub(super) fn without_secrets(self) -> Self {
         match self {
             Self::Unexpected { command, answer } if answer.contains("Auth") || answer.contains("password") => {
@@ -147,26 +161,42 @@ impl ControlError {
     }
 }
 
+/// Why Asterisk ran none of a command, if the answer says so.
+///
+/// # Errors
+/// [`ControlError::NotPermitted`], [`ControlError::ShuttingDown`].
+pub(super) fn refusal(answer: &str) -> Result<(), ControlError> {
+    for line in answer.lines() {
+        if let Some(rest) = line.strip_prefix("You don't have permissions to run '") {
+            let command = rest.strip_suffix("' command").unwrap_or(rest).to_owned();
+            return Err(ControlError::NotPermitted { command });
+        }
+        if line.starts_with("Command '") && line.ends_with("' cannot be run during shutdown") {
+            return Err(ControlError::ShuttingDown);
+        }
+    }
+    Ok(())
+}
+
 impl Control {
-    /// The control socket in `run_dir`; a command is given `bound`.
+    /// The control socket in `run_dir`; `bound` is how long a command may take.
     #[must_use]
     pub fn new(run_dir: &Path, bound: Duration) -> Self {
         Self { socket: run_dir.join("asterisk.ctl"), bound }
     }
 
-    /// What Asterisk prints for `command`.
+    /// Runs a command and gives what Asterisk prints.
     ///
     /// # Errors
     /// [`ControlError`].
     ///
     /// # Panics
-    /// If the command could not fit Asterisk's buffer, or is more than one: a mistake of the caller.
+    /// If the command is too long, is more than one, or is missing from [`COMMANDS`]: a mistake in this program.
     pub async fn ask(&self, command: &str) -> Result<String, ControlError> {
         self.ask_all(&[command]).await
     }
 
-    /// What Asterisk prints for all of `commands`, in turn. None waits for the answer to another, so a thousand cost little more
-    /// than Asterisk's own work; all together are given the bound of one.
+    /// Runs several commands on one connection and gives what Asterisk prints, in turn. The bound is for all of them together.
     ///
     /// # Errors
     /// [`ControlError`].
@@ -177,33 +207,33 @@ impl Control {
         if commands.is_empty() {
             return Ok(String::new());
         }
-        let asked = told(commands);
+        let named = first_and_last(commands);
         let mut lines = Vec::new();
         for command in commands.iter().map(AsRef::as_ref) {
-            assert!(
-                command.len() <= MAX_COMMAND_BYTES && !command.contains(['\0', '\n']),
-                "a command that fits: {command}"
-            );
+            assert!(command.len() <= MAX_COMMAND_BYTES && !command.contains(['\0', '\n']), "it fits: {command}");
+            assert!(permissions::is_listed(command), "it is in the list of permissions: {command}");
             lines.extend_from_slice(command.as_bytes());
             lines.push(0);
         }
-        let hung = |_| ControlError::Hung { command: asked.clone(), bound: self.bound };
-        timeout(self.bound, self.exchange(&asked, &lines)).await.map_err(hung)?
+        let hung = |_| ControlError::Hung { command: named.clone(), bound: self.bound };
+        let answer = timeout(self.bound, self.exchange(&named, &lines)).await.map_err(hung)??;
+        refusal(&answer)?;
+        Ok(answer)
     }
 
-    /// A listing, which `parse` takes only if it is whole: to a reader that stalls, Asterisk drops lines in the middle. Such a
-    /// one is read again, a few times.
+    /// Runs a command that lists something. Asterisk drops lines if the reader is slow; `parse` gives `None` for such a listing,
+    /// and it is read again, a few times.
     ///
     /// # Errors
-    /// [`ControlError`]; `Unexpected` if it never was whole.
+    /// [`ControlError`]; `Unexpected` if no listing was whole.
     pub async fn listing<T>(&self, command: &str, parse: impl Fn(&str) -> Option<T>) -> Result<T, ControlError> {
         self.listings(&[command], parse).await
     }
 
-    /// The same of several commands, whose answers `parse` is given as one.
+    /// Like [`Control::listing`], for several commands; `parse` gets their answers as one text.
     ///
     /// # Errors
-    /// [`ControlError`]; `Unexpected` if it never was whole.
+    /// [`ControlError`]; `Unexpected` if no listing was whole.
     pub async fn listings<T>(
         &self,
         commands: &[impl AsRef<str>],
@@ -215,21 +245,37 @@ impl Control {
             if let Some(parsed) = parse(&answer) {
                 return Ok(parsed);
             }
-            info!(command = told(commands), "the listing lost lines; it is read again");
+            info!(command = first_and_last(commands), "the listing lost lines; it is read again");
         }
-        Err(ControlError::unexpected(&told(commands), &answer))
+        Err(ControlError::unexpected(&first_and_last(commands), &answer))
     }
 
-    /// Who answers: its version by its greeting, its user and the groups it belongs to by the kernel.
+    /// Which Asterisk answers on this socket.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn identity(&self) -> Result<Identity, ControlError> {
+        self.listing(identity::COMMAND, Identity::parse).await
+    }
+
+    /// Finds out whether Asterisk lets this user run all that the portal needs, and changes nothing.
+    ///
+    /// # Errors
+    /// [`ControlError`]; `NotPermitted` with the first command that is denied.
+    pub async fn permitted(&self) -> Result<(), ControlError> {
+        self.ask_all(&COMMANDS.map(|command| command.harmless)).await.map(drop)
+    }
+
+    /// Who answers: the greeting says the version, the kernel says the user and its groups.
     ///
     /// # Errors
     /// [`ControlError`].
     pub async fn server(&self) -> Result<Server, ControlError> {
         let hung = |_| ControlError::Hung { command: GREETING.to_owned(), bound: self.bound };
-        timeout(self.bound, self.meet()).await.map_err(hung)?
+        timeout(self.bound, self.greeting()).await.map_err(hung)?
     }
 
-    async fn meet(&self) -> Result<Server, ControlError> {
+    async fn greeting(&self) -> Result<Server, ControlError> {
         let broken = |error| ControlError::Broken { command: GREETING.to_owned(), error };
         let mut stream = BufReader::new(self.connect().await?);
         let mut greeting = String::new();
@@ -245,21 +291,21 @@ impl Control {
         Ok(Server { version: version.to_owned(), uid: peer.uid(), groups })
     }
 
-    async fn exchange(&self, asked: &str, lines: &[u8]) -> Result<String, ControlError> {
-        let broken = |error| ControlError::Broken { command: asked.to_owned(), error };
+    async fn exchange(&self, command: &str, lines: &[u8]) -> Result<String, ControlError> {
+        let broken = |error| ControlError::Broken { command: command.to_owned(), error };
         let mut stream = self.connect().await?;
         let (mut from, mut to) = stream.split();
-        let mut answer = Vec::with_capacity(ROOM);
+        let mut answer = Vec::new();
         let send = async {
             to.write_all(lines).await?;
             to.shutdown().await
         };
-        // Both at once: Asterisk drops what it can't get rid of within 100 ms.
+        // Reads while it sends: Asterisk drops what it cannot write within 100 ms.
         try_join!(send, from.read_to_end(&mut answer)).map_err(broken)?;
         let greeting = answer.iter().position(|byte| *byte == b'\n');
-        answer.drain(..=greeting.ok_or_else(|| broken(io::ErrorKind::UnexpectedEof.into()))?);
-        // A phone's User-Agent can be anything.
-        Ok(String::from_utf8(answer).unwrap_or_else(|raw| String::from_utf8_lossy(raw.as_bytes()).into_owned()))
+        let greeting = greeting.ok_or_else(|| broken(io::ErrorKind::UnexpectedEof.into()))?;
+        // Not all of it is UTF-8: a phone chooses its User-Agent.
+        Ok(String::from_utf8_lossy(&answer[greeting + 1..]).into_owned())
     }
 
     async fn connect(&self) -> Result<UnixStream, ControlError> {
@@ -281,7 +327,7 @@ impl Control {
     }
 }
 
-fn unreachable_advice(error: &io::Error) -> &'static str {
+fn connect_advice(error: &io::Error) -> &'static str {
     match error.raw_os_error().map(Errno::from_raw_os_error) {
         Some(Errno::MFILE | Errno::NFILE) => {
             "the portal has no file handle left: raise its limit (LimitNOFILE= of its unit), then restart it"
@@ -290,20 +336,12 @@ fn unreachable_advice(error: &io::Error) -> &'static str {
     }
 }
 
-/// Commands as an error tells them: the first and the last of many.
-fn told(commands: &[impl AsRef<str>]) -> String {
+/// Names commands in an error: of many, the first and the last.
+fn first_and_last(commands: &[impl AsRef<str>]) -> String {
     match commands {
         [] => String::new(),
-        [one] => shortened(one.as_ref()),
-        [first, .., last] => format!("{} … {}", shortened(first.as_ref()), shortened(last.as_ref())),
-    }
-}
-
-/// A batch of expressions would fill the screen.
-fn shortened(command: &str) -> String {
-    match command.char_indices().nth(80) {
-        Some((end, _)) => format!("{}…", &command[..end]),
-        None => command.to_owned(),
+        [one] => one.as_ref().to_owned(),
+        [first, .., last] => format!("{} … {}", first.as_ref(), last.as_ref()),
     }
 }
 
@@ -312,10 +350,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_many_commands_the_first_and_the_last_are_told() {
-        assert_eq!(told(&["a"; 0]), "");
-        assert_eq!(told(&["a"]), "a");
-        assert_eq!(told(&["a", "b", "c"]), "a … c");
+    fn of_many_commands_an_error_names_the_first_and_the_last() {
+        assert_eq!(first_and_last(&["a"; 0]), "");
+        assert_eq!(first_and_last(&["a"]), "a");
+        assert_eq!(first_and_last(&["a", "b", "c"]), "a … c");
+    }
+
+    #[test]
+    fn an_answer_that_asterisk_refuses_is_an_error_of_its_own() {
+        let denied = refusal(include_str!("../../tests/recordings/not-permitted.txt"));
+        assert!(matches!(denied, Err(ControlError::NotPermitted { command }) if command == "core waitfullybooted"));
+        let shutting_down = refusal(include_str!("../../tests/recordings/shutting-down.txt"));
+        assert!(matches!(shutting_down, Err(ControlError::ShuttingDown)));
+        assert!(refusal(include_str!("../../tests/recordings/booted.txt")).is_ok());
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! `asterisk -rx '… reload'`, as an administrator would type it.
 //!
-//! Its exit status says only that Asterisk answered, and "reloaded successfully" only that it was tried: it tells the earliest
-//! moment at which looking makes sense, never what came of it, which is proven afterwards. Two other answers matter. "already in
-//! progress" means that the request, or one module's part of it, was dropped: it is sent again until the bound of a command is
-//! over, and so is one that an Asterisk that is starting only queues ("cannot reload a module yet"). "No such command" for `pjsip
-//! reload` means that the server has no `cli_aliases.conf`: the alias's own expansion is sent instead.
+//! The exit status says only that Asterisk answered, and "reloaded successfully" only that it tried: whether the new files
+//! are in force must be proven afterwards. Three other answers matter.
+//!
+//! - "already in progress": Asterisk dropped the request, or one module's part of it. "cannot reload a module yet": Asterisk
+//!   is starting, and only queued it. Both are sent again until the bound of a command is over.
+//! - "No such command" for `pjsip reload`: the server has no `cli_aliases.conf`, so the command behind the alias is sent.
+//! - Asterisk does not permit the command, or is shutting down ([`ControlError`]).
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -12,15 +14,17 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::info;
 use utoipa::ToSchema;
 
-/// What `pjsip reload` prints once the endpoints are read, long before its end: modules that only look through them follow.
-const ENDPOINTS_READ: &str = "Module 'res_pjsip.so' reloaded successfully";
+use super::control::{self, ControlError};
+use super::identity::{self, Identity};
+use super::permissions;
+
+/// Between two attempts to send a reload.
+const RETRY: Duration = Duration::from_millis(100);
 
 /// What is reloaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,9 +36,10 @@ pub enum Reload {
 }
 
 impl Reload {
+    /// The commands to try, in turn, until Asterisk knows one.
     fn commands(self) -> &'static [&'static str] {
         match self {
-            // The second is what the first is an alias of (cli_aliases.conf of Asterisk 22).
+            // The first is an alias for the second (cli_aliases.conf of Asterisk 22).
             Self::Pjsip => &[
                 "pjsip reload",
                 "module reload res_pjsip.so res_pjsip_authenticator_digest.so res_pjsip_endpoint_identifier_ip.so res_pjsip_mwi.so res_pjsip_notify.so res_pjsip_outbound_publish.so res_pjsip_publish_asterisk.so res_pjsip_outbound_registration.so",
@@ -50,37 +55,37 @@ pub struct CommandResult {
     /// As it could be typed.
     #[schema(example = "asterisk -rx 'pjsip reload'")]
     pub command: String,
-    /// `null` for a command that was ended because its time was over, or could not be started.
+    /// `null` if the command took too long and was killed, or could not be started.
     #[schema(required, example = 0)]
     pub exit_code: Option<i32>,
     /// What it printed.
     #[schema(example = "Module 'res_pjsip.so' reloaded successfully.\n")]
     pub stdout: String,
-    /// What it complained of.
+    /// Its error messages.
     #[schema(example = "")]
     pub stderr: String,
 }
 
-/// Why a reload was not taken.
+/// Why a command did not do its work.
 #[derive(Debug, thiserror::Error)]
 pub enum ReloadError {
-    /// The command can't be started.
-    #[error("{command} can't be started: {error}; set ASTERISK_BIN to Asterisk's program")]
+    /// The program cannot be started.
+    #[error("cannot start {command}: {error}; set ASTERISK_BIN to Asterisk's program")]
     NotStarted {
         /// As it could be typed.
         command: String,
-        /// What the kernel said.
+        /// The kernel's error.
         error: std::io::Error,
     },
-    /// Its time was over.
+    /// It took too long.
     #[error("{command} did not end within {} s (ASTERISK_TIMEOUT_SECS) and was killed: Asterisk hangs; restart it, then apply again", bound.as_secs())]
     TimedOut {
         /// As it could be typed.
         command: String,
-        /// Its bound.
+        /// How long it may take.
         bound: Duration,
     },
-    /// It ended with another exit status than 0.
+    /// Its exit status is not 0.
     #[error(
         "{command} ended with {status}: {output}; is Asterisk running (systemctl status asterisk), and may the portal's user use its control socket?"
     )]
@@ -89,109 +94,124 @@ pub enum ReloadError {
         command: String,
         /// How it ended.
         status: String,
-        /// What it said.
+        /// What it printed.
         output: String,
     },
-    /// Asterisk kept dropping it.
-    #[error("{command}: Asterisk is busy with another reload for {} s already; find out who reloads it all the time, then apply again", bound.as_secs())]
+    /// Asterisk dropped it each time.
+    #[error("{command}: Asterisk has been busy with other reloads for {} s; find out who reloads it all the time, then apply again", bound.as_secs())]
     Dropped {
         /// As it could be typed.
         command: String,
-        /// How long it was tried.
+        /// How long it was sent again.
         bound: Duration,
     },
     /// Asterisk does not know the command.
-    #[error("{command}: Asterisk does not know it: {output}; are its modules loaded (modules.conf)?")]
+    #[error("{command}: Asterisk does not know this command: {output}; are its modules loaded (modules.conf)?")]
     Unknown {
         /// As it could be typed.
         command: String,
-        /// What it said.
+        /// What it printed.
+        output: String,
+    },
+    /// Asterisk does not run it.
+    #[error(transparent)]
+    Refused(#[from] ControlError),
+    /// The program is not Asterisk's.
+    #[error("{command} does not print what Asterisk prints, but: {output}; set ASTERISK_BIN to Asterisk's program")]
+    NotAsterisk {
+        /// As it could be typed.
+        command: String,
+        /// What it printed.
         output: String,
     },
 }
 
-/// The process group of a command, killed when dropped: the program may be a wrapper with children.
+/// The process group of a command. Drop kills it: the program may be a wrapper with children.
 struct Group(Option<Pid>);
 
 impl Drop for Group {
     fn drop(&mut self) {
         if let Some(group) = self.0 {
-            // It may have ended just now: then there is nothing to kill.
+            // Fails if all of it has just ended.
             let _ = kill_process_group(group, Signal::KILL);
         }
     }
 }
 
-/// The program that carries commands to Asterisk.
+/// The program that sends commands to Asterisk.
 #[derive(Debug, Clone)]
 pub struct AsteriskCommand {
     /// `asterisk`, or a path.
     pub program: PathBuf,
-    /// For one command.
+    /// How long one command may take.
     pub bound: Duration,
 }
 
 impl AsteriskCommand {
-    /// Makes Asterisk read its files again. `last` keeps how the last attempt went, whatever comes of it. `once_read` is told as
-    /// soon as Asterisk says that it has read the endpoints, at the latest when all is done; it is dropped if that never comes.
+    /// Makes Asterisk read its files again. `last` gets the result of the last attempt, also if it failed.
     ///
     /// # Errors
     /// [`ReloadError`].
     ///
     /// # Panics
     /// Never: each reload has a command.
-    pub async fn reload(
-        &self,
-        what: Reload,
-        last: &mut Option<CommandResult>,
-        once_read: Option<watch::Sender<bool>>,
-    ) -> Result<(), ReloadError> {
-        let tell = || _ = once_read.as_ref().map(|once_read| once_read.send_replace(true));
+    pub async fn reload(&self, what: Reload, last: &mut Option<CommandResult>) -> Result<(), ReloadError> {
         let started = Instant::now();
-        let mut commands = what.commands().iter().peekable();
+        let mut commands = what.commands().iter();
         let mut command = *commands.next().expect("a reload has a command");
         loop {
-            let look = |output: &str| {
-                if output.contains(ENDPOINTS_READ) {
-                    tell();
-                }
-            };
-            let result = self.run(command, last, look).await?;
-            let output = format!("{}{}", result.stdout, result.stderr);
-            let typed = result.command.clone();
+            let CommandResult { command: typed, stdout, stderr, .. } = self.run(command, last).await?.clone();
+            let output = format!("{stdout}{stderr}");
+            control::refusal(&output)?;
             if output.contains("already in progress") || output.contains("cannot reload a module yet") {
                 if started.elapsed() >= self.bound {
                     return Err(ReloadError::Dropped { command: typed, bound: self.bound });
                 }
                 info!(command = typed, "Asterisk dropped the reload; it is sent again");
-                sleep(Duration::from_millis(100)).await;
+                sleep(RETRY).await;
             } else if output.contains("No such command") {
                 let unknown = ReloadError::Unknown { command: typed, output: output.trim().to_owned() };
                 command = commands.next().ok_or(unknown)?;
             } else {
-                tell();
                 return Ok(());
             }
         }
     }
 
-    /// Runs `program -rx command` in a process group of its own, which is killed, whole, when the time is over or the apply is
-    /// given up. `look` sees what it has printed so far, whenever that is more.
+    /// Which Asterisk this program reaches.
+    ///
+    /// # Errors
+    /// [`ReloadError`].
+    pub async fn identity(&self) -> Result<Identity, ReloadError> {
+        let mut last = None;
+        let CommandResult { command, stdout, stderr, .. } = self.run(identity::COMMAND, &mut last).await?;
+        let output = format!("{stdout}{stderr}");
+        control::refusal(&output)?;
+        Identity::parse(&output).ok_or_else(|| {
+            let output = match output.trim() {
+                "" => "nothing".to_owned(),
+                printed => printed.chars().take(200).collect(),
+            };
+            ReloadError::NotAsterisk { command: command.clone(), output }
+        })
+    }
+
+    /// Runs `program -rx command` in a process group of its own, and kills the whole group if it takes too long.
     async fn run<'r>(
         &self,
         command: &str,
         last: &'r mut Option<CommandResult>,
-        mut look: impl FnMut(&str),
     ) -> Result<&'r CommandResult, ReloadError> {
+        assert!(permissions::is_listed(command), "it is in the list of permissions: {command}");
         let typed = format!("{} -rx '{command}'", self.program.display());
+        let not_started = |error| ReloadError::NotStarted { command: typed.clone(), error };
         let result = last.insert(CommandResult {
             command: typed.clone(),
             exit_code: None,
             stdout: String::new(),
             stderr: String::new(),
         });
-        let not_started = |error| ReloadError::NotStarted { command: typed.clone(), error };
-        let mut child = Command::new(&self.program)
+        let child = Command::new(&self.program)
             .args(["-rx", command])
             .env_remove("DATABASE_URL")
             .env_remove("PORTAL_API_TOKEN")
@@ -204,38 +224,17 @@ impl AsteriskCommand {
             .spawn()
             .map_err(not_started)?;
         let mut group = Group(child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw));
-        let (mut out, mut err) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
-        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-        let finished = timeout(self.bound, async {
-            let read_out = async {
-                while out.read_buf(&mut stdout).await? > 0 {
-                    look(&String::from_utf8_lossy(&stdout));
-                }
-                Ok(())
-            };
-            let ((), _, status) = tokio::try_join!(read_out, err.read_to_end(&mut stderr), child.wait())?;
-            Ok(status)
-        })
-        .await;
-        if finished.is_ok() {
-            group.0 = None;
-        } else {
-            drop(group);
-            // One that can't be killed (sudo's, say) is not waited for: it is reaped when it ends.
-            let _ = timeout(Duration::from_secs(1), child.wait()).await;
+        let timed_out = |_| ReloadError::TimedOut { command: typed.clone(), bound: self.bound };
+        let output = timeout(self.bound, child.wait_with_output()).await.map_err(timed_out)?.map_err(not_started)?;
+        group.0 = None;
+        // No database stores a NUL in a text.
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).replace('\0', "");
+        (result.stdout, result.stderr) = (text(&output.stdout), text(&output.stderr));
+        result.exit_code = output.status.code();
+        if output.status.success() {
+            return Ok(result);
         }
-        // No database keeps a NUL in a text.
-        result.stdout = String::from_utf8_lossy(&stdout).replace('\0', "");
-        result.stderr = String::from_utf8_lossy(&stderr).replace('\0', "");
-        let status = finished
-            .map_err(|_| ReloadError::TimedOut { command: typed.clone(), bound: self.bound })?
-            .map_err(not_started)?;
-        result.exit_code = status.code();
-        if status.success() {
-            Ok(result)
-        } else {
-            let output = format!("{}{}", result.stdout, result.stderr).trim().to_owned();
-            Err(ReloadError::Failed { command: typed, status: status.to_string(), output })
-        }
+        let printed = format!("{}{}", result.stdout, result.stderr).trim().to_owned();
+        Err(ReloadError::Failed { command: typed, status: output.status.to_string(), output: printed })
     }
 }

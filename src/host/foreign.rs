@@ -74,11 +74,11 @@ pub fn first_priorities(entries: Vec<&Entry>) -> impl Iterator<Item = (Extension
     let mut extension = "";
     entries.into_iter().filter_map(move |entry| {
         let priority = if entry.has_key("exten") {
-            let (name, rest) = entry.value().split_once(',')?;
+            let (name, rest) = entry.value.split_once(',')?;
             extension = name.trim();
             rest
         } else if entry.has_key("same") {
-            entry.value()
+            entry.value.as_str()
         } else {
             return None;
         };

@@ -8,11 +8,13 @@
 //! | [`lock`] | one apply at a time on a host |
 //! | [`files`] | writing the two files atomically |
 //! | [`configuration`] | Asterisk's configuration syntax, includes followed: what is on disk |
+//! | [`includes`] | which files an `#include` finds |
 //! | [`foreign`] | what stands outside our files in the numbers that are ours |
 
 pub mod configuration;
 pub mod files;
 pub mod foreign;
+pub mod includes;
 pub mod lock;
 pub mod place;
 pub mod rights;

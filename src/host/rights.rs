@@ -9,6 +9,8 @@ use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::io::Errno;
 use rustix::process::{getegid, geteuid, getgroups};
 
+use crate::account::group_name;
+
 /// The setgid bit of a folder's mode.
 const SETGID: u32 = 0o2000;
 /// The sticky bit of a folder's mode.
@@ -67,15 +69,6 @@ pub(crate) fn group_out_of_reach(folder: &Path) -> Option<String> {
 /// Whether this process has that group.
 fn is_in(group: u32) -> bool {
     getegid().as_raw() == group || getgroups().is_ok_and(|groups| groups.iter().any(|g| g.as_raw() == group))
-}
-
-/// The name of a group, or its number where it has none.
-fn group_name(group: u32) -> String {
-    let id = group.to_string();
-    let groups = fs::read_to_string("/etc/group").unwrap_or_default();
-    let mut groups = groups.lines().map(|line| line.split(':').collect::<Vec<_>>());
-    let name = groups.find(|fields| fields.get(2) == Some(&id.as_str())).and_then(|fields| fields.first().copied());
-    name.map_or_else(|| id.clone(), ToOwned::to_owned)
 }
 
 /// Gives a file of ours its folder's group, and its owner where that is permitted.

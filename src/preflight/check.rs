@@ -6,10 +6,11 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::account::user_name;
 use crate::apply::ownership::{self, OnDisk, Served};
 use crate::asterisk::in_force;
 use crate::domain::{ExtensionNumber, User, some_of};
-use crate::preflight::probes::{Finding, Host, Probed, State, Trouble};
+use crate::preflight::probes::{self, Finding, Host, Probed, State, Trouble};
 use crate::render;
 use crate::settings::{ApiToken, DatabaseUrl, Secrets, Settings};
 use crate::storage::{SCHEMA_MAJOR_VERSION, Storage};
@@ -35,9 +36,8 @@ pub async fn check(settings: &Settings, secrets: &Secrets, storage: &Storage) ->
     findings.push(database);
     let host = Host::new(settings);
     let probed = host.probe().await;
-    let asks = probed.first().is_some_and(|asterisk| asterisk.state == State::Ok);
+    let users_known = users.is_some() && probes::would_begin(&probed);
     findings.extend(probed);
-    let users_known = asks && users.is_some();
     let users = users.unwrap_or_default();
     findings.push(Finding::if_possible("the next apply", users_known, next_apply(&host, &users)).await);
     findings.push(Finding::if_possible("old registrations", users_known, old_registrations(&host, &users)).await);
@@ -166,13 +166,4 @@ async fn old_registrations(host: &Host, users: &[User]) -> Probed {
         "phones are registered as {} that are not, or no more, their users'; POST /apply evicts them",
         some_of(old)
     )))
-}
-
-/// The name of the user this runs as, or its number where it has none.
-fn user_name() -> String {
-    let id = rustix::process::geteuid().as_raw().to_string();
-    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let mut users = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
-    let name = users.find(|fields| fields.get(2) == Some(&id.as_str())).and_then(|fields| fields.first().copied());
-    name.map_or_else(|| id.clone(), ToOwned::to_owned)
 }

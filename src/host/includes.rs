@@ -1,0 +1,122 @@
+//! `#include` and `#tryinclude`: which files a pattern finds, as Asterisk does it.
+
+use std::fs;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use super::configuration::{Place, Unreadable};
+
+/// How Asterisk reads `*` in a name.
+const AS_THE_SHELL: glob::MatchOptions =
+    glob::MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
+
+/// An `#include` or `#tryinclude`.
+#[derive(Debug)]
+pub struct Include {
+    /// Its line.
+    pub place: Place,
+    /// `#tryinclude`: Asterisk goes on if it finds no file.
+    pub tries: bool,
+    /// The name or pattern, as written.
+    pub written: String,
+    patterns: Vec<glob::Pattern>,
+    found: Vec<PathBuf>,
+}
+
+impl Include {
+    /// Reads a line that begins with `#`; `None` if it includes nothing or its pattern is invalid.
+    ///
+    /// # Errors
+    /// [`Unreadable`] if a folder is closed to this user.
+    pub(super) fn parse(directive: &str, place: Place, config_dir: &Path) -> Result<Option<Self>, Unreadable> {
+        let (keyword, argument) = directive.split_once(char::is_whitespace).unwrap_or((directive, ""));
+        let tries = keyword.eq_ignore_ascii_case("#tryinclude");
+        if !tries && !keyword.eq_ignore_ascii_case("#include") {
+            return Ok(None);
+        }
+        let written = argument.trim().trim_matches(['"', '<', '>']).to_owned();
+        let (mut patterns, mut found) = (Vec::new(), Vec::new());
+        for pattern in alternatives(&written) {
+            let pattern = if pattern.starts_with('/') {
+                pattern
+            } else {
+                format!("{}/{pattern}", glob::Pattern::escape(&config_dir.to_string_lossy()))
+            };
+            let (Ok(paths), Ok(parsed)) = (glob::glob_with(&pattern, AS_THE_SHELL), glob::Pattern::new(&pattern))
+            else {
+                return Ok(None);
+            };
+            found.extend(files_among(&pattern, paths)?);
+            patterns.push(parsed);
+        }
+        Ok(Some(Self { place, tries, written, patterns, found }))
+    }
+
+    /// Whether it includes `path`, or will as soon as that file exists.
+    #[must_use]
+    pub fn includes(&self, path: &Path) -> bool {
+        let same =
+            |found: &PathBuf| matches!((fs::canonicalize(found), fs::canonicalize(path)), (Ok(a), Ok(b)) if a == b);
+        self.patterns.iter().any(|pattern| pattern.matches_path_with(path, AS_THE_SHELL)) || self.found.iter().any(same)
+    }
+
+    /// Whether no file has such a name.
+    #[must_use]
+    pub fn finds_nothing(&self) -> bool {
+        self.found.is_empty()
+    }
+
+    /// The files that it includes.
+    pub(super) fn found(&self) -> &[PathBuf] {
+        &self.found
+    }
+}
+
+/// `a{b,c}` is `ab` and `ac`.
+fn alternatives(pattern: &str) -> Vec<String> {
+    let close = pattern.find('}');
+    let Some((open, close)) = close.and_then(|close| Some((pattern[..close].rfind('{')?, close))) else {
+        return vec![pattern.to_owned()];
+    };
+    let mut all = Vec::new();
+    for between in pattern[open + 1..close].split(',') {
+        for one in alternatives(&format!("{}{between}{}", &pattern[..open], &pattern[close + 1..])) {
+            if !all.contains(&one) {
+                all.push(one);
+            }
+        }
+    }
+    all
+}
+
+/// The files that a pattern finds. Asterisk skips folders and broken links.
+fn files_among(pattern: &str, paths: glob::Paths) -> Result<Vec<PathBuf>, Unreadable> {
+    let found = paths.collect::<Result<Vec<_>, _>>();
+    let mut found = found.map_err(|error| Unreadable { path: error.path().to_owned(), error: error.into() })?;
+    found.retain(|path| match fs::metadata(path) {
+        Ok(found) => found.is_file(),
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    });
+    // In a closed folder a pattern finds nothing either, but Asterisk may see files there.
+    let has_wildcard = |part: &Component| part.as_os_str().to_string_lossy().contains(['*', '?', '[']);
+    let named: PathBuf = Path::new(pattern).components().take_while(|part| !has_wildcard(part)).collect();
+    match fs::metadata(&named) {
+        Err(error) if found.is_empty() && error.kind() == io::ErrorKind::PermissionDenied => {
+            Err(Unreadable { path: named, error })
+        }
+        _ => Ok(found),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn braces_are_alternatives() {
+        assert_eq!(alternatives("a.conf"), ["a.conf"]);
+        assert_eq!(alternatives("{a,b*}/{c,d}"), ["a/c", "a/d", "b*/c", "b*/d"]);
+        assert_eq!(alternatives("a{,{b,c}}"), ["a", "ab", "ac"]);
+        assert_eq!(alternatives("}a{b"), ["}a{b"]);
+    }
+}

@@ -1,0 +1,135 @@
+//! Probes that ask the running Asterisk.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use super::probes::{Host, Probed, Trouble, failure};
+use crate::asterisk::control::Server;
+use crate::asterisk::in_force;
+use crate::host::place::folder;
+use crate::render::CONTEXT;
+
+/// The oldest release line that the portal was tried with.
+const OLDEST_RELEASE: u32 = 22;
+
+impl Host {
+    /// Asterisk answers, is not too old, is fully booted and not shutting down.
+    ///
+    /// # Errors
+    /// [`Trouble`].
+    pub async fn asterisk(&self) -> Probed {
+        let server = self.control.server().await?;
+        let version = &server.version;
+        if server.release().is_some_and(|release| release < OLDEST_RELEASE) {
+            return failure(format!(
+                "Asterisk {version} is older than {OLDEST_RELEASE}, the oldest that the portal works with; upgrade it, then apply again"
+            ));
+        }
+        in_force::wait_fully_booted(&self.control).await?;
+        Ok(format!("{version}, fully booted"))
+    }
+
+    /// `cli_permissions.conf` permits all commands that the portal runs.
+    pub(super) async fn permissions(&self) -> Probed {
+        self.control.permitted().await?;
+        Ok("all that are needed".to_owned())
+    }
+
+    /// `ASTERISK_BIN` reaches the Asterisk that answers on the control socket.
+    pub(super) async fn same_asterisk(&self) -> Probed {
+        let (by_command, by_socket) = (self.command.identity().await?, self.control.identity().await?);
+        let program = self.command.program.display();
+        if by_command != by_socket {
+            return failure(format!(
+                "{program} reaches another Asterisk than the control socket does; set ASTERISK_BIN and ASTERISK_RUN_DIR to the program and the run directory of one Asterisk"
+            ));
+        }
+        Ok(format!("{program} reaches this Asterisk"))
+    }
+
+    /// Without these a phone cannot register or be called, or an apply cannot be proven.
+    pub(super) async fn modules(&self) -> Probed {
+        let missing = in_force::missing_modules(&self.control).await?;
+        if missing.is_empty() {
+            return Ok("all that are needed are running".to_owned());
+        }
+        failure(format!(
+            "Asterisk lacks these modules: {}; load them (module load, and in modules.conf), then apply again",
+            missing.join(" ")
+        ))
+    }
+
+    /// Asterisk reads its configuration from `ASTERISK_CONFIG_DIR`.
+    pub(super) async fn asterisks_folder(&self) -> Probed {
+        let (theirs, ours) = (self.control.identity().await?.config_dir, &self.config_dir);
+        match (fs::canonicalize(&theirs), fs::canonicalize(ours)) {
+            (Ok(a), Ok(b)) if a != b => failure(format!(
+                "Asterisk reads its configuration from {theirs}, not from {}; set ASTERISK_CONFIG_DIR to it",
+                ours.display()
+            )),
+            // A folder that this user does not see may have another name inside a container.
+            _ => Ok(theirs),
+        }
+    }
+
+    /// The user that Asterisk runs as may read both generated files.
+    pub(super) async fn readable_by_asterisk(&self) -> Probed {
+        let asterisk = self.control.server().await?;
+        for file in [&self.files.endpoints, &self.files.routing] {
+            if let Some(closed) = closed_to(&asterisk, file) {
+                return failure(format!(
+                    "Asterisk runs as user {}, which may not read {}; give the folder a group of that user (chgrp asterisk {folder}; chmod 2750 {folder}), then apply again",
+                    asterisk.uid,
+                    closed.display(),
+                    folder = folder(file).display(),
+                ));
+            }
+        }
+        Ok(format!("as user {}", asterisk.uid))
+    }
+
+    /// No priority 1 of our numbers comes from something else than a file (AEL, Lua): `dialplan reload` would keep it.
+    pub(super) async fn routing_from_files(&self) -> Probed {
+        let first_priorities = in_force::dialplan(&self.control).await?.unwrap_or_default();
+        // `dialplan reload` reads anew what comes from a file (`file:line`), and drops what was typed (`pbx_config`).
+        let reloaded = |source: &str| source.contains(':') || source == "pbx_config";
+        match first_priorities.into_iter().find(|(_, first)| !reloaded(&first.source)) {
+            None => Ok("extensions.conf and what it includes".to_owned()),
+            Some((number, first)) => failure(format!(
+                "priority 1 of extension {number} in {CONTEXT} comes from {}, not from a file; remove it there, then apply again",
+                first.source
+            )),
+        }
+    }
+
+    /// There is a transport: without one, no phone can reach Asterisk.
+    ///
+    /// # Errors
+    /// [`Trouble`]; a warning if there is none.
+    pub async fn transport(&self) -> Probed {
+        if in_force::has_transport(&self.control).await? {
+            return Ok("there is one".to_owned());
+        }
+        Err(Trouble::Warning(
+            "Asterisk has no transport, so no phone can reach it; add a section of type=transport to pjsip.conf, then restart Asterisk"
+                .to_owned(),
+        ))
+    }
+}
+
+/// The file itself, or the folder above it, that the user of Asterisk may not read.
+fn closed_to<'a>(asterisk: &Server, file: &'a Path) -> Option<&'a Path> {
+    let may = |path: &Path, bit: u32| {
+        let Ok(found) = fs::metadata(path) else { return true };
+        let shift = if found.uid() == asterisk.uid {
+            6
+        } else if asterisk.groups.contains(&found.gid()) {
+            3
+        } else {
+            0
+        };
+        asterisk.uid == 0 || found.mode() >> shift & bit == bit
+    };
+    if may(file, 4) { file.ancestors().skip(1).find(|folder| !may(folder, 1)) } else { Some(file) }
+}
