@@ -332,6 +332,7 @@ impl Applier {
         let ReloadResults { pjsip_reload, dialplan_reload } = reload_results;
         let control = &self.host.control;
         let reload_endpoints = async {
+            let read = read;
             self.command.reload(Reload::Pjsip, pjsip_reload).await?;
             read.send_replace(true);
             steps.done("endpoints");

@@ -85,7 +85,7 @@ pub enum ControlError {
         error: io::Error,
     },
     /// The connection fails for another reason, so Asterisk may be running.
-    #[error("cannot connect to Asterisk's control socket {}: {error}; {}", socket.display(), connect_advice(error))]
+    #[error("Asterisk's control socket {} can't be reached: {error}; {}", socket.display(), connect_advice(error))]
     Unreachable {
         /// The socket.
         socket: PathBuf,
@@ -263,7 +263,8 @@ impl Control {
     /// # Errors
     /// [`ControlError`]; `NotPermitted` with the first command that is denied.
     pub async fn permitted(&self) -> Result<(), ControlError> {
-        self.ask_all(&COMMANDS.map(|command| command.harmless)).await.map(drop)
+        let harmless: Vec<_> = COMMANDS.iter().filter_map(|command| command.harmless).collect();
+        self.ask_all(&harmless).await.map(drop)
     }
 
     /// Who answers: the greeting says the version, the kernel says the user and its groups.

@@ -10,28 +10,29 @@ pub struct Command {
     /// How `cli_permissions.conf` permits it, and no other: every line that the portal sends begins with one of these.
     pub permit: &'static str,
     /// A form of it that changes nothing, to find out whether it is permitted: it lacks an argument, or has one too many.
-    pub harmless: &'static str,
+    /// `module reload` has none; the portal runs it only if Asterisk has no `pjsip reload`.
+    pub harmless: Option<&'static str>,
 }
 
 /// All of them. A test fails if one is missing or not used.
 pub const COMMANDS: [Command; 16] = [
-    Command { permit: "core show settings", harmless: "core show settings" },
-    Command { permit: "core waitfullybooted", harmless: "core waitfullybooted" },
-    Command { permit: "database del registrar/contact", harmless: "database del registrar/contact" },
-    Command { permit: "database put registrar/contact", harmless: "database put registrar/contact" },
-    Command { permit: "database show registrar/contact", harmless: "database show registrar/contact none none" },
-    Command { permit: "dialplan reload", harmless: "dialplan reload none" },
-    Command { permit: "dialplan show", harmless: "dialplan show none none" },
-    Command { permit: "dialplan eval function", harmless: "dialplan eval function" },
-    Command { permit: "module reload res_pjsip.so", harmless: "module reload res_pjsip.so.none" },
-    Command { permit: "module show", harmless: "module show like none" },
-    Command { permit: "pjsip list", harmless: "pjsip list auths like none" },
-    // The command without arguments would reload; this one is only its namesake.
-    Command { permit: "pjsip reload", harmless: "pjsip reload qualify aor" },
-    Command { permit: "pjsip show aor", harmless: "pjsip show aor" },
-    Command { permit: "pjsip show auth", harmless: "pjsip show auth" },
-    Command { permit: "pjsip show endpoint", harmless: "pjsip show endpoint" },
-    Command { permit: "pjsip show transports", harmless: "pjsip show transports like none" },
+    Command { permit: "core show settings", harmless: Some("core show settings") },
+    Command { permit: "core waitfullybooted", harmless: Some("core waitfullybooted") },
+    Command { permit: "database del registrar/contact", harmless: Some("database del registrar/contact") },
+    Command { permit: "database put registrar/contact", harmless: Some("database put registrar/contact") },
+    Command { permit: "database show registrar/contact", harmless: Some("database show registrar/contact none none") },
+    Command { permit: "dialplan reload", harmless: Some("dialplan reload none") },
+    Command { permit: "dialplan show", harmless: Some("dialplan show none none") },
+    Command { permit: "dialplan eval function", harmless: Some("dialplan eval function") },
+    Command { permit: "module reload res_pjsip.so", harmless: None },
+    Command { permit: "module show", harmless: Some("module show like none") },
+    Command { permit: "pjsip list", harmless: Some("pjsip list auths like none") },
+    // Without an argument it reloads; the harmless one is another command whose name begins the same.
+    Command { permit: "pjsip reload", harmless: Some("pjsip reload qualify aor") },
+    Command { permit: "pjsip show aor", harmless: Some("pjsip show aor") },
+    Command { permit: "pjsip show auth", harmless: Some("pjsip show auth") },
+    Command { permit: "pjsip show endpoint", harmless: Some("pjsip show endpoint") },
+    Command { permit: "pjsip show transports", harmless: Some("pjsip show transports like none") },
 ];
 
 /// Whether a line begins with one of [`COMMANDS`].
@@ -69,7 +70,7 @@ mod tests {
     fn no_command_is_listed_that_the_portal_does_not_run() {
         let sources = sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
         for Command { permit, harmless } in COMMANDS {
-            assert!(harmless.starts_with(permit), "{permit}");
+            assert!(harmless.is_none_or(|harmless| harmless.starts_with(permit)), "{permit}");
             assert!(sources.contains(&format!("\"{permit}")), "nothing runs {permit}: remove it from the list");
         }
     }

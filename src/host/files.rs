@@ -10,24 +10,29 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
+use rustix::fs::{Access, AtFlags, CWD, StatxAttributes, StatxFlags, accessat, statx};
+use rustix::io::Errno;
 use rustix::process::geteuid;
 
 use super::lock::HostLock;
 use super::place::{GeneratedFiles, folder};
 use super::rights::{self, STICKY, advice, closed_above, group_out_of_reach};
 
-/// Looks at both targets: each is a regular file that can be replaced, or absent, in a folder that is there.
+/// Looks whether both targets can be replaced: each is a regular file, or absent, in a folder that this user may write into.
 ///
 /// # Errors
 /// What is in the way, and how to mend it.
 pub fn check_targets(files: &GeneratedFiles) -> Result<(), FileError> {
     for path in [&files.endpoints, &files.routing] {
+        let folder = folder(path);
         let unusable = |error: io::Error| {
-            let closed =
-                if error.kind() == io::ErrorKind::PermissionDenied { closed_above(folder(path)) } else { None };
-            let mend = closed.unwrap_or_else(|| format!("make it with: {}", files.install_command()));
-            FileError::Folder { path: folder(path).to_owned(), error, mend }
+            let make = || format!("make it with: {}", files.install_command());
+            let mend = match error.raw_os_error().map(Errno::from_raw_os_error) {
+                Some(Errno::NOENT) => make(),
+                Some(Errno::ACCESS) => closed_above(folder).unwrap_or_else(make),
+                _ => advice(&error).to_owned(),
+            };
+            FileError::Folder { path: folder.to_owned(), error, mend }
         };
         match fs::symlink_metadata(path) {
             Ok(found) if found.is_file() => replaceable(path, &found)?,
@@ -41,13 +46,13 @@ pub fn check_targets(files: &GeneratedFiles) -> Result<(), FileError> {
                 };
                 return Err(FileError::NotAFile { path: path.clone(), kind });
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                fs::metadata(folder(path)).map_err(unusable)?;
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(unusable(error)),
         }
-        if let Some(mend) = group_out_of_reach(folder(path)) {
-            return Err(FileError::Group { path: folder(path).to_owned(), mend });
+        let may_write = accessat(CWD, folder, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS);
+        may_write.map_err(|error| unusable(error.into()))?;
+        if let Some(mend) = group_out_of_reach(folder) {
+            return Err(FileError::Group { path: folder.to_owned(), mend });
         }
     }
     Ok(())
@@ -109,7 +114,7 @@ pub enum FileError {
         how: &'static str,
     },
     /// The folder cannot be used.
-    #[error("the folder {} can't be used: {error}; {mend}", path.display())]
+    #[error("cannot use the folder {}: {error}; {mend}", path.display())]
     Folder {
         /// Which.
         path: PathBuf,
@@ -119,7 +124,7 @@ pub enum FileError {
         mend: String,
     },
     /// A file in the folder can't be given the folder's group.
-    #[error("files in {} can't be given its group; {mend}", path.display())]
+    #[error("files in {} cannot get its group; {mend}", path.display())]
     Group {
         /// Which folder.
         path: PathBuf,

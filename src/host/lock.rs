@@ -25,7 +25,7 @@ pub enum LockError {
     #[error("another apply is in progress on this host")]
     Held,
     /// The lock file can't be opened or locked.
-    #[error("the lock file {} can't be used: {error}; {}", path.display(), advice(error, path, install))]
+    #[error("cannot use the lock file {}: {error}; {}", path.display(), advice(error, path, install))]
     Unusable {
         /// Which file.
         path: PathBuf,

@@ -28,16 +28,6 @@ impl Host {
     /// This process can replace both generated files.
     pub(super) fn two_folders(&self) -> Probed {
         files::check_targets(&self.files)?;
-        let folders = [&self.files.endpoints, &self.files.routing].map(|file| folder(file));
-        for folder in folders {
-            accessat(CWD, folder, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).map_err(|error| {
-                Trouble::Failure(format!(
-                    "this user cannot write into {}: {error}; make it with: {}",
-                    folder.display(),
-                    self.files.install_command()
-                ))
-            })?;
-        }
         let lock = self.files.lock();
         let shown = lock.display();
         match fs::symlink_metadata(&lock) {
@@ -51,7 +41,7 @@ impl Host {
             })?,
             Err(_) => {}
         }
-        Ok(folders.map(|folder| folder.display().to_string()).join(", "))
+        Ok([&self.files.endpoints, &self.files.routing].map(|file| folder(file).display().to_string()).join(", "))
     }
 
     /// `pjsip.conf`, `extensions.conf` and all that they include can be read.

@@ -153,9 +153,9 @@ const IN_FILES: &[Probe] = &[Folder, AsterisksFolder, Files];
 /// What others depend on comes first.
 const LIST: [Row; 18] = [
     Row { probe: Asterisk, what: "Asterisk", needs: &[], refuses: true },
-    Row { probe: Permissions, what: "the permission to run commands", needs: &[Asterisk], refuses: true },
+    Row { probe: Modules, what: "Asterisk's modules", needs: &[Asterisk], refuses: true },
+    Row { probe: Permissions, what: "the permission to run commands", needs: &[Asterisk, Modules], refuses: true },
     Row { probe: Command, what: "the asterisk command", needs: ANSWERS, refuses: true },
-    Row { probe: Modules, what: "Asterisk's modules", needs: ANSWERS, refuses: true },
     Row { probe: Folder, what: "the configuration folder", needs: &[], refuses: true },
     Row {
         probe: AsterisksFolder,

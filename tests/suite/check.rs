@@ -122,7 +122,7 @@ fn of_include_lines() {
     Table::of(&settings).says("the include lines", "ok", &["nested.conf:2"]);
 
     asterisk.edit_config("pjsip.conf", |text| format!("#include nested.conf\n{text}"));
-    let advice = Table::of(&settings).says("the include lines", "failure", &["included twice", "nested.conf:2"]);
+    let advice = Table::of(&settings).says("files included twice", "failure", &["included twice", "nested.conf:2"]);
     assert!(advice.starts_with("remove one of the two lines"), "{advice}");
     let text = "#include nothing.d/*.conf\n";
     asterisk.edit_config("pjsip.conf", |pjsip| pjsip.replacen("#include nested.conf\n", text, 1));
@@ -147,7 +147,7 @@ fn of_folders_and_rights() {
 
     let User(owner) = lab::PORTAL;
     lab::make_dir(&folder, owner, 0, 0o755);
-    let advice = Table::of(&settings).says("the two folders", "failure", &[&shown, "can't be given its group"]);
+    let advice = Table::of(&settings).says("the two folders", "failure", &[&shown, "cannot get its group"]);
     follow(between(&advice, "(", ")"));
     Table::of(&settings).nothing_fails();
 
@@ -164,7 +164,7 @@ fn of_folders_and_rights() {
     Table::of(&settings).says("the two folders", "failure", &[".pbx-portal.lock is no regular file", "remove it"]);
     fs::remove_dir(&lock).expect("remove it");
     fs::write(&lock, "").expect("root's lock file");
-    let words = [".pbx-portal.lock can't be written by this user", "if no apply runs, remove it"];
+    let words = ["this user cannot write the lock file ", "if no apply runs, remove it"];
     Table::of(&settings).says("the two folders", "failure", &words);
     fs::remove_file(&lock).expect("remove it");
     Table::of(&settings).nothing_fails();
@@ -181,7 +181,7 @@ fn of_folders_and_rights() {
     Table::of(&settings).nothing_fails();
 
     lab::make_dir(&folder, 0, 0, 0o755);
-    let advice = Table::of(&settings).says("the two folders", "failure", &[&shown, "can't be written"]);
+    let advice = Table::of(&settings).says("the two folders", "failure", &["cannot use the folder ", &shown]);
     follow(between(&format!("{advice}\n"), "make it with: ", "\n"));
     Table::of(&settings).nothing_fails();
 
@@ -195,8 +195,9 @@ fn of_folders_and_rights() {
     asterisk.write_config("private.conf", "");
     let private = asterisk.etc().join("private.conf");
     follow(&format!("chmod 600 {}", private.display()));
-    let advice = Table::of(&settings).says("the include lines", "failure", &["private.conf can't be read"]);
-    Table::of(&settings).says("files to include", "failure", &["private.conf can't be read"]);
+    let advice =
+        Table::of(&settings).says("Asterisk's configuration files", "failure", &["cannot read ", "private.conf"]);
+    Table::of(&settings).says("the include lines", "unknown", &[]);
     assert!(advice.contains("chgrp asterisk and chmod g+r"), "{advice}");
     follow(&format!("chgrp asterisk {private}; chmod g+r {private}", private = private.display()));
     Table::of(&settings).nothing_fails();

@@ -122,7 +122,7 @@ fn what_is_immutable_is_named_and_how_to_mend_it() {
     fs::remove_file(first.join(".pbx-portal.lock")).expect("remove the lock file");
     {
         let _immutable = Done::immutable(&first);
-        refused(&asterisk, &portal, &[".pbx-portal.lock can't be used", "lsattr -d", "chattr -i"]);
+        refused(&asterisk, &portal, &["cannot use the lock file ", "lsattr -d", "chattr -i"]);
     }
     replaced(&asterisk, &portal);
 }
@@ -138,7 +138,7 @@ fn a_folder_of_another_owner_is_named_and_how_to_mend_it() {
         let path = file.parent().expect("a folder");
         let folder = path.display().to_string();
         make_dir(path, 0, group, 0o2750);
-        refused(&asterisk, &portal, &[&folder, "Permission denied", "must belong to the portal's user"]);
+        refused(&asterisk, &portal, &[&folder, "Permission denied", "make it with: install -d -o pbx-portal"]);
         make_dir(path, 0, 0, 0o700);
         refused(&asterisk, &portal, &[&folder, "Permission denied", "install -d -o pbx-portal"]);
         // Somebody else's file in a sticky folder.
@@ -197,7 +197,7 @@ fn what_stands_where_the_lock_or_a_temporary_file_belongs() {
     let untouched = || assert_eq!(fs::read_to_string(&elsewhere).expect("a file elsewhere"), "[elsewhere]\n");
     asterisk.write_config("elsewhere.conf", "[elsewhere]\n");
     let lock_is_refused = |words: &[&str]| {
-        refused(&asterisk, &portal, &[&[".pbx-portal.lock can't be used"], words].concat());
+        refused(&asterisk, &portal, &[&["cannot use the lock file "], words].concat());
     };
 
     fs::remove_file(&lock).expect("remove the lock file");

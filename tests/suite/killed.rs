@@ -265,7 +265,9 @@ fn refused_at_each(name: &str, error: &str, told: &str) -> usize {
 
 #[test]
 fn by_a_question_that_cant_be_sent() {
-    for (name, error, told) in [("sendto", "EPIPE", "Asterisk broke off"), ("connect", "EIO", "can't be reached")] {
+    for (name, error, told) in
+        [("sendto", "EPIPE", "Asterisk closed the connection"), ("connect", "EIO", "can't be reached")]
+    {
         let points = refused_at_each(name, error, told);
         assert!(points > 10, "an apply has many questions: {points}");
     }

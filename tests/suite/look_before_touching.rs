@@ -221,7 +221,7 @@ fn a_control_socket_that_refuses_the_portal_or_a_question_or_that_no_handle_is_l
     refused(
         &asterisk,
         &portal,
-        &["'core waitfullybooted' is not understood", "permission", "; look at Asterisk's own log (messages.log)"],
+        &["does not let the portal's user run 'core waitfullybooted'", "(cli_permissions.conf); add to that file"],
     );
     asterisk.edit_config("asterisk.conf", |text| text.replace("astctlpermissions = 0660", "astctlpermissions = 0600"));
     asterisk.restart();
@@ -252,7 +252,7 @@ fn folders_above_that_are_closed_to_the_portal() {
     lab::make_dir(&private, owner, owner, 0o700);
     asterisk.write_config("private/more.conf", "[alice]\ntype=endpoint\n");
     asterisk.edit_config("pjsip.conf", |text| format!("{text}#include private/more.conf\n"));
-    refused(&asterisk, &portal, &["private/more.conf can't be read", &entered(&private)]);
+    refused(&asterisk, &portal, &["cannot read ", "private/more.conf", &entered(&private)]);
     lab::make_dir(&private, owner, owner, 0o750);
     portal.apply("suite");
 }
@@ -266,12 +266,12 @@ fn a_file_that_cant_be_read_and_a_module_that_is_missing() {
     asterisk.write_config("private.conf", "");
     let private = asterisk.etc().join("private.conf");
     fs::set_permissions(&private, fs::Permissions::from_mode(0o600)).expect("close a file");
-    refused(&asterisk, &portal, &["private.conf can't be read"]);
+    refused(&asterisk, &portal, &["cannot read ", "private.conf"]);
     fs::set_permissions(&private, fs::Permissions::from_mode(0o640)).expect("open a file");
 
     let (dialplan, away) = (asterisk.etc().join("extensions.conf"), asterisk.etc().join("away"));
     fs::rename(&dialplan, &away).expect("move the dialplan away");
-    refused(&asterisk, &portal, &["extensions.conf can't be read: No such file", "; it is missing: make it"]);
+    refused(&asterisk, &portal, &["cannot read ", "extensions.conf: No such file", "; it is missing: make it"]);
     fs::rename(&away, &dialplan).expect("move it back");
 
     asterisk.rx("module unload func_pjsip_endpoint.so");
@@ -298,9 +298,8 @@ fn folders_that_are_not_there() {
     for file in [asterisk.routing_file(), asterisk.endpoints_file()] {
         let folder = file.parent().expect("a folder");
         fs::remove_dir_all(folder).expect("remove the folder");
-        let used = format!("{}/", folder.display());
         let install = "install -d -o pbx-portal -g asterisk -m 2750";
-        refused(&asterisk, &portal, &[used.trim_end_matches('/'), "can't be used: No such file", install]);
+        refused(&asterisk, &portal, &[&folder.display().to_string(), "No such file", install]);
         let (User(owner), User(group)) = (lab::PORTAL, lab::ASTERISK);
         lab::make_dir(folder, owner, group, 0o2750);
     }
