@@ -110,7 +110,7 @@ pub enum ControlError {
     },
     /// `cli_permissions.conf` denies a command.
     #[error(
-        "Asterisk does not let the portal's user run '{command}' (cli_permissions.conf); add to that file, one below the other: {}; then run 'cli reload permissions' in Asterisk, and apply again",
+        "Asterisk does not let the portal's user run '{command}' (cli_permissions.conf); add these lines to it: {}; then run 'cli reload permissions' in Asterisk, and apply again",
         permissions::lines_to_add()
     )]
     NotPermitted {

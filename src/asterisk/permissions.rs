@@ -44,7 +44,7 @@ pub fn is_listed(line: &str) -> bool {
 /// The lines of `cli_permissions.conf` that let the portal's user run what the portal needs, and nothing more.
 #[must_use]
 pub fn lines_to_add() -> String {
-    let permits = COMMANDS.map(|command| format!(" permit={}", command.permit));
+    let permits = COMMANDS.map(|command| format!(", permit={}", command.permit));
     format!("[{}]{}", user_name(), permits.concat())
 }
 

@@ -87,7 +87,7 @@ pub enum ReloadError {
     },
     /// Its exit status is not 0.
     #[error(
-        "{command} ended with {status}: {output}; is Asterisk running (systemctl status asterisk), and may the portal's user use its control socket?"
+        "{command} ended with {status}: {output}; look whether Asterisk runs (systemctl status asterisk), the portal's user may use its control socket, and ASTERISK_BIN is Asterisk's program"
     )]
     Failed {
         /// As it could be typed.
@@ -117,7 +117,7 @@ pub enum ReloadError {
     #[error(transparent)]
     Refused(#[from] ControlError),
     /// The program is not Asterisk's.
-    #[error("{command} does not print what Asterisk prints, but: {output}; set ASTERISK_BIN to Asterisk's program")]
+    #[error("{command} prints nothing that Asterisk prints, but '{output}'; set ASTERISK_BIN to Asterisk's program")]
     NotAsterisk {
         /// As it could be typed.
         command: String,
@@ -188,10 +188,7 @@ impl AsteriskCommand {
         let output = format!("{stdout}{stderr}");
         control::refusal(&output)?;
         Identity::parse(&output).ok_or_else(|| {
-            let output = match output.trim() {
-                "" => "nothing".to_owned(),
-                printed => printed.chars().take(200).collect(),
-            };
+            let output = output.trim().chars().take(200).collect();
             ReloadError::NotAsterisk { command: command.clone(), output }
         })
     }

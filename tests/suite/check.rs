@@ -1,7 +1,7 @@
 //! `pbx-portal check`: each line that fails was brought about on a real system, and its advice, followed, mends it.
 
 use std::fs;
-use std::process::Command;
+use std::process::{Command, Output};
 
 use serde_json::Value;
 
@@ -13,16 +13,29 @@ use crate::support::sipp::{Called, Phones};
 use crate::support::{Asterisk, Portal, Postgres, asterisk, postgres};
 
 /// The table: exit status, and state, what there is and advice of each line.
-struct Table {
+#[derive(Debug)]
+pub struct Table {
     status: Option<i32>,
     json: Value,
 }
 
-impl Table {
-    fn of(settings: &Settings) -> Self {
-        let output = run(&["check", "--json"], settings);
+impl From<Output> for Table {
+    fn from(output: Output) -> Self {
         let text = String::from_utf8(output.stdout).expect("UTF-8");
         Self { status: output.status.code(), json: serde_json::from_str(&text).expect("JSON") }
+    }
+}
+
+impl Table {
+    pub fn of(settings: &Settings) -> Self {
+        run(&["check", "--json"], settings).into()
+    }
+
+    /// What the lines that fail say.
+    pub fn failures(&self) -> Vec<&str> {
+        let findings = self.json["findings"].as_array().expect("findings").iter();
+        let failures = findings.filter(|line| line["state"] == "failure");
+        failures.map(|line| line["found"].as_str().expect("text")).collect()
     }
 
     fn line(&self, what: &str) -> (&str, &str, &str) {
@@ -35,7 +48,7 @@ impl Table {
 
     /// This line is so, with these words; gives the advice.
     #[track_caller]
-    fn says(&self, what: &str, state: &str, words: &[&str]) -> String {
+    pub fn says(&self, what: &str, state: &str, words: &[&str]) -> String {
         let (is, found, mend) = self.line(what);
         assert_eq!(is, state, "{what}: {found}; {mend}");
         for word in words {
@@ -53,7 +66,7 @@ impl Table {
     }
 
     #[track_caller]
-    fn nothing_fails(&self) {
+    pub fn nothing_fails(&self) {
         assert_eq!((self.status, self.json["ok"].as_bool()), (Some(0), Some(true)), "{}", self.json);
     }
 }
@@ -75,7 +88,7 @@ fn follow(advice: &str) {
 }
 
 /// What stands between two words.
-fn between<'t>(text: &'t str, before: &str, after: &str) -> &'t str {
+pub fn between<'t>(text: &'t str, before: &str, after: &str) -> &'t str {
     let (_, rest) = text.split_once(before).unwrap_or_else(|| panic!("{before:?} in {text:?}"));
     rest.split_once(after).unwrap_or_else(|| panic!("{after:?} in {rest:?}")).0
 }
@@ -280,6 +293,26 @@ fn of_asterisk_itself() {
     let (_, found, _) = wrong.line("Asterisk's configuration folder");
     let right = settings.with("ASTERISK_CONFIG_DIR", between(found, "its configuration from ", ", not"));
     Table::of(&right).nothing_fails();
+}
+
+#[test]
+fn each_cause_is_one_line_and_what_depends_on_it_is_not_looked_at() {
+    let (nothing, folder) = (Settings::default(), Folder::new("etc"));
+    let nothing = nothing.with("ASTERISK_RUN_DIR", "/nonexistent").with("PORTAL_DATA_DIR", folder.path().display());
+    let no_folder = Table::of(&nothing.clone().with("ASTERISK_CONFIG_DIR", "/nonexistent/asterisk"));
+    assert_eq!(no_folder.failures().len(), 2, "Asterisk does not run, and its folder is missing: {no_folder:?}");
+    let mend = no_folder.says("the configuration folder", "failure", &["/nonexistent/asterisk", "No such file"]);
+    assert_eq!(mend, "set ASTERISK_CONFIG_DIR to Asterisk's own");
+
+    let empty = Table::of(&nothing.with("ASTERISK_CONFIG_DIR", folder.path().display()));
+    assert_eq!(empty.failures().len(), 3, "the two folders and pjsip.conf are missing too: {empty:?}");
+    empty.says("the two folders", "failure", &["No such file", "install -d"]);
+    empty.says("Asterisk's configuration files", "failure", &["pjsip.conf", "No such file"]);
+    for what in
+        ["files to include", "the include lines", "the numbers 1000 to 1999", "Asterisk's modules", "the next apply"]
+    {
+        empty.says(what, "unknown", &[]);
+    }
 }
 
 #[test]

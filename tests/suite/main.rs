@@ -7,6 +7,7 @@ mod applies;
 mod browser;
 mod calls;
 mod check;
+mod commands;
 mod contract;
 mod database_during_apply;
 mod databases;

@@ -1,0 +1,136 @@
+//! Commands that Asterisk does not run for the portal, and an `ASTERISK_BIN` that does not reach the right Asterisk.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::check::{Table, between};
+use crate::fixtures::{account, host};
+use crate::look_before_touching::refused;
+use crate::support::lab::{self, Folder, User};
+use crate::support::portal::{Settings, portal_command};
+use crate::support::process::{Process, command_as, run_within};
+use crate::support::{Asterisk, Portal, asterisk, secs, wait_until};
+
+/// Runs a command where `/etc/passwd` is another file: `cli_permissions.conf` takes only users that have a name.
+fn with_passwd(passwd: &Path, command: &Command) -> Command {
+    let mut wrapped = Command::new("unshare");
+    wrapped.args(["--mount", "sh", "-c", r#"mount --bind "$0" /etc/passwd && exec "$@""#]).arg(passwd);
+    wrapped.arg(command.get_program()).args(command.get_args());
+    wrapped.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    if let Some(folder) = command.get_current_dir() {
+        wrapped.current_dir(folder);
+    }
+    wrapped
+}
+
+#[test]
+fn cli_permissions_that_deny_them_are_named_with_the_lines_to_add() {
+    let (asterisk, portal) = host();
+    let folder = Folder::new("passwd");
+    let User(user) = lab::PORTAL;
+    let passwd = folder.path().join("passwd");
+    let users = fs::read_to_string("/etc/passwd").expect("the users of this machine");
+    fs::write(&passwd, format!("{users}pbx-portal:x:{user}:{user}::/:/bin/false\n")).expect("write the users");
+
+    let denied = "[general]\ndefault_perm=deny\n[root]\npermit=all\n";
+    asterisk.write_config("cli_permissions.conf", denied);
+    asterisk.stop();
+    let mut serve = command_as(lab::ASTERISK, &[], asterisk.bin());
+    let mut serve = with_passwd(&passwd, serve.arg("-f").current_dir(asterisk.etc()));
+    let _asterisk = Process::start(&mut serve, &folder.path().join("console"));
+    asterisk.wait_booted();
+    let settings = Settings::of(&asterisk).with("PORTAL_DATA_DIR", portal.data_dir().display());
+    let check = || {
+        let mut check = portal_command(&settings, folder.path());
+        Table::from(run_within(secs(60), &mut with_passwd(&passwd, check.args(["check", "--json"]))))
+    };
+
+    portal.create_user("Alice", "alice@example.com");
+    let words = ["does not let the portal's user run 'core waitfullybooted'", "cli_permissions.conf"];
+    refused(&asterisk, &portal, &words);
+    let advice = check().says("Asterisk", "failure", &words);
+    check().says("the permission to run commands", "unknown", &[]);
+
+    // As the advice says.
+    let lines: Vec<_> = between(&advice, "these lines to it: ", "; then run").split(", ").collect();
+    assert_eq!(lines[0], "[pbx-portal]");
+    let permit = |lines: &[&str]| {
+        asterisk.write_config("cli_permissions.conf", &format!("{denied}{}\n", lines.join("\n")));
+        asterisk.rx(between(&advice, "then run '", "' in Asterisk"));
+    };
+    permit(&lines);
+    check().nothing_fails();
+    portal.apply("suite");
+
+    // Each line is needed, and one that is missing is found before anything is written.
+    for missing in &lines[1..] {
+        let (_, command) = missing.split_once('=').expect("permit=a command");
+        let others: Vec<_> = lines.iter().copied().filter(|line| line != missing).collect();
+        permit(&others);
+        if command == "module reload res_pjsip.so" {
+            // This one is needed only without cli_aliases.conf.
+            check().nothing_fails();
+        } else {
+            refused(&asterisk, &portal, &[&format!("does not let the portal's user run '{command}")]);
+            let table = check();
+            assert!(table.failures().iter().any(|failure| failure.contains(command)), "{command}: {table:?}");
+        }
+    }
+    permit(&lines);
+    portal.apply("suite");
+}
+
+#[test]
+fn a_shutdown_that_waits_for_calls_is_named_and_how_to_end_it() {
+    let extensions = "[calls]\nexten => 1,1,Answer()\n same => n,Wait(300)\n".to_owned();
+    let asterisk = Asterisk::start_with(&asterisk::Options { extensions, ..asterisk::Options::default() });
+    let portal = Portal::start(&Settings::of(&asterisk));
+    let settings = Settings::of(&asterisk).with("PORTAL_DATA_DIR", portal.data_dir().display());
+    portal.create_user("Alice", "alice@example.com");
+    portal.apply("suite");
+    portal.create_user("Bob", "bob@example.com");
+    asterisk.rx("channel originate Local/1@calls application Wait 300");
+    let log = asterisk.etc().join("../log/stop");
+    for stop in ["core stop gracefully", "core restart gracefully"] {
+        // This command ends with the shutdown.
+        let _stopping = Process::start(Command::new(asterisk.bin()).args(["-rx", stop]), &log);
+        wait_until(secs(10), stop, || asterisk.rx("core waitfullybooted").contains("during shutdown"));
+        let words = ["Asterisk is shutting down", "wait until its calls have ended", "'core abort shutdown'"];
+        refused(&asterisk, &portal, &words);
+        Table::of(&settings).says("Asterisk", "failure", &words);
+        asterisk.rx("core abort shutdown");
+        portal.apply("suite");
+    }
+    // These let commands run until the last call has ended.
+    for stop in ["core stop when convenient", "core restart when convenient"] {
+        let _stopping = Process::start(Command::new(asterisk.bin()).args(["-rx", stop]), &log);
+        portal.apply("suite");
+        asterisk.rx("core abort shutdown");
+    }
+}
+
+#[test]
+fn an_asterisk_bin_that_does_not_reach_this_asterisk_is_found_before_anything_is_written() {
+    let (asterisk, other, folder) = (Asterisk::start(), Asterisk::start(), Folder::new("bin"));
+    let not_executable = folder.path().join("asterisk");
+    fs::write(&not_executable, "").expect("write a file");
+    let (elsewhere, not_executable) = (other.bin().display().to_string(), not_executable.display().to_string());
+    for (program, words) in [
+        ("/nonexistent/asterisk", ["cannot start /nonexistent/asterisk", "No such file", "set ASTERISK_BIN"]),
+        (&not_executable, ["cannot start ", "Permission denied", "set ASTERISK_BIN"]),
+        ("/bin/true", ["/bin/true -rx", "prints nothing that Asterisk prints", "set ASTERISK_BIN"]),
+        ("/bin/false", ["/bin/false -rx", "exit status: 1", "ASTERISK_BIN"]),
+        (&elsewhere, [&elsewhere, "reaches another Asterisk than the control socket", "set ASTERISK_BIN"]),
+    ] {
+        let portal = Portal::start(&Settings::of(&asterisk).with("ASTERISK_BIN", program));
+        portal.create_user("Alice", "alice@example.com");
+        refused(&asterisk, &portal, &words);
+        let settings = portal.settings().clone();
+        Table::of(&settings).says("the asterisk command", "failure", &words);
+        Table::of(&settings.with("ASTERISK_BIN", asterisk.bin().display())).nothing_fails();
+    }
+    let portal = Portal::start(&Settings::of(&asterisk));
+    account(&portal.create_user("Alice", "alice@example.com"));
+    portal.apply("suite");
+}
