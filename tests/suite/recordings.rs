@@ -4,12 +4,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use regex::Regex;
 
 use crate::fixtures::{account, host};
-use crate::support::Asterisk;
+use crate::support::process::Process;
 use crate::support::sipp::{Called, Phones};
+use crate::support::{Asterisk, secs, wait_until};
 
 /// An administrator's own, beside ours.
 const PJSIP: &str = "
@@ -33,7 +35,7 @@ aors=alice
 ";
 const EXTENSIONS: &str = "
 [more]
-exten => 1777,1,NoOp()
+exten => 1777,1,Wait(300)
 [synergy-internal](+)
 exten => 1000,hint,PJSIP/1000
 exten => _1XXX,1,NoOp(x)
@@ -87,6 +89,16 @@ fn are_what_asterisk_prints() {
             ("a-module-that-does-not-run", "module show like func_odbc"),
         ],
     );
+
+    asterisk.rx("channel originate Local/1777@more application Wait 300");
+    let log = asterisk.etc().join("stop.log");
+    let _stopping = Process::start(Command::new(asterisk.bin()).args(["-rx", "core stop gracefully"]), &log);
+    wait_until(secs(10), "Asterisk is shutting down", || asterisk.rx("core show uptime").contains("during shutdown"));
+    record(&asterisk, &[("shutting-down", "core waitfullybooted")]);
+    asterisk.rx("core abort shutdown");
+    asterisk.write_config("cli_permissions.conf", "[general]\ndefault_perm=deny\n");
+    asterisk.rx("cli reload permissions");
+    record(&asterisk, &[("not-permitted", "core waitfullybooted")]);
 }
 
 fn record(asterisk: &Asterisk, commands: &[(&str, &str)]) {
