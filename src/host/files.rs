@@ -1,9 +1,9 @@
-//! Where the two generated files lie, and writing them so that nobody ever reads half a file.
+//! Writes the two generated files so that nobody ever reads half a file.
 //!
-//! A file is [`prepare`]d: a hidden temporary file beside it is written, given owner, group and mode, and flushed to the
-//! disk. It is then [`Prepared::publish`]ed: renamed over the target, and the folder flushed, so that after a crash the
-//! target is either the old file or the new one, whole. A temporary file that is never published is removed, at once or,
-//! if the service was killed, by the next apply.
+//! [`prepare`] writes a hidden temporary file beside the target, sets its owner, group and mode, and flushes it to the disk.
+//! [`Prepared::publish`] renames it over the target, and [`flush_folder`] flushes the folder: after a crash the target is the
+//! old file or the new one, whole. A temporary file that is not published is removed: when it is dropped, or, if the
+//! service was killed, by the next apply.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -58,7 +58,7 @@ pub fn check_targets(files: &GeneratedFiles) -> Result<(), FileError> {
     Ok(())
 }
 
-/// Removes the temporary files that an apply left which was killed.
+/// Removes the temporary files of an apply that was killed.
 ///
 /// # Errors
 /// [`FileError::Step`].
@@ -67,7 +67,7 @@ pub fn remove_left_overs(files: &GeneratedFiles, _lock: &HostLock) -> Result<(),
         for path in [Stage::Quarantine, Stage::Final].map(|stage| stage.temporary(target)) {
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(FileError::Step { step: "removing the left-over", path, error });
+                    return Err(FileError::Step { step: "removing the temporary file", path, error });
                 }
                 _ => {}
             }
@@ -76,19 +76,21 @@ pub fn remove_left_overs(files: &GeneratedFiles, _lock: &HostLock) -> Result<(),
     Ok(())
 }
 
-/// Whether a rename over a regular file can succeed, as far as its attributes tell; where there are none, it may.
+/// Whether a rename can replace a regular file, as far as its owner and attributes tell.
 fn replaceable(path: &Path, file: &fs::Metadata) -> Result<(), FileError> {
     let fixed = |how| Err(FileError::Fixed { path: path.to_owned(), how });
     let user = geteuid();
     let theirs = |owner| !user.is_root() && owner != user.as_raw();
     if fs::metadata(folder(path)).is_ok_and(|f| f.mode() & STICKY != 0 && theirs(f.uid()) && theirs(file.uid())) {
-        return fixed("is somebody else's in a sticky folder; remove it, or take the folder's bit away (chmod -t)");
+        return fixed(
+            "belongs to another user in a sticky folder; remove it, or clear the folder's sticky bit (chmod -t)",
+        );
     }
     let Ok(found) = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty()) else { return Ok(()) };
     if found.stx_attributes.intersects(StatxAttributes::IMMUTABLE | StatxAttributes::APPEND) {
-        fixed("is immutable or append-only (lsattr shows an i or an a); take that away (chattr -i -a)")
+        fixed("is immutable or append-only (lsattr shows an i or an a); clear that (chattr -i -a)")
     } else if found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
-        fixed("is mounted there by itself; mount its folder instead")
+        fixed("is a mount point; mount its folder instead")
     } else {
         Ok(())
     }
@@ -97,36 +99,36 @@ fn replaceable(path: &Path, file: &fs::Metadata) -> Result<(), FileError> {
 /// Why a file could not be written. The old file is untouched.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// Something else stands where the file belongs.
+    /// The target is not a regular file.
     #[error("{} is {kind}, not a regular file; move it away, then apply again", path.display())]
     NotAFile {
-        /// Where.
+        /// The target.
         path: PathBuf,
-        /// What stands there.
+        /// What it is.
         kind: &'static str,
     },
-    /// A file that no rename can replace.
+    /// No rename can replace the target.
     #[error("{} {how}, then apply again", path.display())]
     Fixed {
-        /// Which.
+        /// The target.
         path: PathBuf,
-        /// What keeps it, and what to do.
+        /// Why, and what to do.
         how: &'static str,
     },
     /// The folder cannot be used.
     #[error("cannot use the folder {}: {error}; {mend}", path.display())]
     Folder {
-        /// Which.
+        /// The folder.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         error: io::Error,
         /// What to do.
         mend: String,
     },
-    /// A file in the folder can't be given the folder's group.
+    /// This user may not give a file in the folder the folder's group.
     #[error("files in {} cannot get its group; {mend}", path.display())]
     Group {
-        /// Which folder.
+        /// The folder.
         path: PathBuf,
         /// What to do.
         mend: String,
@@ -134,16 +136,16 @@ pub enum FileError {
     /// A step of writing failed.
     #[error("{step} {} failed: {error}; {}", path.display(), advice(error))]
     Step {
-        /// Which step.
+        /// The step.
         step: &'static str,
-        /// Of which file.
+        /// The file.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         error: io::Error,
     },
 }
 
-/// A temporary file, whole and flushed, that [`Prepared::publish`] makes the target. Dropped, it is removed.
+/// A temporary file, whole and flushed, that [`Prepared::publish`] makes the target. Drop removes it.
 #[derive(Debug)]
 pub struct Prepared {
     temporary: PathBuf,
@@ -151,12 +153,12 @@ pub struct Prepared {
     published: bool,
 }
 
-/// What a temporary file is for: one of each can lie beside a target.
+/// What a temporary file is for. There can be one of each beside a target.
 #[derive(Debug, Clone, Copy)]
 pub enum Stage {
-    /// Without the numbers that change hands.
+    /// The routing with the numbers that change hands at 404.
     Quarantine,
-    /// With everything.
+    /// The file that the apply ends with.
     Final,
 }
 
@@ -171,11 +173,11 @@ impl Stage {
     }
 }
 
-/// Writes `content` beside `target` and flushes it. Mode 0640; the group is the folder's; so is the owner where that is
-/// permitted (root may; others stay the owner themselves).
+/// Writes `content` beside `target` and flushes it. The mode is 0640, the group is the folder's; so is the owner if this
+/// process may change it (only root may).
 ///
 /// # Errors
-/// [`FileError`]; nothing is left behind.
+/// [`FileError`]; no temporary file is left.
 pub fn prepare(_lock: &HostLock, target: &Path, stage: Stage, content: &str) -> Result<Prepared, FileError> {
     let temporary = stage.temporary(target);
     let step = |step| {
@@ -186,17 +188,17 @@ pub fn prepare(_lock: &HostLock, target: &Path, stage: Stage, content: &str) -> 
     let mut file = options.write(true).create_new(true).mode(0o600).open(&temporary).map_err(step("creating"))?;
     let prepared = Prepared { temporary: temporary.clone(), target: target.to_owned(), published: false };
     file.write_all(content.as_bytes()).map_err(step("writing"))?;
-    rights::follow_the_folder(&file, folder(target)).map_err(step("giving the folder's group to"))?;
+    rights::follow_the_folder(&file, folder(target)).map_err(step("setting the group of"))?;
     file.set_permissions(fs::Permissions::from_mode(0o640)).map_err(step("setting the mode of"))?;
     file.sync_all().map_err(step("flushing"))?;
     Ok(prepared)
 }
 
 impl Prepared {
-    /// Renames the temporary file over the target; [`flush_folder`] makes it outlast a power cut.
+    /// Renames the temporary file over the target. Call [`flush_folder`] afterwards.
     ///
     /// # Errors
-    /// [`FileError`]; the old file is in place.
+    /// [`FileError`]; the old file is still there.
     pub fn publish(mut self, _lock: &HostLock) -> Result<(), FileError> {
         let step = |error| FileError::Step { step: "renaming the temporary file to", path: self.target.clone(), error };
         fs::rename(&self.temporary, &self.target).map_err(step)?;
@@ -205,7 +207,7 @@ impl Prepared {
     }
 }
 
-/// Flushes the folder of `target`, so that a rename in it outlasts a power cut.
+/// Flushes the folder of `target`, so that a rename in it survives a power cut.
 ///
 /// # Errors
 /// [`FileError`].
@@ -217,7 +219,7 @@ pub fn flush_folder(target: &Path) -> Result<(), FileError> {
 impl Drop for Prepared {
     fn drop(&mut self) {
         if !self.published {
-            // Nothing more can be done about a failure here; the next apply removes it.
+            // If this fails, the next apply removes it.
             let _ = fs::remove_file(&self.temporary);
         }
     }

@@ -1,18 +1,18 @@
-//! Numbers of the pool outside our files: what an administrator wrote by hand and Asterisk would refuse or mix with ours.
+//! Finds what an administrator wrote about the numbers 1000 to 1999 outside our files.
 //!
-//! A second `[1000]` of one type makes Asterisk refuse that type for everybody, while it says "reloaded successfully".
-//! `[1000](+type=endpoint)` adds to ours and breaks all of pjsip.conf on the day 1000 is deleted. A second priority 1 of
-//! a number hides ours or is hidden by it. So each is looked for on disk, before anything is written.
+//! A second `[1000]` of one type makes Asterisk refuse that type for everybody, although it says "reloaded successfully".
+//! `[1000](+type=endpoint)` adds to ours, and breaks all of pjsip.conf once 1000 is deleted. Of two priorities 1 of a number,
+//! Asterisk uses only one.
 
 use super::configuration::{Config, Entry, Place, Section};
 use super::place::GeneratedFiles;
 use crate::domain::ExtensionNumber;
 use crate::render::CONTEXT;
 
-/// Something of a number of ours stands elsewhere: an apply would collide with it.
+/// Somebody else defines one of our numbers.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{place}: {what} {number} belongs to the numbers 1000 to 1999, which the portal alone defines; rename or remove it, then apply again"
+    "{place}: {what} {number} is one of the numbers 1000 to 1999, which only the portal may define; rename or remove it, then apply again"
 )]
 pub struct Foreign {
     place: Place,
@@ -20,10 +20,10 @@ pub struct Foreign {
     number: ExtensionNumber,
 }
 
-/// Looks through pjsip.conf, `pjsip_wizard.conf` and extensions.conf, each with what it includes.
+/// Looks through `pjsip.conf`, `pjsip_wizard.conf` and `extensions.conf`, each with what it includes.
 ///
 /// # Errors
-/// The first thing found.
+/// The first one found.
 pub fn check(pjsip: &Config, wizards: &Config, extensions: &Config, ours: &GeneratedFiles) -> Result<(), Foreign> {
     let stands = |place: &Place, what, number| Err(Foreign { place: place.clone(), what, number });
     let generated = pjsip.included(&ours.endpoints);
@@ -51,7 +51,7 @@ pub fn check(pjsip: &Config, wizards: &Config, extensions: &Config, ours: &Gener
     Ok(())
 }
 
-/// What a section named as one of our numbers collides with, if anything: `[1000]` with `type=identify` is nobody's harm.
+/// What a section with one of our numbers as its name collides with; nothing if its type is another than ours (`identify`).
 fn collides(config: &Config, section: &Section) -> Option<&'static str> {
     if section.addition {
         return Some("the addition to section");
@@ -69,7 +69,8 @@ fn collides(config: &Config, section: &Section) -> Option<&'static str> {
     }
 }
 
-/// The numbers of the pool that a section's lines give a priority 1, caller-ID matches aside, each with the line that does.
+/// The numbers 1000 to 1999 that have a priority 1 in these lines, each with its line; `1000/1001`, which matches a caller ID,
+/// is none.
 pub fn first_priorities(entries: Vec<&Entry>) -> impl Iterator<Item = (ExtensionNumber, &Entry)> {
     let mut extension = "";
     entries.into_iter().filter_map(move |entry| {

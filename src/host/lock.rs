@@ -1,5 +1,5 @@
-//! One apply at a time on a host, across processes: a lock on an empty file beside the endpoints. The kernel drops it with
-//! the process that holds it, however that ends. Holding it is a value that writing asks for.
+//! One apply at a time on a host, across processes: a lock on an empty file beside the endpoints. The kernel releases it when
+//! the process that holds it ends, however it ends. Functions that write ask for a [`HostLock`].
 
 use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io;
@@ -24,25 +24,25 @@ pub enum LockError {
     /// Another apply holds it.
     #[error("another apply is in progress on this host")]
     Held,
-    /// The lock file can't be opened or locked.
+    /// The lock file cannot be opened or locked.
     #[error("cannot use the lock file {}: {error}; {}", path.display(), advice(error, path, install))]
     Unusable {
-        /// Which file.
+        /// The lock file.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         error: io::Error,
         /// The command that makes the folders.
         install: String,
     },
 }
 
-/// A lock file that is removed while it is held lets two applies run.
+/// Says to remove the lock file only if no apply runs: otherwise two could run at once.
 fn advice(error: &io::Error, path: &Path, install: &str) -> String {
     let folder = path.parent().expect("it lies in a folder");
     match error.raw_os_error().map(Errno::from_raw_os_error) {
         Some(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS) => rights::closed_above(folder).unwrap_or_else(|| {
             format!(
-                "make the folders, owned by the portal's user, with: {install}; if the file is somebody else's and no apply runs, remove it; then apply again"
+                "make the folders, owned by the portal's user, with: {install}; if another user owns the file and no apply runs, remove it; then apply again"
             )
         }),
         Some(Errno::PERM) => rights::group_out_of_reach(folder).unwrap_or_else(|| rights::advice(error).to_owned()),
@@ -55,7 +55,7 @@ fn advice(error: &io::Error, path: &Path, install: &str) -> String {
 }
 
 impl HostLock {
-    /// Takes the lock, or says at once that it can't. The lock file is never a symbolic link's target, nor a pipe.
+    /// Takes the lock without waiting. It follows no symbolic link.
     ///
     /// # Errors
     /// [`LockError`].
@@ -69,15 +69,15 @@ impl HostLock {
         let opened = options.write(true).create(true).truncate(false).mode(0o600).custom_flags(flags).open(&path);
         let unusable = |error| LockError::Unusable { path: path.clone(), error, install: files.install_command() };
         let file = opened.map_err(&unusable)?;
-        // Made by root once, it must not keep the service's user out: it follows the folder, as the files do. Nobody else may
-        // open it: who can, can hold the lock.
+        // If root applies, the service's user must still be able to open the file later: it gets the folder's owner, as the
+        // generated files do. No other user may open it: who can open it can hold the lock.
         let own = file.metadata().map_err(&unusable)?;
         if own.uid() == rustix::process::geteuid().as_raw() && own.mode() & 0o777 != 0o600 {
             file.set_permissions(Permissions::from_mode(0o600)).map_err(&unusable)?;
             rights::follow_the_folder(&file, path.parent().expect("it lies in a folder")).map_err(&unusable)?;
         }
         match file.try_lock() {
-            // Somebody removed the file between opening and locking it: who comes next would lock another.
+            // The file was removed before it was locked: the next apply would lock another one.
             Ok(()) if !is_at(&file, &path) => Self::try_acquire(files),
             Ok(()) => Ok(Self { _file: file }),
             Err(TryLockError::WouldBlock) => Err(LockError::Held),

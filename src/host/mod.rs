@@ -1,15 +1,14 @@
-//! This server's disk: where the two generated files lie, writing them, the lock on them, and what Asterisk's own
-//! configuration files say.
+//! This server's disk: the two generated files, the lock on them, and Asterisk's own configuration files.
 //!
 //! | module | what it knows |
 //! |---|---|
-//! | [`place`] | where the two generated files and the lock lie |
-//! | [`rights`] | what keeps somebody from a file, and what to do about it |
+//! | [`place`] | the paths of the generated files and of the lock |
+//! | [`rights`] | why this process or Asterisk cannot use a file, and what to do |
 //! | [`lock`] | one apply at a time on a host |
 //! | [`files`] | writing the two files atomically |
-//! | [`configuration`] | Asterisk's configuration syntax, includes followed: what is on disk |
+//! | [`configuration`] | Asterisk's configuration syntax: a file and all that it includes |
 //! | [`includes`] | which files an `#include` finds |
-//! | [`foreign`] | what stands outside our files in the numbers that are ours |
+//! | [`foreign`] | what others define of the numbers 1000 to 1999 |
 
 pub mod configuration;
 pub mod files;

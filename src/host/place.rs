@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-/// The base name of the routing file: how `dialplan show` names where a line came from.
+/// The base name of the routing file: `dialplan show` prints it behind each line that came from it.
 pub const ROUTING_FILE_NAME: &str = "generated_routing.conf";
 
-/// Where the two files lie under Asterisk's configuration folder.
+/// The paths of the two files.
 #[derive(Debug, Clone)]
 pub struct GeneratedFiles {
     /// `pjsip.d/synergycall/generated_endpoints.conf`.
@@ -15,7 +15,7 @@ pub struct GeneratedFiles {
 }
 
 impl GeneratedFiles {
-    /// The two files under `config_dir`, Asterisk's configuration folder.
+    /// The two files below `config_dir`, Asterisk's configuration folder.
     #[must_use]
     pub fn under(config_dir: &Path) -> Self {
         Self {
@@ -24,13 +24,13 @@ impl GeneratedFiles {
         }
     }
 
-    /// The lock file beside the endpoints: who holds its lock may write.
+    /// The lock file, beside the endpoints.
     #[must_use]
     pub fn lock(&self) -> PathBuf {
         folder(&self.endpoints).join(".pbx-portal.lock")
     }
 
-    /// The command that makes the two folders, for an error message. The service itself never makes them.
+    /// The command that makes the two folders, for error messages. The service itself never makes them.
     #[must_use]
     pub fn install_command(&self) -> String {
         format!(
@@ -44,7 +44,7 @@ impl GeneratedFiles {
 /// The folder of a generated file.
 ///
 /// # Panics
-/// Never: such a file lies in a folder.
+/// Never: each generated file lies in a folder.
 #[must_use]
 pub fn folder(path: &Path) -> &Path {
     path.parent().expect("a generated file lies in a folder")

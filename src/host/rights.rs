@@ -1,4 +1,4 @@
-//! What keeps this process, or Asterisk, from a file or folder, and what an administrator can do about it.
+//! Why this process cannot use a file or folder, and what an administrator can do about it.
 
 use std::fs::{self, File};
 use std::io;
@@ -16,10 +16,10 @@ const SETGID: u32 = 0o2000;
 /// The sticky bit of a folder's mode.
 pub const STICKY: u32 = 0o1000;
 
-/// What to do about an error of the kernel's at a file.
+/// What to do about the kernel's error at a file.
 pub(crate) fn advice(error: &io::Error) -> &'static str {
     if error.raw_os_error() == Some(Errno::PERM.raw_os_error()) {
-        return "it or its folder is immutable or append-only (lsattr -d shows an i or an a; chattr -i -a takes that away), or the folder is sticky and the file somebody else's; then apply again";
+        return "it or its folder is immutable or append-only (lsattr -d shows an i or an a; chattr -i -a clears that), or another user owns the file and the folder is sticky; then apply again";
     }
     match error.kind() {
         io::ErrorKind::PermissionDenied => {
@@ -32,7 +32,7 @@ pub(crate) fn advice(error: &io::Error) -> &'static str {
     }
 }
 
-/// Where a folder above `path` keeps this user out: the topmost one, and how to be let in.
+/// If a folder above `path` is closed to this user: which one, the topmost, and how to open it.
 pub(crate) fn closed_above(path: &Path) -> Option<String> {
     let mut folders: Vec<_> = path.ancestors().skip(1).collect();
     folders.reverse();
@@ -53,7 +53,7 @@ pub(crate) fn closed_above(path: &Path) -> Option<String> {
     Some(format!("the portal's user may not enter {folder}: {let_in}, then apply again"))
 }
 
-/// Where files that this user makes in `folder` have another group than it and can't be given its own: what to do.
+/// If this user cannot give files in `folder` the folder's group: what to do. Asterisk could not read them.
 pub(crate) fn group_out_of_reach(folder: &Path) -> Option<String> {
     let found = fs::metadata(folder).ok()?;
     let writable = accessat(CWD, folder, Access::WRITE_OK, AtFlags::EACCESS).is_ok();
@@ -62,19 +62,19 @@ pub(crate) fn group_out_of_reach(folder: &Path) -> Option<String> {
     }
     let (group, folder) = (group_name(found.gid()), folder.display());
     Some(format!(
-        "it is not setgid, and the portal's user not in its group {group}: set both (chgrp asterisk {folder}; chmod g+s {folder}), or add that user to the group and restart the portal, then apply again"
+        "it is not setgid, and the portal's user is not in its group {group}: set both (chgrp asterisk {folder}; chmod g+s {folder}), or add that user to the group and restart the portal, then apply again"
     ))
 }
 
-/// Whether this process has that group.
+/// Whether this process is in a group.
 fn is_in(group: u32) -> bool {
     getegid().as_raw() == group || getgroups().is_ok_and(|groups| groups.iter().any(|g| g.as_raw() == group))
 }
 
-/// Gives a file of ours its folder's group, and its owner where that is permitted.
+/// Gives a file its folder's group, and its folder's owner if this process may.
 ///
 /// # Errors
-/// What the kernel said.
+/// The kernel's error.
 pub fn follow_the_folder(file: &File, folder: &Path) -> io::Result<()> {
     let (folder, own) = (fs::metadata(folder)?, file.metadata()?);
     if own.gid() != folder.gid() {

@@ -187,7 +187,7 @@ fn of_folders_and_rights() {
     Table::of(&settings).says(
         "the two folders",
         "failure",
-        &["generated_endpoints.conf is somebody else's", "chmod -t"],
+        &["generated_endpoints.conf belongs to another user", "chmod -t"],
     );
     follow(&format!("chmod -t {shown}"));
     fs::remove_file(asterisk.endpoints_file()).expect("remove it");

@@ -203,7 +203,7 @@ fn what_stands_where_the_lock_or_a_temporary_file_belongs() {
     fs::remove_file(&lock).expect("remove the lock file");
     fs::write(&lock, "").expect("root's lock file");
     fs::set_permissions(&lock, Permissions::from_mode(0o600)).expect("chmod");
-    lock_is_refused(&["Permission denied", "somebody else's and no apply runs, remove it"]);
+    lock_is_refused(&["Permission denied", "another user owns the file and no apply runs, remove it"]);
     fs::remove_file(&lock).expect("remove root's");
     symlink(&elsewhere, &lock).expect("make a link");
     lock_is_refused(&["it is no regular file: remove it"]);

@@ -275,8 +275,8 @@ fn by_a_question_that_cant_be_sent() {
 
 #[test]
 fn by_a_reload_that_cant_be_started() {
-    let points = refused_at_each("clone3", "EAGAIN", "can't be started");
-    assert_eq!(points, 3, "quarantine, endpoints, routing");
+    let points = refused_at_each("clone3", "EAGAIN", "cannot start");
+    assert_eq!(points, 4, "which Asterisk it is, quarantine, endpoints, routing");
 }
 
 #[test]
