@@ -1,5 +1,5 @@
-//! `pbx-portal check`: the preflight. Looks at everything that an apply needs, in the order in which it needs it, and at what
-//! the next one would change. It changes nothing: no table is made, no file is written, nobody is evicted.
+//! `pbx-portal check`: looks at everything that an apply needs, and at what the next one would change. It changes nothing:
+//! it makes no table, writes no file and evicts nobody.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -15,16 +15,16 @@ use crate::render;
 use crate::settings::{ApiToken, DatabaseUrl, Secrets, Settings};
 use crate::storage::{SCHEMA_MAJOR_VERSION, Storage};
 
-/// The whole table.
+/// Everything that was found.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// Whether nothing failed.
     pub ok: bool,
-    /// As whom it was looked: the service's user, or rights tell nothing.
+    /// The user that looked. It must be the service's user: another one has other rights.
     pub user: String,
-    /// Which database; no password.
+    /// The database's URL without its password.
     pub database: String,
-    /// Line by line.
+    /// One for each line.
     pub findings: Vec<Finding>,
 }
 
@@ -45,20 +45,22 @@ pub async fn check(settings: &Settings, secrets: &Secrets, storage: &Storage) ->
 }
 
 impl Report {
-    /// A report of nothing but a setting that makes no sense.
+    /// The report if a setting is invalid: nothing else was looked at.
     #[must_use]
     pub fn of_settings(problem: &str) -> Self {
         let failure = Trouble::Failure(format!("{problem}; see .env.example"));
         Self::new("unknown".to_owned(), vec![Finding::of("the settings", Err(failure))])
     }
 
-    fn new(database: String, findings: Vec<Finding>) -> Self {
+    /// The report on these findings, and on which database.
+    #[must_use]
+    pub fn new(database: String, findings: Vec<Finding>) -> Self {
         let ok = findings.iter().all(|finding| finding.state != State::Failure);
         Self { ok, user: user_name(), database, findings }
     }
 }
 
-/// A table: state, what, what there is; below a line that is not as it should be, how to mend it.
+/// A table: state, what was looked at, what was found; below a line that is not ok, what to do.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "pbx-portal {}, as user {}, database {}\n", env!("CARGO_PKG_VERSION"), self.user, self.database)?;
@@ -84,15 +86,15 @@ impl fmt::Display for Report {
     }
 }
 
-/// Whatever makes no sense has stopped the program before.
+/// Invalid settings have ended the program before.
 fn token_rule(settings: &Settings, secrets: &Secrets) -> Probed {
     let listen = settings.listen;
     match (&secrets.api_token, listen.ip().is_loopback()) {
         (Some(token), _) if token.is_short() => Err(Trouble::Warning(format!(
-            "listening on {listen}, for whoever has or guesses a token of fewer than {} characters; make one with openssl rand -hex 32",
+            "listening on {listen}, for everybody who has or guesses a token of fewer than {} characters; make one with openssl rand -hex 32",
             ApiToken::LONG_ENOUGH
         ))),
-        (Some(_), _) => Ok(format!("listening on {listen}, for whoever has the token")),
+        (Some(_), _) => Ok(format!("listening on {listen}, for everybody who has the token")),
         (None, true) => Ok(format!("listening on {listen}, for every user of this machine (no token)")),
         (None, false) => Err(Trouble::Warning(format!(
             "listening on {listen} without a token: anybody who reaches it can read every SIP secret; set PORTAL_API_TOKEN"
