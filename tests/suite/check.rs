@@ -1,9 +1,7 @@
-//! `pbx-portal check`: each line that fails was brought about on a real system, and its advice, followed, mends it.
+//! `pbx-portal check`: each test makes a line fail on a real system, then follows the line's advice until nothing fails.
 
 use std::fs;
-use std::process::{Command, Output};
-
-use serde_json::Value;
+use std::process::Command;
 
 use crate::fixtures::{TWO_OF_ONE_NAME, account, host, id};
 use crate::look_before_touching::refused;
@@ -11,71 +9,13 @@ use crate::support::lab::{self, Folder, User};
 use crate::support::portal::{Settings, run};
 use crate::support::sipp::{Called, Phones};
 use crate::support::{Asterisk, Portal, Postgres, asterisk, postgres};
-
-/// The table: exit status, and state, what there is and advice of each line.
-#[derive(Debug)]
-pub struct Table {
-    status: Option<i32>,
-    json: Value,
-}
-
-impl From<Output> for Table {
-    fn from(output: Output) -> Self {
-        let text = String::from_utf8(output.stdout).expect("UTF-8");
-        Self { status: output.status.code(), json: serde_json::from_str(&text).expect("JSON") }
-    }
-}
-
-impl Table {
-    pub fn of(settings: &Settings) -> Self {
-        run(&["check", "--json"], settings).into()
-    }
-
-    /// What the lines that fail say.
-    pub fn failures(&self) -> Vec<&str> {
-        let findings = self.json["findings"].as_array().expect("findings").iter();
-        let failures = findings.filter(|line| line["state"] == "failure");
-        failures.map(|line| line["found"].as_str().expect("text")).collect()
-    }
-
-    fn line(&self, what: &str) -> (&str, &str, &str) {
-        let findings = self.json["findings"].as_array().expect("findings");
-        let line = findings.iter().find(|line| line["what"] == what);
-        let line = line.unwrap_or_else(|| panic!("no line about {what}: {}", self.json));
-        let text = |field: &str| line[field].as_str().unwrap_or_default();
-        (text("state"), text("found"), text("mend"))
-    }
-
-    /// This line is so, with these words; gives the advice.
-    #[track_caller]
-    pub fn says(&self, what: &str, state: &str, words: &[&str]) -> String {
-        let (is, found, mend) = self.line(what);
-        assert_eq!(is, state, "{what}: {found}; {mend}");
-        for word in words {
-            assert!(found.contains(word) || mend.contains(word), "{word:?} in {found:?}, {mend:?}");
-        }
-        assert_eq!(
-            state == "ok" || state == "unknown",
-            mend.is_empty(),
-            "{what} has advice if it needs some: {mend:?}"
-        );
-        if state == "failure" {
-            assert_eq!((self.status, self.json["ok"].as_bool()), (Some(1), Some(false)));
-        }
-        mend.to_owned()
-    }
-
-    #[track_caller]
-    pub fn nothing_fails(&self) {
-        assert_eq!((self.status, self.json["ok"].as_bool()), (Some(0), Some(true)), "{}", self.json);
-    }
-}
+use crate::table::{Table, between};
 
 fn settings(asterisk: &Asterisk, portal: &Portal) -> Settings {
     Settings::of(asterisk).with("PORTAL_DATA_DIR", portal.data_dir().display())
 }
 
-/// Runs a line of advice as root, with the lab's users for those of an installed server.
+/// Runs an advised command as root, with the lab's users instead of those of an installed server.
 fn follow(advice: &str) {
     let User(portal) = lab::PORTAL;
     let User(asterisk) = lab::ASTERISK;
@@ -87,14 +27,8 @@ fn follow(advice: &str) {
     assert!(status.success(), "{line}: {status}");
 }
 
-/// What stands between two words.
-pub fn between<'t>(text: &'t str, before: &str, after: &str) -> &'t str {
-    let (_, rest) = text.split_once(before).unwrap_or_else(|| panic!("{before:?} in {text:?}"));
-    rest.split_once(after).unwrap_or_else(|| panic!("{after:?} in {rest:?}")).0
-}
-
 #[test]
-fn of_a_host_that_has_everything_and_as_a_table() {
+fn a_host_that_lacks_nothing_and_the_table() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
     portal.apply("suite");
@@ -108,11 +42,11 @@ fn of_a_host_that_has_everything_and_as_a_table() {
     assert!(table.starts_with("pbx-portal ") && table.contains("as user ") && table.contains("database sqlite://"));
     let lines = table.lines().filter(|line| line.starts_with("ok    ")).count();
     assert!(lines >= 12 && table.ends_with("An apply has what it needs.\n"), "{table}");
-    assert_eq!(files.each_ref().map(|file| fs::read(file).expect("a generated file")), bytes, "nothing is changed");
+    assert_eq!(files.each_ref().map(|file| fs::read(file).expect("a generated file")), bytes, "check changes nothing");
 }
 
 #[test]
-fn of_include_lines() {
+fn include_lines() {
     let asterisk = Asterisk::start_with(&asterisk::Options { without_includes: true, ..asterisk::Options::default() });
     let portal = Portal::start(&Settings::of(&asterisk));
     let settings = settings(&asterisk, &portal);
@@ -121,11 +55,11 @@ fn of_include_lines() {
         let line = between(&advice, "add the line '", "'");
         asterisk.edit_config(main, |text| format!("{text}\n{line}\n"));
     }
-    // The files are not there yet, the lines are.
+    // The lines exist now, the files do not yet.
     Table::of(&settings).says("the include lines", "ok", &[]);
     portal.apply("suite");
 
-    // Through a file that is included, and in the form that has a trap.
+    // Through another included file, and by #include, which fails if the file is missing.
     let line = "#tryinclude pjsip.d/synergycall/generated_endpoints.conf";
     asterisk.edit_config("pjsip.conf", |text| text.replace(line, "#include nested.conf"));
     asterisk.write_config("nested.conf", "; by hand\n#include pjsip.d/*/generated_*.conf\n");
@@ -147,31 +81,43 @@ fn of_include_lines() {
 }
 
 #[test]
-fn of_folders_and_rights() {
+fn the_two_folders() {
     let (asterisk, portal) = host();
     let settings = settings(&asterisk, &portal);
     let folder = asterisk.endpoints_file().with_file_name("");
     let shown = folder.to_string_lossy().trim_end_matches('/').to_owned();
+    let (User(owner), User(asterisks)) = (lab::PORTAL, lab::ASTERISK);
 
     fs::remove_dir(&folder).expect("remove a folder");
     let advice = Table::of(&settings).says("the two folders", "failure", &[&shown]);
     follow(between(&format!("{advice}\n"), "make it with: ", "\n"));
     Table::of(&settings).nothing_fails();
 
-    let User(owner) = lab::PORTAL;
     lab::make_dir(&folder, owner, 0, 0o755);
     let advice = Table::of(&settings).says("the two folders", "failure", &[&shown, "cannot get its group"]);
     follow(between(&advice, "(", ")"));
     Table::of(&settings).nothing_fails();
 
-    let User(asterisks) = lab::ASTERISK;
+    lab::make_dir(&folder, 0, 0, 0o755);
+    let advice = Table::of(&settings).says("the two folders", "failure", &["cannot use the folder ", &shown]);
+    follow(between(&format!("{advice}\n"), "make it with: ", "\n"));
+    Table::of(&settings).nothing_fails();
+
     lab::make_dir(&asterisk.etc(), asterisks, asterisks, 0o740);
     let etc = asterisk.etc().display().to_string();
     let advice = Table::of(&settings).says("the two folders", "failure", &["Permission denied", &shown]);
     assert!(advice.contains(&format!("may not enter {etc}: ")), "{advice}");
     follow(between(&advice, "(", ")"));
     Table::of(&settings).nothing_fails();
+    portal.apply("suite");
+}
 
+#[test]
+fn what_lies_in_the_two_folders() {
+    let (asterisk, portal) = host();
+    let settings = settings(&asterisk, &portal);
+    let folder = asterisk.endpoints_file().with_file_name("");
+    let User(asterisks) = lab::ASTERISK;
     let lock = folder.join(".pbx-portal.lock");
     fs::create_dir(&lock).expect("make a folder");
     Table::of(&settings).says("the two folders", "failure", &[".pbx-portal.lock is no regular file", "remove it"]);
@@ -184,22 +130,22 @@ fn of_folders_and_rights() {
 
     lab::make_dir(&folder, 0, asterisks, 0o3770);
     fs::write(asterisk.endpoints_file(), "").expect("root's endpoints");
-    Table::of(&settings).says(
-        "the two folders",
-        "failure",
-        &["generated_endpoints.conf belongs to another user", "chmod -t"],
-    );
-    follow(&format!("chmod -t {shown}"));
+    let words = ["generated_endpoints.conf belongs to another user", "chmod -t"];
+    Table::of(&settings).says("the two folders", "failure", &words);
+    follow(&format!("chmod -t {}", folder.display()));
     fs::remove_file(asterisk.endpoints_file()).expect("remove it");
     Table::of(&settings).nothing_fails();
+    portal.apply("suite");
+}
 
-    lab::make_dir(&folder, 0, 0, 0o755);
-    let advice = Table::of(&settings).says("the two folders", "failure", &["cannot use the folder ", &shown]);
-    follow(between(&format!("{advice}\n"), "make it with: ", "\n"));
-    Table::of(&settings).nothing_fails();
-
-    let User(others) = lab::PORTAL;
-    lab::make_dir(&folder, others, others, 0o2750);
+#[test]
+fn files_that_asterisk_or_the_portal_may_not_read() {
+    let (asterisk, portal) = host();
+    let settings = settings(&asterisk, &portal);
+    let folder = asterisk.endpoints_file().with_file_name("");
+    let shown = folder.to_string_lossy().trim_end_matches('/').to_owned();
+    let User(owner) = lab::PORTAL;
+    lab::make_dir(&folder, owner, owner, 0o2750);
     let advice = Table::of(&settings).says("Asterisk may read the files", "failure", &["may not read", &shown]);
     follow(between(&advice, "(", ")"));
     Table::of(&settings).nothing_fails();
@@ -208,9 +154,8 @@ fn of_folders_and_rights() {
     asterisk.write_config("private.conf", "");
     let private = asterisk.etc().join("private.conf");
     follow(&format!("chmod 600 {}", private.display()));
-    let advice =
-        Table::of(&settings).says("Asterisk's configuration files", "failure", &["cannot read ", "private.conf"]);
-    Table::of(&settings).says("the include lines", "unknown", &[]);
+    let words = ["cannot read ", "private.conf"];
+    let advice = Table::of(&settings).says("Asterisk's configuration files", "failure", &words);
     assert!(advice.contains("chgrp asterisk and chmod g+r"), "{advice}");
     follow(&format!("chgrp asterisk {private}; chmod g+r {private}", private = private.display()));
     Table::of(&settings).nothing_fails();
@@ -218,7 +163,7 @@ fn of_folders_and_rights() {
 }
 
 #[test]
-fn of_sections_and_the_context() {
+fn sections_and_the_context() {
     let (asterisk, portal) = host();
     let settings = settings(&asterisk, &portal);
     asterisk.edit_config("pjsip.conf", |text| format!("{text}#include hand.conf\n"));
@@ -240,7 +185,7 @@ fn of_sections_and_the_context() {
     asterisk.write_config("sorcery.conf", "[res_pjsip]\n");
     Table::of(&settings).nothing_fails();
 
-    // No reload of ours takes away what AEL says.
+    // A reload of ours does not remove what AEL defines.
     asterisk.write_config("extensions.ael", "context synergy-internal {\n 1777 => { NoOp(); };\n};\n");
     asterisk.rx("module load pbx_ael.so");
     let words = ["priority 1 of extension 1777", "not from a file", "remove it there"];
@@ -257,7 +202,7 @@ fn of_sections_and_the_context() {
 }
 
 #[test]
-fn of_asterisk_itself() {
+fn asterisk_itself() {
     let (asterisk, portal) = host();
     let settings = settings(&asterisk, &portal);
 
@@ -316,7 +261,7 @@ fn each_cause_is_one_line_and_what_depends_on_it_is_not_looked_at() {
 }
 
 #[test]
-fn of_an_old_asterisk_and_one_without_a_transport() {
+fn an_old_asterisk_and_one_without_a_transport() {
     let old = Asterisk::start_with(&asterisk::Options { old: true, ..asterisk::Options::default() });
     Table::of(&Settings::of(&old)).says("Asterisk", "failure", &["Asterisk 16.", "older than 22", "upgrade"]);
     let deaf = Asterisk::start_with(&asterisk::Options { without_transport: true, ..asterisk::Options::default() });
@@ -324,12 +269,12 @@ fn of_an_old_asterisk_and_one_without_a_transport() {
 }
 
 #[test]
-fn of_settings_and_the_database() {
+fn settings_and_the_database() {
     let asterisk = Asterisk::start();
     let data = Folder::new("data");
     let settings = Settings::of(&asterisk).with("PORTAL_DATA_DIR", data.path().display());
     Table::of(&settings).says("the database", "warning", &["there is no ", "pbx-portal migrate"]);
-    assert!(!data.path().join("portal.db").exists(), "nothing is made");
+    assert!(!data.path().join("portal.db").exists(), "check makes no file");
 
     let open = settings.clone().with("PORTAL_LISTEN", "0.0.0.0:8000");
     let advice =
@@ -340,7 +285,11 @@ fn of_settings_and_the_database() {
     Table::of(&open.with("PORTAL_API_TOKEN", "0123456789abcdef0123456789abcdef")).says("the settings", "ok", &[]);
     Table::of(&settings.clone().with("PORTAL_API_TOKEN", "hunter2")).says("the settings", "warning", &["openssl rand"]);
     Table::of(&settings.with("PORTAL_LISTEN", "127.0.0.1:99999")).says("the settings", "failure", &["PORTAL_LISTEN"]);
-    assert_eq!(run(&["check", "--jsno"], &Settings::default()).status.code(), Some(2), "a misspelt flag is no setting");
+    assert_eq!(
+        run(&["check", "--jsno"], &Settings::default()).status.code(),
+        Some(2),
+        "a misspelt flag is a usage error"
+    );
 
     let cluster = Postgres::start(&postgres::Options::default());
     let url = cluster.new_database();
@@ -361,7 +310,7 @@ fn of_settings_and_the_database() {
 }
 
 #[test]
-fn of_what_is_not_applied_yet() {
+fn changes_that_are_not_applied_yet() {
     let (asterisk, portal) = host();
     let settings = settings(&asterisk, &portal);
     let users = ["a", "b", "c"].map(|name| portal.create_user(name, &format!("{name}@example.com")));

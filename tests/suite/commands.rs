@@ -4,13 +4,13 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::check::{Table, between};
 use crate::fixtures::{account, host};
 use crate::look_before_touching::refused;
 use crate::support::lab::{self, Folder, User};
 use crate::support::portal::{Settings, portal_command};
 use crate::support::process::{Process, command_as, run_within};
 use crate::support::{Asterisk, Portal, asterisk, secs, wait_until};
+use crate::table::{Table, between};
 
 /// Runs a command where `/etc/passwd` is another file: `cli_permissions.conf` takes only users that have a name.
 fn with_passwd(passwd: &Path, command: &Command) -> Command {
@@ -25,7 +25,7 @@ fn with_passwd(passwd: &Path, command: &Command) -> Command {
 }
 
 #[test]
-fn cli_permissions_that_deny_them_are_named_with_the_lines_to_add() {
+fn cli_permissions_that_deny_commands_are_named_with_the_lines_to_add() {
     let (asterisk, portal) = host();
     let folder = Folder::new("passwd");
     let User(user) = lab::PORTAL;
@@ -82,7 +82,7 @@ fn cli_permissions_that_deny_them_are_named_with_the_lines_to_add() {
 }
 
 #[test]
-fn a_shutdown_that_waits_for_calls_is_named_and_how_to_end_it() {
+fn a_shutdown_that_waits_for_calls_is_named_with_the_remedy() {
     let extensions = "[calls]\nexten => 1,1,Answer()\n same => n,Wait(300)\n".to_owned();
     let asterisk = Asterisk::start_with(&asterisk::Options { extensions, ..asterisk::Options::default() });
     let portal = Portal::start(&Settings::of(&asterisk));
@@ -111,7 +111,7 @@ fn a_shutdown_that_waits_for_calls_is_named_and_how_to_end_it() {
 }
 
 #[test]
-fn an_asterisk_bin_that_does_not_reach_this_asterisk_is_found_before_anything_is_written() {
+fn an_asterisk_bin_that_does_not_reach_this_asterisk() {
     let (asterisk, other, folder) = (Asterisk::start(), Asterisk::start(), Folder::new("bin"));
     let not_executable = folder.path().join("asterisk");
     fs::write(&not_executable, "").expect("write a file");

@@ -1,4 +1,4 @@
-//! The likely cause of an apply that is not proven, on an Asterisk that is really in that state.
+//! The likely cause that a failed apply names, on a real Asterisk in that state.
 
 use std::fs;
 use std::os::unix::fs::chown;
@@ -26,7 +26,7 @@ fn two_sections_of_one_name_and_type() {
 }
 
 #[test]
-fn what_only_asterisk_itself_knows() {
+fn an_error_that_only_asterisks_own_log_shows() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
     asterisk.edit_config("pjsip.conf", |text| format!("{text}[alice\ntype=endpoint\n"));
@@ -48,7 +48,7 @@ fn a_folder_that_asterisk_may_not_read() {
         &["endpoints missing: 1000", "may not read", &folder.display().to_string(), "chgrp asterisk"],
     );
     let User(group) = lab::ASTERISK;
-    // As the error says; the file follows its folder with the next apply.
+    // As the error says. The next apply gives the file its folder's group.
     chown(&folder, None, Some(group)).expect("chgrp");
     lab::make_dir(&folder, others, group, 0o2750);
     portal.apply("suite");
@@ -77,7 +77,7 @@ fn no_transport_is_a_warning() {
         portal.log()
     );
 
-    // As the warning says.
+    // As the warning says, add a transport.
     let bind = asterisk.sip();
     asterisk.edit_config("pjsip.conf", |text| {
         format!("[transport-udp]\ntype=transport\nprotocol=udp\nbind={bind}\n\n{text}")

@@ -1,5 +1,5 @@
-//! What others do to the two folders and what lies in them: an apply replaces what it may, and else says what is in the way
-//! and what to do, with everything as it was.
+//! What others do to the two folders and to the files in them. An apply replaces what it can; otherwise it changes nothing and
+//! says what is in the way and what to do.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
@@ -11,7 +11,7 @@ use crate::look_before_touching::refused;
 use crate::support::lab::{self, User, make_dir};
 use crate::support::{Asterisk, Portal};
 
-/// Something done to the system that is undone with this value, after a panic too.
+/// A change to the system. Drop undoes it, also after a panic.
 struct Done {
     undo: Command,
 }
@@ -33,7 +33,7 @@ impl Done {
         Self::by(&["chattr", "+i", path], &["chattr", "-i", path])
     }
 
-    /// A disk of 32 KiB, mounted over a folder as it is.
+    /// A disk of 32 KiB, mounted over a folder.
     fn small_disk(folder: &Path) -> Self {
         let (User(portal), User(asterisk)) = (lab::PORTAL, lab::ASTERISK);
         let options = format!("size=32k,mode=2750,uid={portal},gid={asterisk}");
@@ -54,7 +54,7 @@ fn folders(asterisk: &Asterisk) -> [PathBuf; 2] {
     [asterisk.endpoints_file(), asterisk.routing_file()].map(|file| file.parent().expect("a folder").to_owned())
 }
 
-/// An apply replaces both files, whoever they belonged to.
+/// An apply that must replace both files, whoever owned them.
 fn replaced(asterisk: &Asterisk, portal: &Portal) {
     portal.apply("suite");
     let (User(owner), User(group)) = (lab::PORTAL, lab::ASTERISK);
@@ -66,7 +66,7 @@ fn replaced(asterisk: &Asterisk, portal: &Portal) {
 }
 
 #[test]
-fn a_file_that_is_read_only_or_somebody_elses_is_replaced() {
+fn a_file_that_is_read_only_or_of_another_owner_is_replaced() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
     portal.apply("suite");
@@ -79,7 +79,7 @@ fn a_file_that_is_read_only_or_somebody_elses_is_replaced() {
     chown(&endpoints, Some(0), None).expect("chown");
     chown(&routing, Some(theirs), None).expect("chown");
     replaced(&asterisk, &portal);
-    // Another name of a file elsewhere: that one is not written to.
+    // A hard link to another file: the apply must not write into that file.
     let elsewhere = asterisk.etc().join("elsewhere.conf");
     asterisk.write_config("elsewhere.conf", "[elsewhere]\n");
     fs::remove_file(&routing).expect("remove the routing");
@@ -87,7 +87,7 @@ fn a_file_that_is_read_only_or_somebody_elses_is_replaced() {
     replaced(&asterisk, &portal);
     assert_eq!(fs::read_to_string(&elsewhere).expect("the other file"), "[elsewhere]\n");
 
-    // What a former file says decides who changes hands.
+    // An apply must read the former file to decide which numbers change hands.
     chown(&endpoints, Some(0), Some(0)).expect("chown");
     fs::set_permissions(&endpoints, mode(0o600)).expect("chmod");
     let name = endpoints.display().to_string();
@@ -97,7 +97,7 @@ fn a_file_that_is_read_only_or_somebody_elses_is_replaced() {
 }
 
 #[test]
-fn what_is_immutable_is_named_and_how_to_mend_it() {
+fn an_immutable_file_or_folder_is_named_with_the_remedy() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
     portal.apply("suite");
@@ -116,7 +116,7 @@ fn what_is_immutable_is_named_and_how_to_mend_it() {
     {
         let paths = [&copy, &routing].map(|path| path.to_str().expect("UTF-8"));
         let _mounted = Done::by(&["mount", "--bind", paths[0], paths[1]], &["umount", paths[1]]);
-        refused(&asterisk, &portal, &[paths[1], "is mounted there by itself"]);
+        refused(&asterisk, &portal, &[paths[1], "is a mount point; mount its folder instead"]);
     }
     let [first, _] = folders(&asterisk);
     fs::remove_file(first.join(".pbx-portal.lock")).expect("remove the lock file");
@@ -128,7 +128,7 @@ fn what_is_immutable_is_named_and_how_to_mend_it() {
 }
 
 #[test]
-fn a_folder_of_another_owner_is_named_and_how_to_mend_it() {
+fn a_folder_of_another_owner_is_named_with_the_remedy() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
     portal.apply("suite");
@@ -141,11 +141,11 @@ fn a_folder_of_another_owner_is_named_and_how_to_mend_it() {
         refused(&asterisk, &portal, &[&folder, "Permission denied", "make it with: install -d -o pbx-portal"]);
         make_dir(path, 0, 0, 0o700);
         refused(&asterisk, &portal, &[&folder, "Permission denied", "install -d -o pbx-portal"]);
-        // Somebody else's file in a sticky folder.
+        // Another user's file in a sticky folder.
         make_dir(path, 0, group, 0o3770);
         chown(&file, Some(0), None).expect("chown");
         refused(&asterisk, &portal, &[&file.display().to_string(), "sticky folder; remove it", "chmod -t"]);
-        // A folder whose group no file in it can be given, nor the lock file.
+        // The portal may not give files in the folder the folder's group, the lock file included.
         make_dir(path, owner, 0, 0o755);
         for _ in 0..2 {
             refused(&asterisk, &portal, &[&folder, "not in its group root", &format!("chmod g+s {folder}")]);
@@ -170,7 +170,7 @@ fn a_full_disk_and_a_read_only_one() {
     for (_, folder) in &disks {
         let filler = folder.join("filler");
         create();
-        assert!(fs::write(&filler, vec![0; 1 << 20]).is_err(), "the disk is full now");
+        assert!(fs::write(&filler, vec![0; 1 << 20]).is_err(), "the disk is full");
         let name = folder.display().to_string();
         refused(&asterisk, &portal, &[&name, "No space left on device", "free space on its disk"]);
         fs::remove_file(filler).expect("free space");
@@ -187,7 +187,7 @@ fn a_full_disk_and_a_read_only_one() {
 }
 
 #[test]
-fn what_stands_where_the_lock_or_a_temporary_file_belongs() {
+fn something_else_at_the_path_of_the_lock_or_of_a_temporary_file() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
     portal.apply("suite");

@@ -1,5 +1,4 @@
-//! What an apply refuses before it writes: nothing is written, nothing reloaded, nobody evicted, and the error names the
-//! place.
+//! What makes an apply refuse to begin: it writes nothing, reloads nothing and evicts nobody, and its error names the place.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -14,7 +13,7 @@ use crate::support::portal::Settings;
 use crate::support::sipp::{Called, Phones};
 use crate::support::{Asterisk, Portal, asterisk, strace};
 
-/// Applies, which must fail with these words and leave everything as it is.
+/// An apply that must fail with these words and change nothing.
 pub fn refused(asterisk: &Asterisk, portal: &Portal, words: &[&str]) {
     let files = [asterisk.endpoints_file(), asterisk.routing_file()];
     let before = files.each_ref().map(|file| fs::read(file).ok());
@@ -84,7 +83,7 @@ fn an_administrators_own_additions_are_no_failure() {
              exten => _1XXX,1,NoOp()\nexten => 1002/1000,1,NoOp()\nexten => {number},3,NoOp()\ninclude => more\n"
         )
     });
-    // Asterisk takes the file, and leaves the folder out.
+    // Asterisk reads the file, and skips the folder.
     asterisk.write_config("pjsip.d/own.conf", "[bob]\ntype=endpoint\n");
     asterisk.edit_config("pjsip.conf", |text| format!("{text}#include pjsip.d/*\n#include {{none,also}}.conf\n"));
     asterisk.write_config("also.conf", "");
@@ -94,7 +93,7 @@ fn an_administrators_own_additions_are_no_failure() {
 }
 
 #[test]
-fn targets_that_are_no_files() {
+fn targets_that_are_not_regular_files() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
     let elsewhere = asterisk.etc().join("elsewhere.conf");
@@ -102,7 +101,6 @@ fn targets_that_are_no_files() {
     for target in [asterisk.endpoints_file(), asterisk.routing_file()] {
         let name = target.display();
         fs::create_dir(&target).expect("make a folder");
-        // No target to read: a folder has no bytes.
         refused(&asterisk, &portal, &[&format!("{name} is a folder, not a regular file; move it away")]);
         fs::remove_dir(&target).expect("remove the folder");
         symlink(&elsewhere, &target).expect("make a link");
@@ -114,7 +112,7 @@ fn targets_that_are_no_files() {
 }
 
 #[test]
-fn registrations_that_asterisk_keeps_elsewhere() {
+fn registrations_that_asterisk_keeps_outside_its_own_database() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
     portal.apply("suite");
@@ -153,7 +151,7 @@ fn an_include_that_finds_no_file() {
         fs::create_dir_all(asterisk.etc().join("db.d/folder")).expect("make a folder");
     }
 
-    // Ours may be missing before the first apply.
+    // Our files need not exist before the first apply.
     for (main, file) in [("pjsip.conf", asterisk.endpoints_file()), ("extensions.conf", asterisk.routing_file())] {
         asterisk.edit_config(main, |text| text.replace("#tryinclude", "#include"));
         fs::remove_file(file).expect("remove a generated file");
@@ -180,7 +178,7 @@ fn a_generated_file_that_is_included_twice() {
 }
 
 #[test]
-fn whatever_module_is_missing() {
+fn any_missing_module() {
     let leaves = [
         "app_dial.so",
         "chan_pjsip.so",
@@ -207,7 +205,7 @@ fn whatever_module_is_missing() {
 }
 
 #[test]
-fn a_control_socket_that_refuses_the_portal_or_that_no_handle_is_left_for() {
+fn a_control_socket_that_refuses_the_portal_and_a_portal_without_a_file_handle() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
     portal.apply("suite");
@@ -222,7 +220,7 @@ fn a_control_socket_that_refuses_the_portal_or_that_no_handle_is_left_for() {
 }
 
 #[test]
-fn folders_above_that_are_closed_to_the_portal() {
+fn a_closed_folder_above_the_files() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
     portal.apply("suite");
@@ -240,7 +238,7 @@ fn folders_above_that_are_closed_to_the_portal() {
         refused(&asterisk, &portal, &[&entered(folder), &format!("chgrp asterisk {}", folder.display())]);
         lab::make_dir(folder, owner, owner, 0o750);
     }
-    // One that holds what is included.
+    // A folder of another included file.
     let private = etc.join("private");
     lab::make_dir(&private, owner, owner, 0o700);
     asterisk.write_config("private/more.conf", "[alice]\ntype=endpoint\n");
@@ -251,7 +249,7 @@ fn folders_above_that_are_closed_to_the_portal() {
 }
 
 #[test]
-fn a_file_that_cant_be_read_and_a_module_that_is_missing() {
+fn a_file_that_cannot_be_read_and_a_missing_module() {
     use std::os::unix::fs::PermissionsExt as _;
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
@@ -274,20 +272,20 @@ fn a_file_that_cant_be_read_and_a_module_that_is_missing() {
 }
 
 #[test]
-fn a_pipe_is_no_file_and_waited_for_by_nobody() {
+fn an_included_pipe_holds_nobody_up() {
     let (asterisk, portal) = host();
     asterisk.edit_config("pjsip.conf", |text| format!("{text}#tryinclude pipe.conf\n"));
     let pipe = asterisk.etc().join("pipe.conf");
     let made = Command::new("mkfifo").arg("--mode=644").arg(&pipe).status().expect("run mkfifo");
     assert!(made.success());
-    // Asterisk ignores it too.
+    // Asterisk does not read it either.
     portal.apply("suite");
 }
 
 #[test]
-fn folders_that_are_not_there() {
+fn missing_folders() {
     let (asterisk, portal) = host();
-    // The first holds the lock file.
+    // The second holds the lock file too.
     for file in [asterisk.routing_file(), asterisk.endpoints_file()] {
         let folder = file.parent().expect("a folder");
         fs::remove_dir_all(folder).expect("remove the folder");

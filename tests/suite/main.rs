@@ -40,6 +40,7 @@ mod secrets_at_rest;
 mod settings;
 mod stale_registrations;
 mod surviving_calls;
+mod table;
 mod thousand;
 mod two_processes;
 mod watching;

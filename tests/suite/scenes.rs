@@ -1,4 +1,4 @@
-//! An apply with strace at it: a number that changes hands, and a fault at one system call after the other.
+//! Scenes for fault tests: a number changes hands in each apply, and strace injects a fault at one system call after the other.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,11 +10,11 @@ use crate::support::portal::Settings;
 use crate::support::strace::{self, Call};
 use crate::support::{Answer, Asterisk, Portal, Postgres, secs, wait_until};
 
-/// All threads of a process, and no program that it starts: strace counts calls by thread, so a fault at the second call of
-/// whichever comes first to it would hit `asterisk -rx`.
+/// Options of strace for all threads of a process, but not for the programs that it starts: strace counts calls by thread, so a
+/// fault at a thread's second call would hit `asterisk -rx` as well.
 pub const ALL_BUT_PROGRAMS: [&str; 3] = ["-f", "-b", "execve"];
 
-/// A number that gets another owner again and again, without a phone: for faults that are many and end alike.
+/// A number that gets a new owner before each apply. It has no phone.
 pub struct Succession {
     pub asterisk: Asterisk,
     pub portal: Portal,
@@ -37,7 +37,7 @@ impl Succession {
         succession
     }
 
-    /// The number gets another owner, and the audit log is empty.
+    /// Gives the number to a new owner, and empties the audit log.
     pub fn next(&mut self) {
         self.portal.delete_user(id(&self.owner));
         self.owner = self.portal.create_user("Owner", "owner@example.com");
@@ -51,32 +51,32 @@ impl Succession {
         }
     }
 
-    /// What the audit log says: nothing, or the outcome and the error.
+    /// The audit log's row: its outcome and its error; empty if there is no row.
     pub fn row(&self) -> String {
         self.sql("SELECT outcome || ' ' || coalesce(error_details, '') FROM apply_audit_logs").trim().to_owned()
     }
 
-    /// Whether Asterisk serves the newest owner.
+    /// Whether Asterisk serves the last owner.
     pub fn served(&self) -> bool {
         let (number, secret) = account(&self.owner);
         self.asterisk.rx(&format!("pjsip show auth {number}")).contains(&secret)
             && self.asterisk.rx(&format!("dialplan show {number}@synergy-internal")).contains("Dial")
     }
 
-    /// Applies with strace at the portal; gives the answer, if there is one, and what strace saw.
+    /// Applies while strace traces the portal. Gives the answer, if any, and the calls that strace saw.
     pub fn apply_under(&self, arguments: &[&str]) -> (Option<Answer>, Vec<Call>) {
         self.apply_under_at(self.portal.pid(), &[&ALL_BUT_PROGRAMS[..], arguments].concat())
     }
 
-    /// The same at one thread, say.
+    /// Like [`Self::apply_under`], for another process or one thread.
     pub fn apply_under_at(&self, id: u32, arguments: &[impl AsRef<str>]) -> (Option<Answer>, Vec<Call>) {
         let apply = || self.portal.try_request("POST", "/apply", Some(&json!({"triggered_by": "under strace"})));
         let (answer, calls) = strace::under(id, arguments, apply);
         (answer.ok(), calls)
     }
 
-    /// The fault at each call of this name in turn, until an apply has no such call any more; how many there were. After each,
-    /// `check` what came of it; the next apply repairs everything.
+    /// Injects the fault at the first call of this name, then at the second, and so on, until an apply has no more such calls.
+    /// After each, `check` looks at the result, and the next apply must repair everything. Gives the number of calls.
     pub fn at_each(
         &mut self,
         name: &str,
@@ -96,17 +96,20 @@ impl Succession {
                 *counts.entry(&call.thread).or_insert(0) += 1;
             }
             if counts.into_values().max().unwrap_or(0) < when {
-                assert_eq!(answer.map(|answer| answer.status), Some(200), "{point} is not reached");
+                assert_eq!(answer.map(|answer| answer.status), Some(200), "{point}: there is no such call");
                 return when - 1;
             }
-            assert!(fault.starts_with("signal") || seen.iter().any(Call::failed_by_strace), "{point} is not put in");
+            assert!(
+                fault.starts_with("signal") || seen.iter().any(Call::failed_by_strace),
+                "{point}: strace injected nothing"
+            );
             check(self, answer.as_ref(), &point);
             self.repaired(&point);
             when += 1;
         }
     }
 
-    /// Told to stop in the middle of an apply, the service ends by itself when that is done; then it starts again.
+    /// After SIGTERM during an apply: the apply succeeds and the service ends by itself. Starts it again.
     pub fn stopped_after_success(&self, answer: Option<&Answer>, point: &str) {
         let answer = answer.unwrap_or_else(|| panic!("{point}: no answer\n{}", self.portal.log()));
         assert_eq!(answer.status, 200, "{point}: {}", answer.text);
@@ -117,7 +120,7 @@ impl Succession {
         self.portal.boot();
     }
 
-    /// Killed, the service gave no answer; it starts again.
+    /// After SIGKILL: the service gave no answer and has ended. Starts it again.
     #[track_caller]
     pub fn killed(&self, answer: Option<&Answer>, point: &str) {
         assert!(answer.is_none(), "{point}: {answer:?}");
@@ -125,7 +128,7 @@ impl Succession {
         self.portal.boot();
     }
 
-    /// After whatever fault: the files are whole, and the next apply repairs everything by itself.
+    /// After any fault: the files are whole, and the next apply repairs everything.
     pub fn repaired(&self, point: &str) {
         whole(&self.asterisk, point);
         self.portal.apply("repair");
@@ -134,7 +137,7 @@ impl Succession {
     }
 }
 
-/// A process or a thread, and arguments that tell strace what of it to see.
+/// A process or a thread, and options that tell strace what to trace of it.
 pub struct Selection(pub u32, pub Vec<String>);
 
 impl Selection {
@@ -144,11 +147,11 @@ impl Selection {
     }
 }
 
-/// Both files are.
+/// Neither file is half written.
 pub fn whole(asterisk: &Asterisk, point: &str) {
     for (file, ends) in [
         (asterisk.endpoints_file(), ["qualify_frequency=60\n"].as_slice()),
-        // The last number may be in quarantine.
+        // The last line is in the second form if the last number is in quarantine.
         (asterisk.routing_file(), &["?17:19)})\n", ",1,Hangup(1)\n"]),
     ] {
         let text = fs::read_to_string(&file).expect("a generated file");

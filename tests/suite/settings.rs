@@ -1,9 +1,9 @@
-//! A setting that makes no sense: one clear line on standard error, exit status 2, and no secret in it.
+//! Settings: an invalid one stops the start with exit status 2 and one line on standard error, which shows no secret.
 
 use crate::support::portal::{Settings, run};
 
 #[test]
-fn that_makes_no_sense_stops_the_start() {
+fn an_invalid_setting_stops_the_start() {
     let long = "https://user:hunter2@example.com/x";
     for (name, value, word) in [
         ("PORTAL_LISTEN", "127.0.0.1:99999", "PORTAL_LISTEN"),
@@ -41,7 +41,7 @@ fn that_makes_no_sense_stops_the_start() {
 }
 
 #[test]
-fn an_empty_token_never_means_that_none_is_needed() {
+fn an_empty_token_stops_the_start() {
     let everywhere = Settings::default().with("PORTAL_LISTEN", "0.0.0.0:0");
     let portal = crate::support::Portal::prepare(&Settings::default());
     let refused = |settings: &Settings| {
@@ -51,7 +51,7 @@ fn an_empty_token_never_means_that_none_is_needed() {
         assert_eq!((output.status.code(), stderr.lines().count()), (Some(2), 1), "{stderr}");
         assert!(stderr.contains("PORTAL_API_TOKEN is set but empty"), "{stderr}");
     };
-    // Not even where it is allowed to have none: somebody meant to set one.
+    // Even where no token is needed: an administrator who writes the line wants one.
     for settings in
         [everywhere.clone(), everywhere.clone().with("PORTAL_ALLOW_UNAUTHENTICATED", "true"), Settings::default()]
     {
@@ -64,7 +64,7 @@ fn an_empty_token_never_means_that_none_is_needed() {
 }
 
 #[test]
-fn come_from_the_command_line_then_the_environment_then_the_file() {
+fn the_command_line_comes_before_the_environment_and_that_before_the_file() {
     let portal = crate::support::Portal::prepare(&Settings::default());
     let says = |arguments: &[&str], settings: &Settings| {
         let mut command = crate::support::portal::portal_command(settings, portal.work_dir());
@@ -84,7 +84,7 @@ fn come_from_the_command_line_then_the_environment_then_the_file() {
 }
 
 #[test]
-fn secrets_are_no_flags() {
+fn no_secret_is_a_flag() {
     let help = run(&["serve", "--help"], &Settings::default());
     let help = String::from_utf8_lossy(&help.stdout);
     assert!(help.contains("--listen") && help.contains("ASTERISK_TIMEOUT_SECS"), "{help}");
