@@ -1,4 +1,5 @@
-//! Commands that Asterisk does not run for the portal, and an `ASTERISK_BIN` that does not reach the right Asterisk.
+//! Commands that Asterisk does not run for the portal, an `ASTERISK_BIN` that does not reach the right Asterisk, and what an
+//! apply does to a command that an administrator ran.
 
 use std::fs;
 use std::path::Path;
@@ -9,6 +10,7 @@ use crate::look_before_touching::refused;
 use crate::support::lab::{self, Folder, User};
 use crate::support::portal::{Settings, portal_command};
 use crate::support::process::{Process, command_as, run_within};
+use crate::support::sipp::register;
 use crate::support::{Asterisk, Portal, asterisk, secs, wait_until};
 use crate::table::{Table, between};
 
@@ -130,7 +132,19 @@ fn an_asterisk_bin_that_does_not_reach_this_asterisk() {
         Table::of(&settings).says("the asterisk command", "failure", &words);
         Table::of(&settings.with("ASTERISK_BIN", asterisk.bin().display())).nothing_fails();
     }
-    let portal = Portal::start(&Settings::of(&asterisk));
-    account(&portal.create_user("Alice", "alice@example.com"));
+}
+
+#[test]
+fn an_apply_keeps_pjsip_set_logger_on() {
+    let (asterisk, portal) = host();
+    asterisk.write_config("logger.conf", "[logfiles]\nsip.log => verbose\n");
+    asterisk.rx("logger reload");
+    asterisk.rx("pjsip set logger on");
+    let (number, secret) = account(&portal.create_user("Alice", "alice@example.com"));
     portal.apply("suite");
+    assert_eq!(register(&asterisk, (&number, &secret)), 200);
+    let log = asterisk.etc().join("../log/sip.log");
+    wait_until(secs(5), "the registration is logged", || {
+        fs::read_to_string(&log).is_ok_and(|text| text.contains("REGISTER sip:"))
+    });
 }
