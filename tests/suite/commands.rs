@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::fixtures::{account, host};
+use crate::fixtures::{account, failed_apply, host};
 use crate::look_before_touching::refused;
 use crate::support::lab::{self, Folder, User};
 use crate::support::portal::{Settings, portal_command};
@@ -83,16 +83,22 @@ fn cli_permissions_that_deny_commands_are_named_with_the_lines_to_add() {
     portal.apply("suite");
 }
 
-#[test]
-fn a_shutdown_that_waits_for_calls_is_named_with_the_remedy() {
+/// An Asterisk with a call that lasts five minutes: a graceful shutdown waits for its end.
+fn with_a_call() -> Asterisk {
     let extensions = "[calls]\nexten => 1,1,Answer()\n same => n,Wait(300)\n".to_owned();
     let asterisk = Asterisk::start_with(&asterisk::Options { extensions, ..asterisk::Options::default() });
+    asterisk.rx("channel originate Local/1@calls application Wait 300");
+    asterisk
+}
+
+#[test]
+fn a_shutdown_that_waits_for_calls_is_named_with_the_remedy() {
+    let asterisk = with_a_call();
     let portal = Portal::start(&Settings::of(&asterisk));
     let settings = Settings::of(&asterisk).with("PORTAL_DATA_DIR", portal.data_dir().display());
     portal.create_user("Alice", "alice@example.com");
     portal.apply("suite");
     portal.create_user("Bob", "bob@example.com");
-    asterisk.rx("channel originate Local/1@calls application Wait 300");
     let log = asterisk.etc().join("../log/stop");
     for stop in ["core stop gracefully", "core restart gracefully"] {
         // This command ends with the shutdown.
@@ -110,6 +116,26 @@ fn a_shutdown_that_waits_for_calls_is_named_with_the_remedy() {
         portal.apply("suite");
         asterisk.rx("core abort shutdown");
     }
+}
+
+#[test]
+fn a_shutdown_that_begins_during_an_apply_is_named_too() {
+    let asterisk = with_a_call();
+    let folder = Folder::new("script");
+    let (source, program) = (folder.path().join("source"), folder.path().join("asterisk"));
+    let install = |line: &str| {
+        let real = asterisk.bin();
+        let script = format!("#!/bin/sh\nreal={}\n{line}\nexec \"$real\" \"$@\"\n", real.display());
+        fs::write(&source, script).expect("write a script");
+        lab::install_program(&source, &program);
+    };
+    install("[ \"$2\" = 'pjsip reload' ] && { \"$real\" -rx 'core stop gracefully' >/dev/null 2>&1 & sleep 1; }");
+    let portal = Portal::start(&Settings::of(&asterisk).with("ASTERISK_BIN", program.display()));
+    portal.create_user("Alice", "alice@example.com");
+    failed_apply(&portal, &["Asterisk is shutting down", "'core abort shutdown'"]);
+    asterisk.rx("core abort shutdown");
+    install("");
+    portal.apply("suite");
 }
 
 #[test]
