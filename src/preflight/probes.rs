@@ -17,6 +17,11 @@ use crate::host::configuration::MainFiles;
 use crate::host::place::GeneratedFiles;
 use crate::settings::Settings;
 
+use Probe::{
+    Asterisk, AsterisksFolder, Command, Context, Files, FilesToInclude, Folder, Foreign, IncludeLines, IncludedOnce,
+    Modules, Permissions, Readable, Registrations, Routing, SectionsTwice, Transport, TwoFolders,
+};
+
 /// An Asterisk, and where its configuration and the generated files lie.
 #[derive(Debug, Clone)]
 pub struct Host {
@@ -141,11 +146,6 @@ struct Row {
     refuses: bool,
 }
 
-use Probe::{
-    Asterisk, AsterisksFolder, Command, Context, Files, FilesToInclude, Folder, Foreign, IncludeLines, IncludedOnce,
-    Modules, Permissions, Readable, Registrations, Routing, SectionsTwice, Transport, TwoFolders,
-};
-
 const ANSWERS: &[Probe] = &[Asterisk, Permissions];
 const IN_FOLDER: &[Probe] = &[Folder, AsterisksFolder];
 const IN_FILES: &[Probe] = &[Folder, AsterisksFolder, Files];
@@ -229,15 +229,15 @@ impl Host {
     /// # Errors
     /// The first failure.
     pub async fn look(&self) -> Result<MainFiles, Trouble> {
-        let main = self.main_files();
         let others = async {
+            let main = self.main_files();
             for row in LIST.iter().filter(|row| row.refuses && ![Asterisk, Command].contains(&row.probe)) {
                 self.run(row.probe, &main).await?;
             }
-            Ok(())
+            Ok(main)
         };
-        // This one starts a process, which takes as long as all others together.
-        try_join!(self.run(Command, &main), others)?;
+        // The command is a process, which takes as long as all others together.
+        let (_, main) = try_join!(self.same_asterisk(), others)?;
         Ok(main)
     }
 
