@@ -11,7 +11,9 @@ use clap::error::ErrorKind;
 use pbx_control_portal::api::guard::Guard;
 use pbx_control_portal::api::{self, Listing, Portal, server};
 use pbx_control_portal::apply::Applier;
+use pbx_control_portal::apply::preview::preview;
 use pbx_control_portal::preflight::check::{Report, check};
+use pbx_control_portal::preflight::probes::Host;
 use pbx_control_portal::settings::{Cli, Command, LogFormat, Secrets, Settings};
 use pbx_control_portal::storage::{MigrationError, Storage};
 use rustix::fs::Mode;
@@ -82,7 +84,7 @@ fn main() -> ExitCode {
             Err(error) => return fail(&format!("no threads can be started: {error}")),
         };
         if let Task::Check { json } = task {
-            return report(&check(&settings, &secrets, &storage).await, json);
+            return report(&checked(&settings, &secrets, &storage).await, json);
         }
         if let Err(error) = migrate(&storage).await {
             return fail(&error.to_string());
@@ -109,6 +111,14 @@ enum Task {
     Serve,
     Migrate,
     Check { json: bool },
+}
+
+/// What an apply needs, and what the next one would do.
+async fn checked(settings: &Settings, secrets: &Secrets, storage: &Storage) -> Report {
+    let host = Host::new(settings);
+    let mut findings = check(settings, secrets, storage, &host).await;
+    preview(&host, storage, &mut findings).await;
+    Report::new(secrets.database.to_string(), findings)
 }
 
 /// Prints what `check` found; exit status 1 if something failed.

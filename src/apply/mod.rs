@@ -29,7 +29,8 @@
 //! An apply has a thread of its own, with an event loop of its own, for everything but the database: its file steps hold
 //! nobody up, and it asks Asterisk thousands of questions without a switch of threads. A client that hangs up does not end it.
 
-pub(crate) mod ownership;
+mod ownership;
+pub mod preview;
 mod proof;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,19 +1,16 @@
-//! `pbx-portal check`: looks at everything that an apply needs, and at what the next one would change. It changes nothing:
-//! it makes no table, writes no file and evicts nobody.
+//! `pbx-portal check`: looks at everything that an apply needs, and changes nothing.
 
-use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::Serialize;
 
 use crate::account::user_name;
-use crate::apply::ownership::{self, OnDisk, Served};
-use crate::asterisk::in_force;
-use crate::domain::{ExtensionNumber, User, some_of};
-use crate::preflight::probes::{self, Finding, Host, Probed, State, Trouble};
-use crate::render;
+use crate::preflight::probes::{Finding, Host, Probed, State, Trouble};
 use crate::settings::{ApiToken, DatabaseUrl, Secrets, Settings};
 use crate::storage::{SCHEMA_MAJOR_VERSION, Storage};
+
+/// What the line about the database is called.
+pub const DATABASE: &str = "the database";
 
 /// Everything that was found.
 #[derive(Debug, Serialize)]
@@ -28,20 +25,12 @@ pub struct Report {
     pub findings: Vec<Finding>,
 }
 
-/// Looks at everything.
-pub async fn check(settings: &Settings, secrets: &Secrets, storage: &Storage) -> Report {
+/// Looks at everything that an apply needs.
+pub async fn check(settings: &Settings, secrets: &Secrets, storage: &Storage, host: &Host) -> Vec<Finding> {
     let mut findings = vec![Finding::of("the settings", token_rule(settings, secrets))];
-    let database = Finding::of("the database", database(&secrets.database, storage).await);
-    let users = if database.state == State::Ok { storage.users().await.ok() } else { None };
-    findings.push(database);
-    let host = Host::new(settings);
-    let probed = host.probe().await;
-    let users_known = users.is_some() && probes::would_begin(&probed);
-    findings.extend(probed);
-    let users = users.unwrap_or_default();
-    findings.push(Finding::if_possible("the next apply", users_known, next_apply(&host, &users)).await);
-    findings.push(Finding::if_possible("old registrations", users_known, old_registrations(&host, &users)).await);
-    Report::new(secrets.database.to_string(), findings)
+    findings.push(Finding::of(DATABASE, database(&secrets.database, storage).await));
+    findings.extend(host.probe().await);
+    findings
 }
 
 impl Report {
@@ -120,52 +109,4 @@ async fn database(url: &DatabaseUrl, storage: &Storage) -> Probed {
         ))),
         Some(version) => Ok(format!("{server}, schema {version}")),
     }
-}
-
-/// What Asterisk serves beside what the database holds.
-async fn next_apply(host: &Host, users: &[User]) -> Probed {
-    let control = &host.control;
-    let wanted: BTreeSet<_> = users.iter().map(|user| user.extension.number).collect();
-    let objects = in_force::objects(control, &wanted).await?;
-    let routed = in_force::dialplan(control).await?.unwrap_or_default();
-    let whole = |number: &ExtensionNumber| {
-        objects.endpoints.get(number).is_some_and(|links| links.auth && links.aor)
-            && routed.get(number).is_some_and(|first| first.application == render::dial(*number))
-    };
-    let served = objects.endpoints.keys().chain(&objects.other_auths).chain(&objects.other_aors).chain(routed.keys());
-    let removed: BTreeSet<_> = served.copied().filter(|number| !wanted.contains(number)).collect();
-    let (there, added): (BTreeSet<_>, BTreeSet<_>) = wanted.iter().copied().partition(whole);
-
-    let there: Vec<_> = users.iter().filter(|user| there.contains(&user.extension.number)).collect();
-    let secrets = in_force::secrets(control, there.iter().map(|user| user.extension.number)).await?;
-    let caller_ids = render::caller_ids(there.iter().copied());
-    let mut changed = in_force::other_caller_ids(control, &caller_ids).await?;
-    changed.extend(in_force::other_secrets(there, &secrets));
-
-    let parts: Vec<_> = [("add", added), ("remove", removed), ("change", changed)]
-        .into_iter()
-        .filter(|(_, numbers)| !numbers.is_empty())
-        .map(|(verb, numbers)| format!("{verb} {}", some_of(numbers)))
-        .collect();
-    if parts.is_empty() {
-        return Ok(format!("changes nothing: Asterisk serves all {} users", users.len()));
-    }
-    Err(Trouble::Warning(format!("would {}; POST /apply", parts.join(", "))))
-}
-
-/// Phones that the next apply evicts: of numbers that nobody has, and of numbers that change hands.
-async fn old_registrations(host: &Host, users: &[User]) -> Probed {
-    let on_disk = OnDisk::of(host, &host.main_files())?;
-    let served = Served::ask(&host.control, users).await?;
-    let changing = ownership::changing_hands(users, &on_disk, &served);
-    let wanted: BTreeSet<_> = users.iter().map(|user| user.extension.number).collect();
-    let old: Vec<_> =
-        served.registered.into_iter().filter(|number| changing.contains(number) || !wanted.contains(number)).collect();
-    if old.is_empty() {
-        return Ok("none of somebody who had a number before".to_owned());
-    }
-    Err(Trouble::Warning(format!(
-        "phones are registered as {} that are not, or no more, their users'; POST /apply evicts them",
-        some_of(old)
-    )))
 }
