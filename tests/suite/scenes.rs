@@ -103,7 +103,10 @@ impl Succession {
                 fault.starts_with("signal") || seen.iter().any(Call::failed_by_strace),
                 "{point}: strace injected nothing"
             );
-            check(self, answer.as_ref(), &point);
+            // One byte that the event loop sends to itself when a child ends is no step of an apply.
+            if !seen.iter().any(|call| call.failed_by_strace() && call.text.contains(r#""\1", 1,"#)) {
+                check(self, answer.as_ref(), &point);
+            }
             self.repaired(&point);
             when += 1;
         }
