@@ -2,7 +2,7 @@
 //! apply does to a command that an administrator ran.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::fixtures::{account, failed_apply, host};
@@ -26,61 +26,80 @@ fn with_passwd(passwd: &Path, command: &Command) -> Command {
     wrapped
 }
 
+/// An Asterisk that runs only permitted commands, on a machine where the portal's user is called `pbx-portal`.
+struct Restricted {
+    asterisk: Asterisk,
+    portal: Portal,
+    folder: Folder,
+    passwd: PathBuf,
+    _process: Process,
+}
+
+const DENIED: &str = "[general]\ndefault_perm=deny\n[root]\npermit=all\n";
+
+impl Restricted {
+    fn start() -> Self {
+        let (asterisk, portal) = host();
+        let folder = Folder::new("passwd");
+        let User(user) = lab::PORTAL;
+        let passwd = folder.path().join("passwd");
+        let users = fs::read_to_string("/etc/passwd").expect("the users of this machine");
+        fs::write(&passwd, format!("{users}pbx-portal:x:{user}:{user}::/:/bin/false\n")).expect("write the users");
+        asterisk.write_config("cli_permissions.conf", DENIED);
+        asterisk.stop();
+        let mut serve = command_as(lab::ASTERISK, &[], asterisk.bin());
+        let mut serve = with_passwd(&passwd, serve.arg("-f").current_dir(asterisk.etc()));
+        let process = Process::start(&mut serve, &folder.path().join("console"));
+        asterisk.wait_booted();
+        Self { asterisk, portal, folder, passwd, _process: process }
+    }
+
+    /// `pbx-portal check`, as the user with that name.
+    fn check(&self) -> Table {
+        let mut check = portal_command(self.portal.settings(), self.folder.path());
+        run_within(secs(60), &mut with_passwd(&self.passwd, check.args(["check", "--json"]))).into()
+    }
+
+    fn permit(&self, lines: &[&str]) {
+        self.asterisk.write_config("cli_permissions.conf", &format!("{DENIED}{}\n", lines.join("\n")));
+        self.asterisk.rx("cli reload permissions");
+    }
+}
+
 #[test]
 fn cli_permissions_that_deny_commands_are_named_with_the_lines_to_add() {
-    let (asterisk, portal) = host();
-    let folder = Folder::new("passwd");
-    let User(user) = lab::PORTAL;
-    let passwd = folder.path().join("passwd");
-    let users = fs::read_to_string("/etc/passwd").expect("the users of this machine");
-    fs::write(&passwd, format!("{users}pbx-portal:x:{user}:{user}::/:/bin/false\n")).expect("write the users");
-
-    let denied = "[general]\ndefault_perm=deny\n[root]\npermit=all\n";
-    asterisk.write_config("cli_permissions.conf", denied);
-    asterisk.stop();
-    let mut serve = command_as(lab::ASTERISK, &[], asterisk.bin());
-    let mut serve = with_passwd(&passwd, serve.arg("-f").current_dir(asterisk.etc()));
-    let _asterisk = Process::start(&mut serve, &folder.path().join("console"));
-    asterisk.wait_booted();
-    let settings = Settings::of(&asterisk).with("PORTAL_DATA_DIR", portal.data_dir().display());
-    let check = || {
-        let mut check = portal_command(&settings, folder.path());
-        Table::from(run_within(secs(60), &mut with_passwd(&passwd, check.args(["check", "--json"]))))
-    };
-
-    portal.create_user("Alice", "alice@example.com");
+    let scene = Restricted::start();
+    scene.portal.create_user("Alice", "alice@example.com");
     let words = ["does not let the portal's user run 'core waitfullybooted'", "cli_permissions.conf"];
-    refused(&asterisk, &portal, &words);
-    let advice = check().says("Asterisk", "failure", &words);
-    check().says("the permission to run commands", "unknown", &[]);
+    refused(&scene.asterisk, &scene.portal, &words);
+    let advice = scene.check().says("Asterisk", "failure", &words);
+    scene.check().says("the permission to run commands", "unknown", &[]);
 
     // As the advice says.
-    let lines: Vec<_> = between(&advice, "these lines to it: ", "; then run").split(", ").collect();
+    let lines: Vec<_> =
+        between(&advice, "these lines to it: ", "; then run 'cli reload permissions'").split(", ").collect();
     assert_eq!(lines[0], "[pbx-portal]");
-    let permit = |lines: &[&str]| {
-        asterisk.write_config("cli_permissions.conf", &format!("{denied}{}\n", lines.join("\n")));
-        asterisk.rx(between(&advice, "then run '", "' in Asterisk"));
-    };
-    permit(&lines);
-    check().nothing_fails();
-    portal.apply("suite");
+    scene.permit(&lines);
+    scene.check().nothing_fails();
+    scene.portal.apply("suite");
 
-    // Each line is needed, and one that is missing is found before anything is written.
+    // Each line is needed, and an apply finds out before it writes anything.
     for missing in &lines[1..] {
         let (_, command) = missing.split_once('=').expect("permit=a command");
         let others: Vec<_> = lines.iter().copied().filter(|line| line != missing).collect();
-        permit(&others);
+        scene.permit(&others);
         if command == "module reload res_pjsip.so" {
-            // This one is needed only without cli_aliases.conf.
-            check().nothing_fails();
+            // The portal runs this one only if Asterisk has no cli_aliases.conf.
+            scene.check().nothing_fails();
         } else {
-            refused(&asterisk, &portal, &[&format!("does not let the portal's user run '{command}")]);
-            let table = check();
-            assert!(table.failures().iter().any(|failure| failure.contains(command)), "{command}: {table:?}");
+            let words = [format!("does not let the portal's user run '{command}")];
+            refused(&scene.asterisk, &scene.portal, &[&words[0]]);
+            let table = scene.check();
+            assert!(table.failures().iter().any(|failure| failure.contains(&words[0])), "{table:?}");
         }
     }
-    permit(&lines);
-    portal.apply("suite");
+    scene.permit(&lines);
+    scene.portal.apply("suite");
 }
 
 /// An Asterisk with a call that lasts five minutes: a graceful shutdown waits for its end.
