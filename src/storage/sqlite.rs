@@ -65,7 +65,8 @@ impl File {
         Self {
             path: Arc::new(path.to_owned()),
             readers: pool(READERS).connect_lazy_with(options.clone()),
-            writer: pool(1).connect_lazy_with(options.clone().busy_timeout(PAUSE)),
+            writer: pool(1)
+                .connect_lazy_with(options.clone().busy_timeout(PAUSE).thread_name(|_| "sqlite-writer".to_owned())),
             options,
             started_on: Arc::default(),
             damage: Arc::default(),
