@@ -1,7 +1,7 @@
 //! Users, extensions and the audit log, in PostgreSQL or SQLite.
 //!
-//! A call takes a connection from a pool, begins a transaction if it writes, runs its statements and commits. It works the
-//! same on both databases; what differs is in [`postgres`] and [`sqlite`]: how to connect, how to begin, what an error means.
+//! A call takes a connection from a pool, begins a transaction, runs its statements and commits. It works the same on both
+//! databases. What differs is in [`postgres`] and [`sqlite`]: how to connect, how to begin, what an error means.
 //!
 //! - **Allocation.** A create first takes the one lock that all creates queue on: the tenant's row in PostgreSQL, the write
 //!   lock in SQLite. From then on nobody else can take a number, so the lowest free one is free.
@@ -150,11 +150,11 @@ impl AuditEntry {
 /// What a call does with the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Access {
-    /// One statement.
+    /// Reads.
     Read,
-    /// Some statements in a transaction.
+    /// Writes.
     Write,
-    /// The same, with the lock that all creates queue on.
+    /// Writes, with the lock that all creates queue on.
     Create,
 }
 
@@ -178,9 +178,7 @@ impl Unavailable {
 enum Failure {
     /// A statement failed.
     Statement(sqlx::Error),
-    /// A row is not one of the service's.
-    DamagedRow(String),
-    /// The database works, but cannot take this.
+    /// The database works, but cannot do this.
     Refused(StorageError),
     /// SQLite's file is not what it was.
     Unavailable(Unavailable),
@@ -345,7 +343,7 @@ impl Storage {
 }
 
 impl Database {
-    /// Does `work` on a connection of a pool, within the deadline; in a transaction unless it only reads.
+    /// Does `work` in a transaction on a connection of a pool, within the deadline.
     async fn call<T>(
         &self,
         access: Access,
@@ -356,12 +354,9 @@ impl Database {
         let connection = borrowed.connection();
         let mut committing = false;
         let ended = timeout_at(deadline, async {
-            if access == Access::Read {
-                return work(connection).await;
-            }
             self.begin(connection, access, deadline).await?;
             let done = work(connection).await?;
-            committing = true;
+            committing = access != Access::Read;
             connection.execute("COMMIT").await?;
             Ok(done)
         })
@@ -378,10 +373,6 @@ impl Database {
                 }
                 Err(refusal)
             }
-            Ok(Err(Failure::DamagedRow(which))) => {
-                borrowed.give_back();
-                Err(StorageError::DamagedRow(which))
-            }
             Ok(Err(Failure::Unavailable(why))) => Err(why.error(committing)),
             Ok(Err(Failure::Statement(error))) => Err(self.explain(&error).error(committing)),
             Err(_) => Err(self.no_answer().error(committing)),
@@ -395,10 +386,11 @@ impl Database {
         }
     }
 
-    /// Begins a transaction, with the lock that creates queue on if it is one.
+    /// Begins a transaction, with the lock that the access needs.
     async fn begin(&self, connection: &mut Connection, access: Access, deadline: Instant) -> Result<(), Failure> {
         match self {
             Self::Postgres(_) => Ok(postgres::begin(connection, access).await?),
+            Self::Sqlite(_) if access == Access::Read => Ok(connection.execute("BEGIN").await?),
             Self::Sqlite(file) => file.begin(connection, deadline).await,
         }
     }

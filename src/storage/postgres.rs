@@ -3,15 +3,16 @@
 //! A PgBouncer in transaction mode lends a server connection for one transaction. So nothing here outlasts a transaction:
 //! settings are `SET LOCAL`, locks are released by COMMIT, and no statement is prepared under a name.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::migrate::MigrateError;
+use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow, PgSslMode};
 use sqlx::{ConnectOptions as _, Connection as _, PgConnection, Pool, Postgres, Row as _};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -80,10 +81,14 @@ impl Server {
         if let Some(obstacle) = inspection.obstacle {
             return Err(MigrationError::Failed(obstacle));
         }
-        let mut transaction = connection.begin().await.map_err(failed)?;
-        sqlx::raw_sql(LOCK_MIGRATIONS).execute(&mut *transaction).await.map_err(failed)?;
         let mut migrator = sqlx::migrate!("migrations/postgres");
         migrator.set_ignore_missing(true).set_locking(false);
+        // sqlx prepares its statements under names, which an untracked PgBouncer mixes up. Usually there is nothing to do.
+        if inspection.schema.is_some() && is_up_to_date(connection, &migrator).await.map_err(failed)? {
+            return Ok(());
+        }
+        let mut transaction = connection.begin().await.map_err(failed)?;
+        sqlx::raw_sql(LOCK_MIGRATIONS).execute(&mut *transaction).await.map_err(failed)?;
         match migrator.run_direct(None, &mut *transaction, false).await {
             Err(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) => return Err(failed(error)),
             Err(error) => return Err(MigrationError::Failed(error.to_string())),
@@ -204,6 +209,15 @@ impl Server {
 /// Begins a transaction, a create with its lock, in one message.
 pub(super) async fn begin(connection: &mut Connection, access: Access) -> sqlx::Result<()> {
     connection.execute(if access == Access::Create { BEGIN_CREATE } else { BEGIN }).await
+}
+
+/// Whether each migration was run as it is.
+async fn is_up_to_date(connection: &mut PgConnection, migrator: &Migrator) -> sqlx::Result<bool> {
+    let rows =
+        sqlx::raw_sql("SELECT version, checksum FROM _sqlx_migrations WHERE success").fetch_all(connection).await?;
+    let ran = |row: &PgRow| Ok((row.try_get::<i64, _>(0)?, row.try_get::<Vec<u8>, _>(1)?));
+    let ran = rows.iter().map(ran).collect::<sqlx::Result<BTreeMap<_, _>>>()?;
+    Ok(migrator.iter().all(|one| ran.get(&one.version).is_some_and(|checksum| **checksum == *one.checksum)))
 }
 
 /// Asks the server for whatever could keep the service from working with it, in one statement without a name.
