@@ -41,7 +41,7 @@ const RESTORE: &str = "The database's file is damaged, or not in its place: stop
 #[derive(Debug, Clone)]
 pub(super) struct File {
     path: Arc<PathBuf>,
-    options: SqliteConnectOptions,
+    options: Arc<SqliteConnectOptions>,
     readers: Pool<Sqlite>,
     writer: Pool<Sqlite>,
     /// The device and inode that the service was started on.
@@ -67,7 +67,7 @@ impl File {
             readers: pool(READERS).connect_lazy_with(options.clone()),
             writer: pool(1)
                 .connect_lazy_with(options.clone().busy_timeout(PAUSE).thread_name(|_| "sqlite-writer".to_owned())),
-            options,
+            options: Arc::new(options),
             started_on: Arc::default(),
             damage: Arc::default(),
         }
@@ -85,9 +85,7 @@ impl File {
                 ))
             })?;
         }
-        let mut connection = self
-            .options
-            .clone()
+        let mut connection = SqliteConnectOptions::clone(&self.options)
             .create_if_missing(true)
             .connect()
             .await

@@ -174,22 +174,26 @@ impl UserRow {
     /// The service writes no row that fails here. Somebody edited it, so the error says which column, and how to correct it.
     fn parse(self) -> Result<User, String> {
         let id = &self.id;
-        let delete = format!("or delete the user with DELETE /users/{id}");
         let invalid = |table: &str, column: &str, key: &str, rule: &str| {
             format!(
-                "{column} of user {id} in table {table} was edited by hand: it {rule}; correct it with UPDATE {table} SET {column} = '…' WHERE {key} = '{id}', {delete}"
+                "{column} of user {id} in table {table} was edited by hand: it {rule}; correct it with UPDATE {table} SET {column} = '…' WHERE {key} = '{id}', or delete the user with DELETE /users/{id}"
             )
         };
         let user = |column: &str, rule: &str| invalid("users", column, "id", rule);
         let extension = |column: &str, rule: &str| invalid("extensions", column, "user_id", rule);
-        let uuid = |text: &str| Uuid::parse_str(text).ok().filter(|uuid| uuid.to_string() == text);
+        let uuid = |text: &str| {
+            let uuid = Uuid::parse_str(text).ok()?;
+            (uuid.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == text).then_some(uuid)
+        };
         let Some(parsed_id) = uuid(id) else {
             return Err(format!(
                 "id of a user in table users was edited by hand: '{id}' is not a UUID in lower case; delete the row with DELETE FROM users WHERE id = '{id}'"
             ));
         };
         let Some(number) = self.number else {
-            return Err(format!("user {id} has no extension: its row was deleted by hand; insert it again, {delete}"));
+            return Err(format!(
+                "user {id} has no extension: its row was deleted by hand; insert it again, or delete the user with DELETE /users/{id}"
+            ));
         };
         Ok(User {
             id: parsed_id,
