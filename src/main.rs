@@ -85,9 +85,10 @@ fn main() -> ExitCode {
             return fail(&error.to_string());
         }
         if let Some(wire) = storage.wire().await {
-            match wire.advice {
-                Some(advice) => warn!(connection = wire.found, advice, "the database is connected"),
-                None => info!(connection = wire.found, "the database is connected"),
+            if let Some(advice) = wire.advice {
+                warn!(connection = wire.found, advice, "the database is connected");
+            } else {
+                info!(connection = wire.found, "the database is connected");
             }
         }
         if task == Task::Migrate {

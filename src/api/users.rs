@@ -30,7 +30,7 @@ const ID_RULE: &str = "must be a UUID such as 0b9ad2e4-3f0c-4c1e-9d6e-1f8a2b7c5d
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "read field by field; this is its schema")]
 struct NewUser {
-    /// Shown to the people whom the user calls. White space around it is taken off.
+    /// Shown to the people whom the user calls. White space around it is removed.
     #[schema(schema_with = name_schema)]
     name: String,
     /// Unique, whatever its case.

@@ -18,8 +18,9 @@ use sqlx::{ConnectOptions as _, Connection as _, PgConnection, Pool, Postgres, R
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::call::{Access, Unavailable};
 use super::statements::Connection;
-use super::{Access, DEADLINE, Inspection, LOOK_AND_TRY_AGAIN, MigrationError, Unavailable, Wire, refuse_later};
+use super::{DEADLINE, Inspection, LOOK_AND_TRY_AGAIN, MigrationError, Wire, refuse_later};
 
 /// Enough to keep a server busy. Ten hosts stay well below a server's default of 100.
 const CONNECTIONS: u32 = 8;

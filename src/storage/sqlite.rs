@@ -20,8 +20,9 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use sqlx::{ConnectOptions as _, Connection as _, Pool, Sqlite, SqliteConnection};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::call::{Access, Failure, Unavailable};
 use super::statements::Connection;
-use super::{Access, DEADLINE, Failure, Inspection, LOOK_AND_TRY_AGAIN, MigrationError, Unavailable, refuse_later};
+use super::{DEADLINE, Inspection, LOOK_AND_TRY_AGAIN, MigrationError, refuse_later};
 
 /// Enough for the disk and the two cores of a small server.
 const READERS: u32 = 4;

@@ -12,7 +12,8 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
 
-use super::{AuditEntry, DEFAULT_TENANT, Failure, NewUser, StorageError};
+use super::call::Failure;
+use super::{AuditEntry, DEFAULT_TENANT, NewUser, StorageError};
 use crate::domain::{Email, Extension, ExtensionNumber, Name, Secret, User};
 
 /// Violates the index `users_email_key` if the address is taken.
