@@ -14,6 +14,7 @@ python_packages=$(dirname "${BASH_SOURCE[0]}")/requirements.txt
 packages=(
     baresip-core sip-tester   # the phones
     postgresql sqlite3        # the databases
+    haproxy pgbouncer         # what stands in front of PostgreSQL: this PgBouncer tracks no prepared statements
     chromium chromium-driver  # the browser
     nginx-light               # a TLS proxy
     python3-venv              # schemathesis
@@ -85,6 +86,18 @@ make_asterisk_root() {
     say "$version is in $root"
 }
 
+# The PgBouncer of Debian unstable tracks prepared statements. It runs from its root without chroot, as Asterisk does.
+has_pgbouncer() { [[ -x $root/usr/sbin/pgbouncer ]]; }
+
+install_pgbouncer() {
+    long_step 'the package lists of Debian unstable' \
+        chroot "$root" apt-get -o Acquire::Check-Valid-Until=false update
+    long_step 'a PgBouncer that tracks prepared statements' \
+        unshare --pid --fork --mount-proc="$root/proc" chroot "$root" env DEBIAN_FRONTEND=noninteractive \
+        apt-get install --yes --no-install-recommends --no-upgrade pgbouncer
+    chroot "$root" apt-get clean
+}
+
 # Complete once it holds the list of what was asked for.
 has_python_packages() { cmp --silent "$python_packages" "$python/requirements.txt"; }
 
@@ -104,7 +117,7 @@ name=$(uname -n)
 name_resolves=true
 getent hosts "$name" >/dev/null || name_resolves=false
 
-if ((${#missing[@]} == 0)) && [[ -d $root && -d $old_root && -d $machine ]] && $name_resolves && has_python_packages; then
+if ((${#missing[@]} == 0)) && [[ -d $root && -d $old_root && -d $machine ]] && $name_resolves && has_pgbouncer && has_python_packages; then
     exit 0
 fi
 if ((EUID != 0)); then
@@ -129,5 +142,6 @@ $name_resolves || printf '127.0.1.1\t%s\n' "$name" >>/etc/hosts
 [[ -d $root ]] || make_asterisk_root "$root" sid 22
 [[ -d $old_root ]] || make_asterisk_root "$old_root" bullseye 16
 [[ -d $machine ]] || make_asterisk_root "$machine" sid 22 adduser openssl postgresql sqlite3 systemd-sysv
+has_pgbouncer || install_pgbouncer
 has_python_packages || make_python_environment
 say 'ready'

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use pbx_control_portal::api::guard::Guard;
-use pbx_control_portal::api::{self, Listing, Portal, server};
+use pbx_control_portal::api::{self, Portal, server};
 use pbx_control_portal::apply::Applier;
 use pbx_control_portal::apply::preview::preview;
 use pbx_control_portal::preflight::check::{Report, check};
@@ -73,21 +73,25 @@ fn main() -> ExitCode {
             }
         };
     start_log(&settings);
-    // One thread: what blocks, applies and SQLite, has threads of its own; waking a second one for each request only costs.
+    // One thread: what blocks, applies and SQLite, has threads of its own. Waking a second one for each request only costs.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("no event loop can be started: {error}")),
     };
     runtime.block_on(async {
-        let storage = match Storage::new(&secrets.database) {
-            Ok(storage) => storage,
-            Err(error) => return fail(&format!("no threads can be started: {error}")),
-        };
+        let storage = Storage::new(&secrets.database);
         if let Task::Check { json } = task {
             return report(&checked(&settings, &secrets, &storage).await, json);
         }
         if let Err(error) = migrate(&storage).await {
             return fail(&error.to_string());
+        }
+        if let Some(wire) = storage.wire().await {
+            if let Some(advice) = wire.advice {
+                warn!(connection = wire.found, advice, "the database is connected");
+            } else {
+                info!(connection = wire.found, "the database is connected");
+            }
         }
         if task == Task::Migrate {
             println!("The database's tables are up to date.");
@@ -231,8 +235,7 @@ async fn serve(settings: &Settings, secrets: Secrets, storage: Storage) -> Resul
         Some(token) => Guard::Token(token),
         None => Guard::Open { loopback: settings.listen.ip().is_loopback() },
     };
-    let listing = Listing::new(storage.clone());
-    let router = api::router(Portal { storage, listing, applier }, guard);
+    let router = api::router(Portal { storage, applier }, guard);
     info!(address = %settings.listen, version = env!("CARGO_PKG_VERSION"), "serving; the documentation is at /docs");
     tell_service_manager("READY=1");
 

@@ -229,7 +229,8 @@ pub enum DatabaseUrl {
 }
 
 /// The parameters of a `postgres://` URL that are understood: a misspelt `sslmode` must not go unnoticed.
-const POSTGRES_PARAMETERS: [&str; 15] = [
+const POSTGRES_PARAMETERS: [&str; 16] = [
+    "application_name",
     "sslmode",
     "ssl-mode",
     "sslrootcert",
@@ -252,7 +253,11 @@ impl fmt::Display for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Postgres(options) => {
-                let host = options.get_socket().map_or_else(|| options.get_host().into(), |s| s.display().to_string());
+                let host = match (options.get_socket(), options.get_host()) {
+                    (Some(socket), _) => socket.display().to_string(),
+                    (None, address) if address.contains(':') => format!("[{address}]"),
+                    (None, name) => name.to_owned(),
+                };
                 let database = options.get_database().unwrap_or_else(|| options.get_username());
                 write!(f, "postgres://{}@{host}:{}/{database}", options.get_username(), options.get_port())
             }
@@ -269,25 +274,7 @@ impl DatabaseUrl {
     pub fn parse(url: &str) -> Result<Self, SettingError> {
         let invalid = |why: &dyn fmt::Display| SettingError(format!("DATABASE_URL makes no sense: {why}"));
         if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-            let query = url.split_once('?').map_or("", |(_, query)| query);
-            for parameter in query.split('&').filter(|p| !p.is_empty()).map(|p| p.split('=').next().unwrap_or(p)) {
-                let known = POSTGRES_PARAMETERS.contains(&parameter) || parameter.starts_with("options");
-                if !known {
-                    // With an unescaped ? in the password, this is a part of it.
-                    let name = if parameter.bytes().all(|byte| byte.is_ascii_lowercase()) && !query.contains('@') {
-                        parameter
-                    } else {
-                        "after the ?"
-                    };
-                    return Err(invalid(&format!("the parameter {name} is not known (sslmode and sslrootcert are)")));
-                }
-            }
-            PgConnectOptions::from_str(url).map(|options| Self::Postgres(Box::new(options))).map_err(
-                |error| match error {
-                    sqlx::Error::Configuration(why) => invalid(&why),
-                    _ => invalid(&"it takes the form postgres://user:password@host:5432/database"),
-                },
-            )
+            Self::parse_postgres(url).map_err(|why| invalid(&why))
         } else if let Some(path) = url.strip_prefix("sqlite://") {
             let (path, query) = path.split_once('?').unwrap_or((path, ""));
             // That the file is made goes without saying here.
@@ -305,6 +292,41 @@ impl DatabaseUrl {
         }
     }
 }
+
+impl DatabaseUrl {
+    fn parse_postgres(url: &str) -> Result<Self, String> {
+        let (address, query) = url.split_once('?').unwrap_or((url, ""));
+        for (name, value) in query.split('&').filter(|p| !p.is_empty()).map(|p| p.split_once('=').unwrap_or((p, ""))) {
+            if !POSTGRES_PARAMETERS.contains(&name) && !name.starts_with("options") {
+                // With an unescaped ? in the password, this is a part of it.
+                let is_name =
+                    name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_') && !query.contains('@');
+                let name = if is_name { name } else { "after the ?" };
+                return Err(format!("the parameter {name} is not known (sslmode and sslrootcert are)"));
+            }
+            if ["host", "hostaddr", "port"].contains(&name) && value.contains(',') {
+                return Err(ONE_ADDRESS.to_owned());
+            }
+        }
+        let authority = address.split_once("://").map_or("", |(_, rest)| rest).split('/').next().unwrap_or_default();
+        if authority.rsplit('@').next().is_some_and(|hosts| hosts.contains(',')) {
+            return Err(ONE_ADDRESS.to_owned());
+        }
+        let options = PgConnectOptions::from_str(url).map_err(|error| match error {
+            sqlx::Error::Configuration(why) => why.to_string(),
+            _ => "it takes the form postgres://user:password@host:5432/database".to_owned(),
+        })?;
+        // A URL writes an IPv6 address in brackets, a resolver takes it without.
+        let host = options.get_host().to_owned();
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        Ok(Self::Postgres(Box::new(match bare {
+            Some(bare) => options.host(bare),
+            None => options,
+        })))
+    }
+}
+
+const ONE_ADDRESS: &str = "it takes one address; for several servers put HAProxy in front, see \"More than one database machine\" in docs/operations.md";
 
 fn address(text: &str) -> Result<SocketAddr, &'static str> {
     text.parse().map_err(|_| "it takes an IP address and a port, as in 127.0.0.1:8000 or [::1]:8000")

@@ -12,10 +12,10 @@ use utoipa::openapi::RefOr;
 use utoipa::{IntoResponses, ToSchema};
 use uuid::Uuid;
 
-use super::error::{ApiError, FailedApply, FieldError, Phrase};
+use super::error::{ApiError, FieldError, Phrase};
 use super::extract::Fields;
 use super::{Portal, openapi};
-use crate::apply::{Applied, ReloadResults};
+use crate::apply::{Applied, ApplyError, Progress, ReloadResults};
 use crate::domain::Name;
 use crate::storage::LOOK_AND_TRY_AGAIN;
 
@@ -101,31 +101,79 @@ fn applied() -> Value {
     })
 }
 
-/// What may have been done although the database broke off.
-pub(super) const AUDIT_ROW: &str = "an audit row was written (nothing else was done)";
-/// What is told of an apply that failed before it wrote a file.
-pub(super) const NOTHING_CHANGED: &str = "Nothing was changed; see error_details, mend it, then apply again.";
+/// The body of an apply that failed.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "only its schema is used; `failed` makes the body")]
+pub(super) struct FailedApply {
+    /// Always `Apply operation failed`.
+    error: Phrase,
+    /// What state Asterisk is in, and what to do.
+    message: String,
+    /// The service's log tells it with each line about this request; it is the header `x-request-id` too.
+    request_id: String,
+    /// Its row in the audit log.
+    audit_log_id: Uuid,
+    /// What happened, and to which file, extension or host.
+    error_details: String,
+    /// The files that were replaced.
+    files_written: Vec<String>,
+    /// How the reloads went; a step not reached is null.
+    reload_results: ReloadResults,
+}
+
+/// What may have been done although the database failed.
+const AUDIT_ROW: &str = "an audit row was written (nothing else was done)";
+/// For an apply that failed before it wrote a file.
+const NOTHING_CHANGED: &str = "Nothing was changed; see error_details, mend it, then apply again.";
+
+const IN_PROGRESS: ApiError = ApiError::new(
+    Phrase::ApplyInProgress,
+    "Another apply runs on this host; wait until it has ended, then apply again.",
+);
+
+fn failed(message: &'static str, id: Uuid, details: &str, files: &[PathBuf], reloads: &ReloadResults) -> ApiError {
+    ApiError::new(Phrase::ApplyOperationFailed, message).with(json!({
+        "audit_log_id": id,
+        "error_details": details,
+        "files_written": texts(files),
+        "reload_results": reloads,
+    }))
+}
+
+/// The answer to an apply that is not proven.
+fn answer(error: ApplyError) -> ApiError {
+    match error {
+        ApplyError::InProgress => IN_PROGRESS,
+        ApplyError::Unavailable(failure) => ApiError::database(&failure, Some(AUDIT_ROW)),
+        ApplyError::Failed { audit_log_id, error_details, in_force, progress } => {
+            let Progress { files_written, reload_results, .. } = *progress;
+            let message = if in_force {
+                "Asterisk serves the new state, but the audit row could not be completed; see error_details."
+            } else if files_written.is_empty() {
+                NOTHING_CHANGED
+            } else {
+                "Files were replaced, but Asterisk is not proven to serve them; see error_details, mend it, then apply again."
+            };
+            failed(message, audit_log_id, &error_details, &files_written, &reload_results)
+        }
+    }
+}
+
+/// An example of what went wrong.
+const NOT_RUNNING: &str = "Asterisk is not running: nothing answers on /var/run/asterisk/asterisk.ctl (No such file or directory (os error 2)); start it (systemctl start asterisk), or set ASTERISK_RUN_DIR";
 
 struct ApplyFailures;
 
 impl IntoResponses for ApplyFailures {
     fn responses() -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
         openapi::failures([
-            ApiError::Validation(vec![FieldError::new("triggered_by", Name::INVALID.0)]),
-            ApiError::ApplyInProgress,
-            ApiError::PayloadTooLarge,
-            ApiError::UnsupportedMediaType,
-            ApiError::Apply(Box::new(FailedApply {
-                error: Phrase::ApplyOperationFailed,
-                message: NOTHING_CHANGED.to_owned(),
-                request_id: String::new(),
-                audit_log_id: openapi::AUDIT_LOG_ID,
-                error_details: "Asterisk is not running: nothing answers on /var/run/asterisk/asterisk.ctl (No such file or directory (os error 2)); start it (systemctl start asterisk), or set ASTERISK_RUN_DIR".to_owned(),
-                files_written: Vec::new(),
-                reload_results: ReloadResults::default(),
-            })),
-            ApiError::DatabaseUnavailable { maybe: None, advice: LOOK_AND_TRY_AGAIN },
-            ApiError::DatabaseUnavailable { maybe: Some(AUDIT_ROW), advice: LOOK_AND_TRY_AGAIN },
+            ApiError::validation(vec![FieldError::new("triggered_by", Name::INVALID.0)]),
+            IN_PROGRESS,
+            ApiError::PAYLOAD_TOO_LARGE,
+            ApiError::UNSUPPORTED_MEDIA_TYPE,
+            failed(NOTHING_CHANGED, openapi::AUDIT_LOG_ID, NOT_RUNNING, &[], &ReloadResults::default()),
+            ApiError::database_unavailable(None, LOOK_AND_TRY_AGAIN),
+            ApiError::database_unavailable(Some(AUDIT_ROW), LOOK_AND_TRY_AGAIN),
         ])
     }
 }
@@ -150,10 +198,11 @@ pub(super) async fn apply(
 ) -> Result<Json<AppliedBody>, ApiError> {
     let triggered_by = fields.take("triggered_by", Name::parse);
     let triggered_by = fields.finish(triggered_by)?;
-    Ok(Json(portal.applier.apply(triggered_by).await?.into()))
+    let applied = portal.applier.apply(triggered_by).await.map_err(answer)?;
+    Ok(Json(applied.into()))
 }
 
 /// Paths as JSON tells them.
-pub(super) fn texts(paths: &[PathBuf]) -> Vec<String> {
+fn texts(paths: &[PathBuf]) -> Vec<String> {
     paths.iter().map(|path| path.display().to_string()).collect()
 }

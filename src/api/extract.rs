@@ -1,11 +1,13 @@
-//! A request's JSON object, field by field, so that an answer names every bad one at once. It is UTF-8, as JSON is, whatever
-//! the content type says of a charset.
+//! A request's JSON object, field by field, so that an answer names every bad field at once. It is read as UTF-8, which JSON
+//! prescribes, whatever charset the content type names.
 
 use std::fmt;
 
 use axum::Json;
 use axum::body::HttpBody as _;
+use axum::extract::rejection::JsonRejection;
 use axum::extract::{FromRequest, Request};
+use axum::http::StatusCode;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value};
 use tokio::time::timeout;
@@ -15,7 +17,7 @@ use super::error::{ApiError, FieldError};
 use super::server::BODY_PATIENCE;
 use crate::domain::Invalid;
 
-/// The fields of a JSON object that was sent; each is taken once, and what is left over is refused.
+/// The fields of a JSON object. An operation takes each of its fields once; a field that is left over is refused.
 pub struct Fields {
     fields: Map<String, Value>,
     errors: Vec<FieldError>,
@@ -27,15 +29,35 @@ impl<S: Send + Sync> FromRequest<S> for Fields {
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
         // A length that is too large is refused before the body is asked for.
         if request.body().size_hint().lower() > MAX_BODY_BYTES as u64 {
-            return Err(ApiError::PayloadTooLarge);
+            return Err(ApiError::PAYLOAD_TOO_LARGE);
         }
-        let late = |_| ApiError::body_not_whole();
-        let Json(fields) = timeout(BODY_PATIENCE, Json::from_request(request, state)).await.map_err(late)??;
-        Ok(fields)
+        match timeout(BODY_PATIENCE, Json::from_request(request, state)).await {
+            Ok(Ok(Json(fields))) => Ok(fields),
+            Ok(Err(rejection)) => Err(refused(&rejection)),
+            Err(_) => Err(not_whole()),
+        }
     }
 }
 
-/// Of a name that stands twice, readers take the one or the other value: neither is taken here.
+fn refused(rejection: &JsonRejection) -> ApiError {
+    match (rejection.status(), rejection) {
+        (StatusCode::PAYLOAD_TOO_LARGE, _) => ApiError::PAYLOAD_TOO_LARGE,
+        (StatusCode::UNSUPPORTED_MEDIA_TYPE, _) => ApiError::UNSUPPORTED_MEDIA_TYPE,
+        (_, JsonRejection::BytesRejection(_)) => not_whole(),
+        _ => {
+            let why = std::error::Error::source(rejection).map_or_else(|| rejection.body_text(), ToString::to_string);
+            ApiError::validation(vec![FieldError::new("body", format!("must be a JSON object: {why}"))])
+        }
+    }
+}
+
+/// For a body that ends too early, or comes too late.
+fn not_whole() -> ApiError {
+    let seconds = BODY_PATIENCE.as_secs();
+    ApiError::validation(vec![FieldError::new("body", format!("must arrive whole, within {seconds} seconds"))])
+}
+
+/// JSON parsers disagree on duplicate keys, so a duplicate key is rejected.
 impl<'de> Deserialize<'de> for Fields {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Object;
@@ -64,7 +86,7 @@ impl<'de> Deserialize<'de> for Fields {
 }
 
 impl Fields {
-    /// Takes a text field; `None` is an error that [`Fields::finish`] tells.
+    /// Takes a text field. `None` is an error that [`Fields::finish`] reports.
     pub fn take<T>(&mut self, name: &str, parse: impl FnOnce(&str) -> Result<T, Invalid>) -> Option<T> {
         let parsed = match self.fields.remove(name) {
             Some(Value::String(text)) => parse(&text).map_err(|rule| rule.0),
@@ -74,12 +96,12 @@ impl Fields {
         parsed.map_err(|message| self.errors.push(FieldError::new(name, message))).ok()
     }
 
-    /// Gives `values`, which were taken, if all were good and no other field is left.
+    /// Returns `values`, which were taken, if all were good and no other field is left.
     ///
     /// # Errors
     /// 400 with every bad field.
     pub fn finish<T>(mut self, values: Option<T>) -> Result<T, ApiError> {
         self.errors.extend(self.fields.keys().map(|name| FieldError::new(name, "is not a field of this request")));
-        values.filter(|_| self.errors.is_empty()).ok_or(ApiError::Validation(self.errors))
+        values.filter(|_| self.errors.is_empty()).ok_or_else(|| ApiError::validation(self.errors))
     }
 }

@@ -1,6 +1,6 @@
-//! Who may ask. With a token, whoever presents it. Without one, whoever reaches the listener, but no web page that an
-//! administrator's browser shows: a page of another origin says so in `Origin`, and one that renamed its own host to a
-//! loopback address (DNS rebinding) in `Host`. The documentation is for everybody.
+//! Who may use the API. With a token, whoever presents it. Without one, whoever reaches the listener, but no web page in an
+//! administrator's browser: the browser names a page of another origin in `Origin`, and a page whose host name now resolves to a
+//! loopback address (DNS rebinding) in `Host`. The documentation is open to everybody.
 
 use std::net::IpAddr;
 
@@ -9,13 +9,17 @@ use axum::http::{HeaderMap, Uri, header};
 use axum::middleware::Next;
 use axum::response::Response;
 
-use super::error::ApiError;
+use super::error::{ApiError, Phrase};
 use crate::settings::ApiToken;
 
-/// What is forbidden without a token.
-pub const OTHER_ORIGIN: &str = "Without PORTAL_API_TOKEN, a web page of another origin may not use this API.";
-/// What is forbidden without a token on a loopback listener.
-pub const OTHER_HOST: &str = "Without PORTAL_API_TOKEN, a request must be addressed to 127.0.0.1 or localhost.";
+/// Forbidden without a token.
+pub const OTHER_ORIGIN: ApiError =
+    ApiError::new(Phrase::Forbidden, "Without PORTAL_API_TOKEN, a web page of another origin may not use this API.");
+/// Forbidden without a token on a loopback listener.
+pub const OTHER_HOST: ApiError = ApiError::new(
+    Phrase::Forbidden,
+    "Without PORTAL_API_TOKEN, a request must be addressed to 127.0.0.1 or localhost.",
+);
 
 /// The rule of one listener.
 #[derive(Debug, Clone)]
@@ -32,31 +36,31 @@ pub enum Guard {
 /// Lets a request through, or answers 401 or 403.
 ///
 /// # Errors
-/// [`ApiError::Unauthorized`], [`ApiError::Forbidden`].
+/// 401 or 403.
 pub async fn check(State(guard): State<Guard>, request: Request, next: Next) -> Result<Response, ApiError> {
     if is_documentation(request.uri()) {
         return Ok(next.run(request).await);
     }
     match &guard {
         Guard::Token(token) => {
-            // Of two, a proxy in front may have looked at the other one.
+            // With two headers, a proxy in front may have checked the other one.
             let mut presented = request.headers().get_all(header::AUTHORIZATION).iter();
             let (Some(credentials), None) = (presented.next(), presented.next()) else {
-                return Err(ApiError::Unauthorized);
+                return Err(ApiError::UNAUTHORIZED);
             };
             let bearer = credentials.as_bytes().split_at_checked(7);
             let bearer = bearer.filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer "));
             if !bearer.is_some_and(|(_, presented)| token.matches(presented)) {
-                return Err(ApiError::Unauthorized);
+                return Err(ApiError::UNAUTHORIZED);
             }
         }
         Guard::Open { loopback } => {
             let host = host(&request);
             if *loopback && !host.as_ref().is_some_and(|host| names_this_machine(host)) {
-                return Err(ApiError::Forbidden(OTHER_HOST));
+                return Err(OTHER_HOST);
             }
             if !same_origin(request.headers(), host.as_deref()) {
-                return Err(ApiError::Forbidden(OTHER_ORIGIN));
+                return Err(OTHER_ORIGIN);
             }
         }
     }
@@ -67,7 +71,7 @@ fn is_documentation(uri: &Uri) -> bool {
     matches!(uri.path(), "/docs" | "/openapi.json") || uri.path().starts_with("/docs/")
 }
 
-/// `host` or `host:port` that the request is addressed to; nobody, if it names two.
+/// The `host` or `host:port` that the request is addressed to; `None` if it names two.
 fn host(request: &Request) -> Option<String> {
     let mut headers = request.headers().get_all(header::HOST).iter();
     let header = headers.next().filter(|_| headers.next().is_none()).and_then(|host| host.to_str().ok());

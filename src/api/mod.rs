@@ -8,7 +8,6 @@ mod apply;
 pub mod error;
 mod extract;
 pub mod guard;
-mod listing;
 mod openapi;
 mod request_log;
 pub mod server;
@@ -32,7 +31,6 @@ use crate::apply::Applier;
 use crate::storage::Storage;
 use error::ApiError;
 use guard::Guard;
-pub use listing::Listing;
 use openapi::Document;
 
 /// The largest body, in bytes: a name and an address are far smaller.
@@ -41,10 +39,8 @@ const MAX_BODY_BYTES: usize = 16 * 1024;
 /// What the operations work on.
 #[derive(Debug)]
 pub struct Portal {
-    /// Users, one at a time.
+    /// Users.
     pub storage: Storage,
-    /// All of them.
-    pub listing: Listing,
     /// Applies.
     pub applier: Applier,
 }
@@ -76,8 +72,8 @@ pub fn router(portal: Portal, guard: Guard) -> Router {
 pub fn layered(routes: Router, guard: Guard) -> Router {
     let always = |name: HeaderName, value| SetResponseHeaderLayer::overriding(name, HeaderValue::from_static(value));
     routes
-        .fallback(async || ApiError::NotFound)
-        .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
+        .fallback(async || ApiError::NOT_FOUND)
+        .method_not_allowed_fallback(async || ApiError::METHOD_NOT_ALLOWED)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(middleware::from_fn_with_state(guard, guard::check))
         .layer(CatchPanicLayer::custom(panicked))
@@ -89,6 +85,6 @@ pub fn layered(routes: Router, guard: Guard) -> Router {
 
 fn panicked(_: Box<dyn Any + Send + 'static>) -> http::Response<axum::body::Body> {
     // The panic's own message went to the log where it happened.
-    let response: Response = ApiError::Internal.into_response();
+    let response: Response = ApiError::INTERNAL.into_response();
     response
 }

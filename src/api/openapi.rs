@@ -14,7 +14,8 @@ use utoipa::{Modify, OpenApi};
 use utoipa_swagger_ui::{Config, SwaggerUi};
 use uuid::{Uuid, uuid};
 
-use super::error::{ApiError, ErrorBody, FailedApply};
+use super::apply::FailedApply;
+use super::error::{ApiError, ErrorBody, Phrase};
 use super::guard;
 
 /// Identifiers of the examples.
@@ -58,12 +59,7 @@ impl Modify for Token {
 
 /// The answers of an operation that can fail with these, and as every operation can: each with the very body that is sent.
 pub fn failures<const N: usize>(errors: [ApiError; N]) -> BTreeMap<String, RefOr<openapi::Response>> {
-    let every_operation = [
-        ApiError::Unauthorized,
-        ApiError::Forbidden(guard::OTHER_ORIGIN),
-        ApiError::Forbidden(guard::OTHER_HOST),
-        ApiError::Internal,
-    ];
+    let every_operation = [ApiError::UNAUTHORIZED, guard::OTHER_ORIGIN, guard::OTHER_HOST, ApiError::INTERNAL];
     let mut statuses = BTreeMap::<StatusCode, Vec<ApiError>>::new();
     for error in errors.into_iter().chain(every_operation) {
         statuses.entry(error.status()).or_default().push(error);
@@ -74,7 +70,7 @@ pub fn failures<const N: usize>(errors: [ApiError; N]) -> BTreeMap<String, RefOr
 /// The answer of one status.
 fn response(errors: Vec<ApiError>) -> openapi::Response {
     let error_body = Ref::from_schema_name("ErrorBody");
-    let schema = if errors.iter().any(|error| matches!(error, ApiError::Apply(_))) {
+    let schema = if errors.iter().any(|error| error.phrase() == Phrase::ApplyOperationFailed) {
         // What should never be has what every error has, so a failed apply fits both.
         AnyOfBuilder::new().item(Ref::from_schema_name("FailedApply")).item(error_body).into()
     } else {
@@ -103,7 +99,7 @@ pub fn page(document: openapi::OpenApi) -> Router {
     let page: Router = SwaggerUi::new("/docs").url("/openapi.json", document).config(config).into();
     page.layer(middleware::map_response(async |response: Response| {
         let mut response = match response.status() {
-            StatusCode::NOT_FOUND => ApiError::NotFound.into_response(),
+            StatusCode::NOT_FOUND => ApiError::NOT_FOUND.into_response(),
             _ => response,
         };
         response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));

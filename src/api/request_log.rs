@@ -1,5 +1,5 @@
-//! One line a request, with a request id: the client's `x-request-id` if it sent one, else a new one. It is in the answer's
-//! head too, and in the body of an error.
+//! Logs one line for each request, with its id: the client's `x-request-id`, or a new one. The answer's head repeats the id, and
+//! so does the body of an error.
 
 use std::time::Instant;
 
@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The longest id that is taken from a client.
+/// The longest id that a client may choose.
 const MAX_ID_BYTES: usize = 128;
 
 task_local! {
@@ -25,10 +25,10 @@ pub fn current_id() -> String {
     CURRENT_ID.try_with(Clone::clone).unwrap_or_default()
 }
 
-/// The longest part of a path that is logged.
+/// How much of a path is logged.
 const MAX_PATH_CHARS: usize = 200;
 
-/// Logs a request once it is answered; lines in between carry its id.
+/// Logs a request once it is answered. Lines that are logged meanwhile carry its id.
 pub async fn log(request: Request, next: Next) -> Response {
     let sent = request.headers().get(REQUEST_ID).filter(|id| id.len() <= MAX_ID_BYTES && id.to_str().is_ok());
     let id = sent

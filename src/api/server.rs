@@ -1,22 +1,22 @@
-//! HTTP/1 for clients that nobody vouches for: whatever they send, or fail to send, they cost little, and not for long.
+//! HTTP/1 for untrusted clients: whatever they send or fail to send, they cost little, and not for long.
 //!
-//! - **Reading.** The head of a first request is there within [`HEAD_PATIENCE`], a body within [`BODY_PATIENCE`] after its head,
-//!   however many bytes a second come in. A head has at most 16 KiB and 100 fields, a body 16 KiB.
-//! - **Answering** takes as long as it takes: an apply may need minutes. Who has sent a request may close the sending half of
-//!   the connection, and still gets the answer.
-//! - **Writing.** An answer is taken, and the next request's head sent, within [`ANSWER_PATIENCE`]. Until an answer is taken,
-//!   hyper does not work on the next request, so that who pipelines requests makes the service hold one answer at a time: at
-//!   worst a list of 1000 users, 250 kB, for each connection.
-//! - **Room.** At most [`MAX_CONNECTIONS`], fewer where the process may open fewer files; further ones wait in the kernel's
-//!   queue. When all places are taken, each connection ends with its present answer, so that all come free within the bounds
-//!   above. Failing to accept (no file handles, say) is logged and tried again after a second.
+//! - **Reading.** The head of a first request must arrive within [`HEAD_PATIENCE`], a body within [`BODY_PATIENCE`] after its
+//!   head, at whatever rate the bytes come. A head has at most 16 KiB and 100 fields, a body 16 KiB.
+//! - **Answering** takes as long as it takes: an apply may need minutes. A client may close the sending half of its connection
+//!   after the request, and still gets the answer.
+//! - **Writing.** The client must take an answer and send the next request's head within [`ANSWER_PATIENCE`]. hyper works on the
+//!   next request only after the client has taken the answer. So a client that pipelines requests makes the service hold one
+//!   answer at a time: at worst a list of 1000 users, 250 kB, for each connection.
+//! - **Room.** At most [`MAX_CONNECTIONS`], fewer where the process may open fewer files. Further connections wait in the
+//!   kernel's queue. When all places are taken, each connection ends with its present answer, so all come free within the bounds
+//!   above. If accepting fails (without file handles, say), it is logged and tried again after a second.
 //!
-//! A body that is late is a 400, `Validation failed`. Everything else that is late, is no HTTP, or has an oversized head ends the
-//! connection: without an answer, or with hyper's own 400 or 431, which have no body; they are
-//! the only answers that are not JSON.
+//! A body that is late is a 400, `Validation failed`. Everything else that is late, is not HTTP, or has an oversized head ends the
+//! connection, without an answer or with hyper's own 400 or 431. Those two have no body; they are the only answers that are not
+//! JSON.
 //!
-//! Against request smuggling, where a proxy and this service see different ends of a request: hyper refuses two different
-//! lengths, and where there are chunks and a length it takes the chunks and ends the connection after the answer.
+//! Request smuggling needs a proxy and a service that see different ends of a request. hyper refuses two different lengths. Where
+//! a request has chunks and a length, hyper takes the chunks and closes the connection after the answer.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -91,7 +91,7 @@ async fn converse(
     _place: OwnedSemaphorePermit,
     room: Arc<Semaphore>,
 ) {
-    // Until when the client is waited for: not at all while it is answered.
+    // Until when the client may take its time; `None` while the service works on an answer.
     let waited_until = Mutex::new(Some(Instant::now() + HEAD_PATIENCE));
     let wait_until = |time| *waited_until.lock().unwrap_or_else(PoisonError::into_inner) = time;
     let router = TowerToHyperService::new(router);
@@ -105,7 +105,7 @@ async fn converse(
         Ok::<_, Infallible>(answer)
     });
     let mut http = http1::Builder::new();
-    // hyper bounds heads alone; the clock below bounds whatever the client is waited for.
+    // hyper bounds heads only; `no_progress` bounds everything that the client may take its time for.
     http.header_read_timeout(None).half_close(true).max_buf_size(MAX_HEAD_BYTES);
     let connection = watcher.watch(http.serve_connection(TokioIo::new(stream), service));
     tokio::select! {
@@ -116,7 +116,7 @@ async fn converse(
     }
 }
 
-/// Ends when the client is waited for longer than it may take. It looks when that may be, so that a request wakes nobody.
+/// Ends when the client has taken too long. It sleeps until that may be so, so that a request need not wake it.
 async fn no_progress(waited_until: &Mutex<Option<Instant>>) {
     loop {
         let (now, until) = (Instant::now(), *waited_until.lock().unwrap_or_else(PoisonError::into_inner));

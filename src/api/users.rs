@@ -4,11 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::body::Bytes;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse as _, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -18,21 +16,21 @@ use utoipa::{IntoResponses, ToSchema};
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
 
-use super::error::{ApiError, FieldError};
+use super::error::{ApiError, FieldError, Phrase};
 use super::extract::Fields;
 use super::{Portal, openapi};
-use crate::domain::{Email, Name, Secret, User};
-use crate::storage::LOOK_AND_TRY_AGAIN;
+use crate::domain::{Email, ExtensionNumber, Name, Secret, User};
+use crate::storage::{LOOK_AND_TRY_AGAIN, StorageError};
 
 /// What a user's id looks like.
-pub(super) const ID_RULE: &str = "must be a UUID such as 0b9ad2e4-3f0c-4c1e-9d6e-1f8a2b7c5d90";
+const ID_RULE: &str = "must be a UUID such as 0b9ad2e4-3f0c-4c1e-9d6e-1f8a2b7c5d90";
 
 /// A new user.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "read field by field; this is its schema")]
 struct NewUser {
-    /// Shown to the people whom the user calls. White space around it is taken off.
+    /// Shown to the people whom the user calls. White space around it is removed.
     #[schema(schema_with = name_schema)]
     name: String,
     /// Unique, whatever its case.
@@ -96,10 +94,6 @@ impl<'u> UserList<'u> {
     pub(super) fn of(users: &'u [User]) -> Self {
         Self { users: users.iter().map(UserBody::from).collect() }
     }
-
-    pub(super) fn to_json(&self) -> Bytes {
-        serde_json::to_vec(self).expect("numbers and texts").into()
-    }
 }
 
 /// What a delete did.
@@ -109,8 +103,9 @@ impl<'u> UserList<'u> {
 pub(super) struct Deleted {
     message: String,
     deleted_user_id: Uuid,
-    #[schema(minimum = 1000, maximum = 1999)]
-    freed_extension: u16,
+    /// Null for a user without an extension, which only an edit by hand leaves.
+    #[schema(minimum = 1000, maximum = 1999, required)]
+    freed_extension: Option<u16>,
 }
 
 impl<'u> From<&'u User> for UserBody<'u> {
@@ -127,10 +122,14 @@ impl<'u> From<&'u User> for UserBody<'u> {
 }
 
 impl Deleted {
-    fn new(id: Uuid, number: u16) -> Self {
-        let message =
-            format!("User deleted; extension {number} is free. Asterisk keeps the endpoint until the next apply.");
-        Self { message, deleted_user_id: id, freed_extension: number }
+    fn new(id: Uuid, freed: Option<u16>) -> Self {
+        let message = match freed {
+            Some(number) => {
+                format!("User deleted; extension {number} is free. Asterisk keeps the endpoint until the next apply.")
+            }
+            None => "User deleted; the user had no extension.".to_owned(),
+        };
+        Self { message, deleted_user_id: id, freed_extension: freed }
     }
 }
 
@@ -146,7 +145,28 @@ fn alice() -> Value {
     })
 }
 
-/// What may have been done although the database broke off.
+const EMAIL_IN_USE: ApiError = ApiError::new(
+    Phrase::EmailAlreadyInUse,
+    "Another user has this e-mail address, in whatever case; take another, or delete that user.",
+);
+
+const POOL_EXHAUSTED: ApiError = ApiError::new(
+    Phrase::ExtensionPoolExhausted,
+    "All extensions from 1000 to 1999 are taken; delete a user to free one.",
+);
+
+fn not_found(id: Uuid) -> ApiError {
+    ApiError::with_message(Phrase::UserNotFound, format!("There is no user {id}; GET /users lists those there are."))
+}
+
+fn invalid_id() -> ApiError {
+    ApiError::validation(vec![FieldError::new("id", ID_RULE)])
+}
+
+/// An example of a row that was edited by hand.
+const DAMAGED_NAME: &str = "name of user 0b9ad2e4-3f0c-4c1e-9d6e-1f8a2b7c5d90 in table users was edited by hand: it must be 1 to 255 characters, white space around it aside, without control characters or line breaks; correct it with UPDATE users SET name = '…' WHERE id = '0b9ad2e4-3f0c-4c1e-9d6e-1f8a2b7c5d90', or delete the user with DELETE /users/0b9ad2e4-3f0c-4c1e-9d6e-1f8a2b7c5d90";
+
+/// What may have been done although the database failed.
 const MAYBE_CREATED: &str = "the user was created: look with GET /users before you try again";
 const MAYBE_DELETED: &str = "the user was deleted: look with GET /users";
 
@@ -155,16 +175,16 @@ struct CreateFailures;
 impl IntoResponses for CreateFailures {
     fn responses() -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
         openapi::failures([
-            ApiError::Validation(vec![
+            ApiError::validation(vec![
                 FieldError::new("name", Name::INVALID.0),
                 FieldError::new("email", Email::INVALID.0),
             ]),
-            ApiError::EmailInUse,
-            ApiError::PoolExhausted,
-            ApiError::PayloadTooLarge,
-            ApiError::UnsupportedMediaType,
-            ApiError::DatabaseUnavailable { maybe: None, advice: LOOK_AND_TRY_AGAIN },
-            ApiError::DatabaseUnavailable { maybe: Some(MAYBE_CREATED), advice: LOOK_AND_TRY_AGAIN },
+            EMAIL_IN_USE,
+            POOL_EXHAUSTED,
+            ApiError::PAYLOAD_TOO_LARGE,
+            ApiError::UNSUPPORTED_MEDIA_TYPE,
+            ApiError::database_unavailable(None, LOOK_AND_TRY_AGAIN),
+            ApiError::database_unavailable(Some(MAYBE_CREATED), LOOK_AND_TRY_AGAIN),
         ])
     }
 }
@@ -173,7 +193,10 @@ struct ListFailures;
 
 impl IntoResponses for ListFailures {
     fn responses() -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
-        openapi::failures([ApiError::DatabaseUnavailable { maybe: None, advice: LOOK_AND_TRY_AGAIN }])
+        openapi::failures([
+            ApiError::damaged_row(DAMAGED_NAME),
+            ApiError::database_unavailable(None, LOOK_AND_TRY_AGAIN),
+        ])
     }
 }
 
@@ -182,10 +205,10 @@ struct DeleteFailures;
 impl IntoResponses for DeleteFailures {
     fn responses() -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
         openapi::failures([
-            ApiError::Validation(vec![FieldError::new("id", ID_RULE)]),
-            ApiError::UserNotFound(openapi::USER_ID),
-            ApiError::DatabaseUnavailable { maybe: None, advice: LOOK_AND_TRY_AGAIN },
-            ApiError::DatabaseUnavailable { maybe: Some(MAYBE_DELETED), advice: LOOK_AND_TRY_AGAIN },
+            invalid_id(),
+            not_found(openapi::USER_ID),
+            ApiError::database_unavailable(None, LOOK_AND_TRY_AGAIN),
+            ApiError::database_unavailable(Some(MAYBE_DELETED), LOOK_AND_TRY_AGAIN),
         ])
     }
 }
@@ -206,7 +229,11 @@ pub(super) async fn create(State(portal): State<Arc<Portal>>, mut fields: Fields
     let (name, email) = (fields.take("name", Name::parse), fields.take("email", Email::parse));
     let (name, email) = fields.finish(name.zip(email))?;
     let created = portal.storage.create_user(name, email, Secret::generate()).await;
-    let user = created.map_err(|failure| ApiError::storage(&failure, Some(MAYBE_CREATED)))?;
+    let user = created.map_err(|failure| match failure {
+        StorageError::EmailInUse => EMAIL_IN_USE,
+        StorageError::PoolExhausted => POOL_EXHAUSTED,
+        failure => ApiError::database(&failure, Some(MAYBE_CREATED)),
+    })?;
     Ok((StatusCode::CREATED, Json(UserBody::from(&user))).into_response())
 }
 
@@ -221,7 +248,8 @@ pub(super) async fn create(State(portal): State<Arc<Portal>>, mut fields: Fields
     )
 )]
 pub(super) async fn list(State(portal): State<Arc<Portal>>) -> Result<Response, ApiError> {
-    Ok(([(CONTENT_TYPE, "application/json")], portal.listing.body().await?).into_response())
+    let users = portal.storage.users().await.map_err(|failure| ApiError::database(&failure, None))?;
+    Ok(Json(UserList::of(&users)).into_response())
 }
 
 /// Delete a user
@@ -231,7 +259,7 @@ pub(super) async fn list(State(portal): State<Arc<Portal>>) -> Result<Response, 
     delete, path = "/users/{id}", operation_id = "deleteUser", tag = "Users",
     params(("id" = Uuid, Path, description = "The user's id", example = json!(openapi::USER_ID))),
     responses(
-        (status = 200, description = "The user is gone", body = Deleted, example = json!(Deleted::new(openapi::USER_ID, 1000))),
+        (status = 200, description = "The user is gone", body = Deleted, example = json!(Deleted::new(openapi::USER_ID, Some(1000)))),
         DeleteFailures,
     )
 )]
@@ -239,10 +267,12 @@ pub(super) async fn delete(
     State(portal): State<Arc<Portal>>,
     path: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Deleted>, ApiError> {
-    let Path(typed) = path?;
+    let Path(typed) = path.map_err(|_| invalid_id())?;
     let hyphenated = (typed.len() == Hyphenated::LENGTH).then(|| Uuid::parse_str(&typed).ok()).flatten();
-    let id = hyphenated.ok_or_else(|| ApiError::Validation(vec![FieldError::new("id", ID_RULE)]))?;
-    let deleted = portal.storage.delete_user(id).await;
-    let deleted = deleted.map_err(|failure| ApiError::storage(&failure, Some(MAYBE_DELETED)))?;
-    Ok(Json(Deleted::new(id, deleted.ok_or(ApiError::UserNotFound(id))?.get())))
+    let id = hyphenated.ok_or_else(invalid_id)?;
+    let freed = portal.storage.delete_user(id).await.map_err(|failure| match failure {
+        StorageError::UserNotFound => not_found(id),
+        failure => ApiError::database(&failure, Some(MAYBE_DELETED)),
+    })?;
+    Ok(Json(Deleted::new(id, freed.map(ExtensionNumber::get))))
 }

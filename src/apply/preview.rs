@@ -12,7 +12,8 @@ use crate::storage::Storage;
 
 /// Adds what the next apply would do to the `findings` of a check, if it would begin.
 pub async fn preview(host: &Host, storage: &Storage, findings: &mut Vec<Finding>) {
-    let readable = findings.iter().any(|finding| finding.what == DATABASE && finding.state == State::Ok);
+    let usable = |finding: &Finding| finding.what == DATABASE && matches!(finding.state, State::Ok | State::Warning);
+    let readable = findings.iter().any(usable);
     let users = if readable && would_begin(findings) { storage.users().await.ok() } else { None };
     let possible = users.is_some();
     let users = users.unwrap_or_default();

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::account::user_name;
 use crate::preflight::probes::{Finding, Host, Probed, State, Trouble};
 use crate::settings::{ApiToken, DatabaseUrl, Secrets, Settings};
-use crate::storage::{SCHEMA_MAJOR_VERSION, Storage};
+use crate::storage::{SCHEMA_MAJOR_VERSION, Storage, Wire};
 
 /// What the line about the database is called.
 pub const DATABASE: &str = "the database";
@@ -98,15 +98,28 @@ async fn database(url: &DatabaseUrl, storage: &Storage) -> Probed {
     {
         return Err(Trouble::Warning(format!("there is no {} yet; {to_make}", file.display())));
     }
-    let (server, schema) = storage.versions().await.map_err(|error| {
-        Trouble::Failure(format!("it can't be used: {error}; look at DATABASE_URL, and whether it runs"))
-    })?;
-    match schema {
-        None => Err(Trouble::Warning(format!("{server} has no tables yet; {to_make}"))),
-        Some(version) if version / 1000 > SCHEMA_MAJOR_VERSION => Err(Trouble::Failure(format!(
-            "its schema is of major version {}, this program's is {SCHEMA_MAJOR_VERSION}; install the release that made it",
-            version / 1000
-        ))),
-        Some(version) => Ok(format!("{server}, schema {version}")),
+    let found = storage
+        .inspect()
+        .await
+        .map_err(|error| Trouble::Failure(format!("it can't be used: {error} Look at DATABASE_URL, too")))?;
+    let later = found.schema.map(|version| version / 1000).filter(|major| *major > SCHEMA_MAJOR_VERSION);
+    if let Some(major) = later {
+        return Err(Trouble::Failure(format!(
+            "its schema is of major version {major}, this program's is {SCHEMA_MAJOR_VERSION}; install the release that made it"
+        )));
+    }
+    if let Some(obstacle) = found.obstacle {
+        return Err(Trouble::Failure(obstacle));
+    }
+    let Some(version) = found.schema else {
+        return Err(Trouble::Warning(format!("{} has no tables yet; {to_make}", found.server)));
+    };
+    storage.users().await.map_err(|error| Trouble::Failure(error.to_string()))?;
+    match storage.wire().await {
+        Some(Wire { found: wire, advice: Some(advice) }) => {
+            Err(Trouble::Warning(format!("{}, schema {version}, {wire}; {advice}", found.server)))
+        }
+        Some(wire) => Ok(format!("{}, schema {version}, {}", found.server, wire.found)),
+        None => Ok(format!("{}, schema {version}", found.server)),
     }
 }

@@ -1,56 +1,58 @@
-//! Users, extensions and the audit log, in PostgreSQL or SQLite. Nearly all SQL stands once, in `queries.rs`; the two backends
-//! are how to ask it: PostgreSQL in tasks, over connections from a pool; SQLite on two threads, because a call of it blocks.
+//! Users, extensions and the audit log, in PostgreSQL or SQLite.
 //!
-//! - **Allocation.** A create begins by taking the one lock that creates queue on: the tenant's row on PostgreSQL, the
-//!   write lock on SQLite. What it then sees is final, so the lowest free number is free, and nobody collides.
-//!   On SQLite, all creates of a process that wait by then share one transaction; who is refused in it leaves nothing.
-//! - **Bounds.** Every call but a migration is answered within [`DEADLINE`], whatever the database does. A connection on which a
-//!   call did not end cleanly is thrown away, so none is used again inside a transaction. A client that hangs up does not cut off
-//!   a call.
-//! - **Schema.** Migrations run at start, serialised among processes. Their numbers' thousands are the schema's major
-//!   version; within one they only add, and a binary runs on any newer schema of its own major version.
+//! A call takes a connection from a pool, begins a transaction, runs its statements and commits. It works the same on both
+//! databases. What differs is in [`postgres`] and [`sqlite`]: how to connect, how to begin, what an error means.
+//!
+//! - **Allocation.** A create first takes the one lock that all creates queue on: the tenant's row in PostgreSQL, the write
+//!   lock in SQLite. From then on nobody else can take a number, so the lowest free one is free.
+//! - **Time.** Each call but a migration ends within [`DEADLINE`], whatever the database does.
+//! - **Truth.** A call that fails before it sends COMMIT has changed nothing, and says so. After that, it is unknown.
+//! - **Connections.** A connection goes back to its pool only outside a transaction. After any other end it is closed. A client
+//!   that hangs up cancels nothing, because each call is a task of its own.
+//! - **Schema.** Migrations run at start, one process at a time. The thousands of their numbers are the schema's major version;
+//!   within one they only add, and a binary runs on any newer schema of its own major version.
 
+mod call;
 mod postgres;
-mod queries;
 mod sqlite;
+mod statements;
 
-use std::io;
 use std::time::Duration;
 
 use serde_json::Value;
 use time::OffsetDateTime;
+use tokio::runtime::Handle;
 use uuid::{Uuid, uuid};
 
 use crate::domain::{Email, Extension, ExtensionNumber, Name, Secret, User};
 use crate::settings::DatabaseUrl;
+use call::{Access, Database, Failure, Unavailable, Work};
+use statements::Connection;
 
 /// The one tenant, made by the first migration.
 pub const DEFAULT_TENANT: Uuid = uuid!("a0000000-0000-0000-0000-000000000000");
 
-/// The bound of one call, below the API's promise of 5 seconds.
+/// The bound of one call. The API promises an answer within 5 seconds.
 pub const DEADLINE: Duration = Duration::from_millis(4250);
 
 /// The schema's major version: migrations 1001 to 1999.
 pub const SCHEMA_MAJOR_VERSION: i64 = 1;
 
+/// What to do where nothing better is known.
+pub const LOOK_AND_TRY_AGAIN: &str = "Look at the service's log, then try again.";
+
 /// The database behind the service.
 #[derive(Debug, Clone)]
-pub enum Storage {
-    /// Production, many hosts.
-    Postgres(postgres::Backend),
-    /// Embedded, one host.
-    Sqlite(sqlite::Backend),
+pub struct Storage {
+    database: Database,
+    /// Connections belong to the runtime that opened them.
+    runtime: Handle,
 }
-
-/// What had been committed to the database at a moment. Two that are equal show the same users; of one database, two that
-/// differ need not differ in users. The default is that of no database.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct State(String);
 
 /// Why the database did not do what it was asked.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StorageError {
-    /// It can't be reached, did not answer in time, or failed.
+    /// It cannot be reached, did not answer in time, or failed.
     #[error("{reason}; {advice}")]
     Unavailable {
         /// What it said; never a URL, a password or a value.
@@ -60,21 +62,27 @@ pub enum StorageError {
         /// Whether a write may have happened all the same.
         maybe_written: bool,
     },
+    /// It holds a row that the service cannot have written: which one, and how to correct it.
+    #[error("{0}")]
+    DamagedRow(String),
     /// The address belongs to another user.
     #[error("the e-mail address belongs to another user")]
     EmailInUse,
     /// All numbers are taken.
     #[error("all extensions from 1000 to 1999 are taken")]
     PoolExhausted,
+    /// Nobody has this id.
+    #[error("there is no such user")]
+    UserNotFound,
 }
 
-/// Why the service can't start on a database.
+/// Why the service cannot start on a database.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrationError {
-    /// It can't be reached.
+    /// It cannot be reached. That may pass by itself.
     #[error("the database can't be reached: {0}")]
     Unavailable(String),
-    /// It can be reached but not used, or a migration failed, of which none is kept.
+    /// It can be reached but not used, or a migration failed, of which nothing is kept.
     #[error("the database can't be used: {0}")]
     Failed(String),
     /// It belongs to a later major version.
@@ -82,6 +90,26 @@ pub enum MigrationError {
         "the database's schema is of major version {0}, this program's is {SCHEMA_MAJOR_VERSION}: install the release that made it"
     )]
     TooNew(i64),
+}
+
+/// What a database says of itself.
+#[derive(Debug)]
+pub struct Inspection {
+    /// Product and version.
+    pub server: String,
+    /// The number of the latest migration; `None` before the first.
+    pub schema: Option<i64>,
+    /// What keeps the service from working with it, and how to mend that.
+    pub obstacle: Option<String>,
+}
+
+/// How the service is connected to its database.
+#[derive(Debug)]
+pub struct Wire {
+    /// Whether it is encrypted and the server verified, in words.
+    pub found: String,
+    /// What to add to `DATABASE_URL`, if secrets leave this machine unprotected.
+    pub advice: Option<&'static str>,
 }
 
 /// A row of the audit log while its apply runs: what is true if the service dies now.
@@ -109,32 +137,6 @@ impl AuditEntry {
     }
 }
 
-/// What a call does with the database.
-#[derive(Clone, Copy)]
-enum Access {
-    Read,
-    /// In a transaction.
-    Write,
-}
-
-/// Why the database does not do what it should.
-#[derive(Clone)]
-struct Unavailable {
-    /// For the log.
-    reason: String,
-    /// For whoever asked.
-    advice: &'static str,
-}
-
-impl Unavailable {
-    fn told(self, maybe_written: bool) -> StorageError {
-        StorageError::Unavailable { reason: self.reason, advice: self.advice, maybe_written }
-    }
-}
-
-/// Where nothing better is known.
-pub const LOOK_AND_TRY_AGAIN: &str = "Look at the service's log, then try again.";
-
 /// A user who is to be created.
 #[derive(Debug)]
 struct NewUser {
@@ -146,38 +148,13 @@ struct NewUser {
 }
 
 impl NewUser {
-    fn new(name: Name, email: Email, secret: Secret) -> Self {
-        Self { id: Uuid::new_v4(), name, email, secret, created_at: now() }
-    }
-
-    /// The user, once they have a number.
     fn with_number(self, number: ExtensionNumber) -> User {
         let Self { id, name, email, secret, created_at } = self;
         User { id, tenant_id: DEFAULT_TENANT, name, email, extension: Extension { number, secret }, created_at }
     }
 }
 
-/// A user's row with its extension's: id, tenant's id, name, e-mail address, time of creation, number, secret.
-type UserRow = (Uuid, Uuid, String, String, OffsetDateTime, i32, String);
-
-/// A row that the service can't have written is an error that names it.
-fn parse_user(row: UserRow) -> Result<User, String> {
-    let (id, tenant_id, name, email, created_at, number, secret) = row;
-    let invalid = |column: &str, rule| format!("{column} of user {id} {rule}: it was edited by hand");
-    Ok(User {
-        id,
-        tenant_id,
-        name: Name::parse(&name).map_err(|rule| invalid("name", rule))?,
-        email: Email::parse(&email).map_err(|rule| invalid("email", rule))?,
-        extension: Extension {
-            number: ExtensionNumber::try_from(i64::from(number)).map_err(|rule| invalid("extension", rule))?,
-            secret: Secret::parse(&secret).map_err(|rule| invalid("secret", rule))?,
-        },
-        created_at,
-    })
-}
-
-/// Whether this program can work with a schema whose latest migration is `version`; `None` before the first.
+/// Refuses a schema whose latest migration is of a later major version; `None` is one without a migration.
 fn refuse_later(version: Option<i64>) -> Result<(), MigrationError> {
     match version.unwrap_or_default() / 1000 {
         major if major > SCHEMA_MAJOR_VERSION => Err(MigrationError::TooNew(major)),
@@ -185,29 +162,18 @@ fn refuse_later(version: Option<i64>) -> Result<(), MigrationError> {
     }
 }
 
-macro_rules! on_either {
-    ($storage:expr, $backend:ident => $call:expr) => {
-        match $storage {
-            Storage::Postgres($backend) => $call,
-            Storage::Sqlite($backend) => $call,
-        }
-    };
-}
-
 impl Storage {
-    /// Gets ready to use the database; nothing is connected yet. PostgreSQL's connections belong to the runtime that this is
-    /// called in, SQLite's to two threads that are started here.
-    ///
-    /// # Errors
-    /// No threads can be started.
+    /// Prepares to use the database. Nothing is connected yet.
     ///
     /// # Panics
-    /// PostgreSQL's outside a runtime.
-    pub fn new(url: &DatabaseUrl) -> io::Result<Self> {
-        Ok(match url {
-            DatabaseUrl::Postgres(options) => Self::Postgres(postgres::Backend::new(options)),
-            DatabaseUrl::Sqlite(file) => Self::Sqlite(sqlite::Backend::new(file)?),
-        })
+    /// Outside a runtime.
+    #[must_use]
+    pub fn new(url: &DatabaseUrl) -> Self {
+        let database = match url {
+            DatabaseUrl::Postgres(options) => Database::Postgres(postgres::Server::new(options)),
+            DatabaseUrl::Sqlite(file) => Database::Sqlite(sqlite::File::new(file)),
+        };
+        Self { database, runtime: Handle::current() }
     }
 
     /// Makes or upgrades the tables.
@@ -215,47 +181,71 @@ impl Storage {
     /// # Errors
     /// [`MigrationError`].
     pub async fn migrate(&self) -> Result<(), MigrationError> {
-        on_either!(self, backend => backend.migrate().await)
+        match &self.database {
+            Database::Postgres(server) => server.migrate().await,
+            Database::Sqlite(file) => file.migrate().await,
+        }
     }
 
-    /// Creates a user with the lowest free extension, in one transaction.
+    /// Asks the database what it is, and whether the service can work with it.
     ///
     /// # Errors
-    /// [`StorageError`], all three.
+    /// [`StorageError::Unavailable`].
+    pub async fn inspect(&self) -> Result<Inspection, StorageError> {
+        let inspection = match &self.database {
+            Database::Postgres(server) => server.inspect().await,
+            Database::Sqlite(file) => file.inspect().await,
+        };
+        inspection.map_err(|unavailable| unavailable.error(false))
+    }
+
+    /// How the service is connected; `None` for a file.
+    pub async fn wire(&self) -> Option<Wire> {
+        match &self.database {
+            Database::Postgres(server) => Some(server.wire().await),
+            Database::Sqlite(_) => None,
+        }
+    }
+
+    /// Creates a user with the lowest free extension.
+    ///
+    /// # Errors
+    /// [`StorageError::Unavailable`], [`StorageError::EmailInUse`], [`StorageError::PoolExhausted`].
     pub async fn create_user(&self, name: Name, email: Email, secret: Secret) -> Result<User, StorageError> {
-        on_either!(self, backend => backend.create_user(name, email, secret).await)
+        let new = NewUser { id: Uuid::new_v4(), name, email, secret, created_at: now() };
+        self.call(Access::Create, |connection| {
+            Box::pin(async move {
+                let number = connection.insert_user(&new).await?;
+                Ok(new.with_number(number))
+            })
+        })
+        .await
     }
 
     /// All users of one snapshot, by extension number.
     ///
     /// # Errors
-    /// [`StorageError::Unavailable`].
+    /// [`StorageError::Unavailable`], [`StorageError::DamagedRow`].
     pub async fn users(&self) -> Result<Vec<User>, StorageError> {
-        on_either!(self, backend => backend.users().await)
+        self.call(Access::Read, |connection| Box::pin(connection.users())).await
     }
 
-    /// The same, with the database's state that they show, unless that is `known`: then nothing was committed since.
+    /// Deletes a user. Returns the extension that is free again; `None` if the user had none.
     ///
     /// # Errors
-    /// [`StorageError::Unavailable`].
-    pub async fn users_unless(&self, known: State) -> Result<Option<(State, Vec<User>)>, StorageError> {
-        on_either!(self, backend => backend.users_unless(known).await)
-    }
-
-    /// What kind of database it is, and of which version the schema in it: `None` for no schema yet.
-    ///
-    /// # Errors
-    /// [`StorageError::Unavailable`].
-    pub async fn versions(&self) -> Result<(String, Option<i64>), StorageError> {
-        on_either!(self, backend => backend.versions().await)
-    }
-
-    /// Deletes a user and frees its extension, which is given; `None` if there is no such user.
-    ///
-    /// # Errors
-    /// [`StorageError::Unavailable`].
+    /// [`StorageError::Unavailable`], [`StorageError::UserNotFound`].
     pub async fn delete_user(&self, id: Uuid) -> Result<Option<ExtensionNumber>, StorageError> {
-        on_either!(self, backend => backend.delete_user(id).await)
+        self.call(Access::Write, move |connection| {
+            Box::pin(async move {
+                let number = connection.delete_extension(id).await?;
+                if connection.delete_user(id).await? {
+                    Ok(number)
+                } else {
+                    Err(Failure::Refused(StorageError::UserNotFound))
+                }
+            })
+        })
+        .await
     }
 
     /// Writes a new row of the audit log.
@@ -263,19 +253,40 @@ impl Storage {
     /// # Errors
     /// [`StorageError::Unavailable`].
     pub async fn begin_audit(&self, entry: AuditEntry) -> Result<(), StorageError> {
-        on_either!(self, backend => backend.begin_audit(entry).await)
+        self.call(Access::Write, |connection| Box::pin(async move { Ok(connection.insert_audit(&entry).await?) })).await
     }
 
-    /// Brings a row of the audit log to how its apply ended.
+    /// Updates a row of the audit log to how its apply ended. Inserts it if it is gone, as it is from a restored backup.
     ///
     /// # Errors
     /// [`StorageError::Unavailable`].
     pub async fn finish_audit(&self, entry: AuditEntry) -> Result<(), StorageError> {
-        on_either!(self, backend => backend.finish_audit(entry).await)
+        self.call(Access::Write, |connection| {
+            Box::pin(async move {
+                if !connection.update_audit(&entry).await? {
+                    connection.insert_audit(&entry).await?;
+                }
+                Ok(())
+            })
+        })
+        .await
+    }
+
+    /// Does `work` in a task, so that a caller who goes away does not cancel it.
+    async fn call<T: Send + 'static>(
+        &self,
+        access: Access,
+        work: impl for<'c> FnOnce(&'c mut Connection) -> Work<'c, T> + Send + 'static,
+    ) -> Result<T, StorageError> {
+        let database = self.database.clone();
+        let task = self.runtime.spawn(async move { database.call(access, work).await });
+        task.await.unwrap_or_else(|panic| {
+            Err(Unavailable { reason: panic.to_string(), advice: LOOK_AND_TRY_AGAIN }.error(true))
+        })
     }
 }
 
-/// Now, as precisely as both databases keep it: what a create answers is what a list will.
+/// Now, to the millisecond. Both databases keep that, so a list shows the same time as the answer to a create.
 pub(crate) fn now() -> OffsetDateTime {
     let now = OffsetDateTime::now_utc();
     now.replace_millisecond(now.millisecond()).expect("a millisecond of the clock")

@@ -1,422 +1,373 @@
-//! PostgreSQL: creates queue on the tenant's row.
+//! PostgreSQL: a pool of connections to one server, directly or through PgBouncer.
+//!
+//! A PgBouncer in transaction mode lends a server connection for one transaction. So nothing here outlasts a transaction:
+//! settings are `SET LOCAL`, locks are released by COMMIT, and no statement is prepared under a name.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::ErrorKind;
-use std::pin::Pin;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sqlx::error::DatabaseError;
+use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{ConnectOptions as _, Connection as _, Executor as _, Pool, Postgres};
-use tokio::runtime::Handle;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow, PgSslMode};
+use sqlx::{ConnectOptions as _, Connection as _, PgConnection, Pool, Postgres, Row as _};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout, timeout_at};
-use uuid::Uuid;
 
-use super::queries::{self, insert_extension, insert_user};
-use super::{
-    Access, AuditEntry, DEADLINE, DEFAULT_TENANT, LOOK_AND_TRY_AGAIN, MigrationError, NewUser, State, StorageError,
-    Unavailable, UserRow, parse_user, refuse_later,
-};
-use crate::domain::{Email, ExtensionNumber, Name, Secret, User};
+use super::call::{Access, Unavailable};
+use super::statements::Connection;
+use super::{DEADLINE, Inspection, LOOK_AND_TRY_AGAIN, MigrationError, Wire, refuse_later};
 
-type Connection = sqlx::PgConnection;
+/// Enough to keep a server busy. Ten hosts stay well below a server's default of 100.
+const CONNECTIONS: u32 = 8;
 
-/// Enough to keep a database busy, with the one for reading; ten hosts stay well below a server's default of 100.
-const WRITERS: u32 = 7;
-
-/// In one statement, whose end finds the user of its beginning.
-const INSERT_USER_AND_EXTENSION: &str = concat!("WITH created AS (", insert_user!(), ") ", insert_extension!());
-
-/// Which transactions a statement sees: the snapshot's text differs as soon as one more of them that wrote anything has ended, as
-/// long as the connection lasts: another server, or one that crashed, may come to the same numbers. A standby does not tell
-/// its snapshots in full, and a proxy may lend a connection that has no name: then no state is like another.
-const STATE: &str = "SELECT concat(coalesce(current_setting('portal.connection', true), random()::text), ' ', txid_current_snapshot(), \
-    CASE WHEN pg_is_in_recovery() THEN clock_timestamp() END)";
-
-const SERVER_VERSION: &str = "SELECT 'PostgreSQL ' || current_setting('server_version')";
-
-/// How long a call waits for a connection: then it still has a moment to find out why there is none.
+/// How long a call waits for a connection. It then still has time to find out why there is none.
 const PATIENCE: Duration = DEADLINE.saturating_sub(Duration::from_millis(1250));
 
-/// A host that hangs inside a transaction must not keep the others from creating users.
-const SESSION: &str = "SET idle_in_transaction_session_timeout = '5s'; SET statement_timeout = '5s'";
+/// The bounds keep a host that hangs inside a transaction from blocking the others.
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; \
+    SET LOCAL statement_timeout = '5s'; SET LOCAL idle_in_transaction_session_timeout = '5s'";
 
-/// Names a connection as none before it was.
-const NAME_CONNECTION: &str =
-    "SELECT set_config('portal.connection', md5(concat(random(), clock_timestamp(), pg_backend_pid())), false)";
-
-const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
-
-/// In one message, with the lock of the tenant's row. FOR NO KEY UPDATE: creates exclude one another, foreign keys to the tenant
-/// do not mind.
+/// With the lock of the tenant's row. FOR NO KEY UPDATE excludes other creates, but not the foreign keys to the tenant.
 const BEGIN_CREATE: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; \
+    SET LOCAL statement_timeout = '5s'; SET LOCAL idle_in_transaction_session_timeout = '5s'; \
     SELECT 1 FROM tenants WHERE id = 'a0000000-0000-0000-0000-000000000000' FOR NO KEY UPDATE";
+
+/// Of any process that migrates this database: held until its transaction ends.
+const LOCK_MIGRATIONS: &str = "SELECT pg_advisory_xact_lock(hashtext('pbx-portal migrations'))";
 
 /// Connections to one PostgreSQL. `Debug` does not show the password, as sqlx's options would.
 #[derive(Clone)]
-pub struct Backend {
-    /// One connection, so that its state means something the next time.
-    reader: Pool<Postgres>,
-    writers: Pool<Postgres>,
+pub(super) struct Server {
+    pool: Pool<Postgres>,
     options: Arc<PgConnectOptions>,
     asking: Arc<Mutex<()>>,
-    runtime: Handle,
 }
 
-impl fmt::Debug for Backend {
+impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Backend(…)")
+        f.write_str("Server(…)")
     }
 }
 
-impl Backend {
+impl Server {
     pub(super) fn new(options: &PgConnectOptions) -> Self {
-        let options = options.clone().application_name("pbx-portal").disable_statement_logging();
-        let pool = |connections| PgPoolOptions::new().max_connections(connections).acquire_timeout(PATIENCE);
-        let reader = pool(1).after_connect(|connection, _| {
-            Box::pin(async move {
-                connection.execute(SESSION).await?;
-                connection.execute(NAME_CONNECTION).await.map(|_| ())
-            })
-        });
-        let writers = pool(WRITERS)
-            .after_connect(|connection, _| Box::pin(async move { connection.execute(SESSION).await.map(|_| ()) }));
-        Self {
-            reader: reader.connect_lazy_with(options.clone()),
-            writers: writers.connect_lazy_with(options.clone()),
-            options: Arc::new(options),
-            asking: Arc::default(),
-            runtime: Handle::current(),
+        // PgBouncer refuses a session that asks for extra_float_digits.
+        let mut options = options.clone().extra_float_digits(None).disable_statement_logging();
+        if options.get_application_name().is_none() {
+            options = options.application_name("pbx-portal");
         }
+        let pool = PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(PATIENCE);
+        Self { pool: pool.connect_lazy_with(options.clone()), options: Arc::new(options), asking: Arc::default() }
     }
 
-    /// An advisory lock keeps two processes from migrating at once.
+    /// One transaction holds an advisory lock from the first look to the last migration.
     pub(super) async fn migrate(&self) -> Result<(), MigrationError> {
-        let connected = timeout(DEADLINE, Connection::connect_with(&self.options)).await;
+        let connected = timeout(DEADLINE, PgConnection::connect_with(&self.options)).await;
         let mut connection = connected
-            .map_err(|over| MigrationError::Unavailable(over.to_string()))?
-            .map_err(|error| cannot_connect(&error, &self.options))?;
-        run_migrations(&mut connection).await?;
-        // The schema is there; how the connection closes changes nothing.
+            .map_err(|_| MigrationError::Unavailable(no_answer().reason))?
+            .map_err(|error| self.cannot_connect(&error))?;
+        self.run_migrations(&mut connection).await?;
         let _ = connection.close().await;
         Ok(())
     }
 
-    /// The pool only says that it took too long. One call at a time asks for itself: a slow database must not get a connection
-    /// more for each call that waits.
+    async fn run_migrations(&self, connection: &mut PgConnection) -> Result<(), MigrationError> {
+        let failed = |error: sqlx::Error| MigrationError::Failed(format!("{}; {}", text(&error), advice(&error)));
+        let inspection = inspect(connection).await.map_err(failed)?;
+        refuse_later(inspection.schema)?;
+        if let Some(obstacle) = inspection.obstacle {
+            return Err(MigrationError::Failed(obstacle));
+        }
+        let mut migrator = sqlx::migrate!("migrations/postgres");
+        migrator.set_ignore_missing(true).set_locking(false);
+        // sqlx prepares its statements under names, which an untracked PgBouncer mixes up. Usually there is nothing to do.
+        if inspection.schema.is_some() && is_up_to_date(connection, &migrator).await.map_err(failed)? {
+            return Ok(());
+        }
+        let mut transaction = connection.begin().await.map_err(failed)?;
+        sqlx::raw_sql(LOCK_MIGRATIONS).execute(&mut *transaction).await.map_err(failed)?;
+        match migrator.run_direct(None, &mut *transaction, false).await {
+            Err(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) => return Err(failed(error)),
+            Err(error) => return Err(MigrationError::Failed(error.to_string())),
+            Ok(()) => {}
+        }
+        transaction.commit().await.map_err(failed)
+    }
+
+    pub(super) async fn inspect(&self) -> Result<Inspection, Unavailable> {
+        let ask = async {
+            let mut connection = match PgConnection::connect_with(&self.options).await {
+                Err(error) => return Err(Unavailable { reason: self.refusal(&error), advice: advice(&error) }),
+                Ok(connection) => connection,
+            };
+            let inspection = inspect(&mut connection).await.map_err(|error| explain(&error));
+            let _ = connection.close().await;
+            inspection
+        };
+        timeout(DEADLINE, ask).await.unwrap_or_else(|_| Err(no_answer()))
+    }
+
+    /// How this process is connected to the server that `DATABASE_URL` names.
+    pub(super) async fn wire(&self) -> Wire {
+        let mode = self.options.get_ssl_mode();
+        let remote = self.options.get_socket().is_none() && !is_this_machine(self.options.get_host());
+        let encrypted = match mode {
+            PgSslMode::Disable | PgSslMode::Allow => false,
+            // It falls back to plain text without a word, so ask whether it need not.
+            PgSslMode::Prefer => {
+                let required = (*self.options).clone().ssl_mode(PgSslMode::Require);
+                matches!(timeout(DEADLINE, PgConnection::connect_with(&required)).await, Ok(Ok(_)))
+            }
+            PgSslMode::Require | PgSslMode::VerifyCa | PgSslMode::VerifyFull => true,
+        };
+        let found = match (self.options.get_socket(), mode, encrypted) {
+            (Some(_), _, _) => "over a local socket",
+            (_, PgSslMode::VerifyFull, _) => "encrypted, and the server is verified",
+            (_, PgSslMode::VerifyCa, _) => "encrypted, and the server's certificate is verified, but not its name",
+            (_, _, true) => "encrypted, but the server is not verified",
+            (_, _, false) => "not encrypted",
+        };
+        let advice = (remote && !matches!(mode, PgSslMode::VerifyFull)).then_some(
+            "SIP secrets cross the network unprotected: add sslmode=verify-full to DATABASE_URL, and sslrootcert=FILE for an authority of your own",
+        );
+        Wire { found: found.to_owned(), advice }
+    }
+
+    pub(super) async fn connection(&self, deadline: Instant) -> Result<PoolConnection<Postgres>, Unavailable> {
+        match self.pool.acquire().await {
+            Ok(connection) => Ok(connection),
+            Err(sqlx::Error::PoolTimedOut) => Err(self.why_no_connection(deadline).await),
+            Err(error) => Err(Unavailable { reason: self.refusal(&error), advice: advice(&error) }),
+        }
+    }
+
+    /// The pool only says that it took too long. One call at a time finds out why: a slow server must not get one more
+    /// connection for each call that waits.
     async fn why_no_connection(&self, deadline: Instant) -> Unavailable {
         let ask = async {
             let _turn = self.asking.lock().await;
-            Connection::connect_with(&self.options).await
+            PgConnection::connect_with(&self.options).await
         };
         match timeout_at(deadline, ask).await {
             Ok(Ok(_)) => Unavailable {
                 reason: "all connections to it were busy".to_owned(),
                 advice: "The database is too slow, or somebody holds its locks: look at pg_stat_activity, then try again.",
             },
-            Ok(Err(error)) => explain(&error),
+            Ok(Err(error)) => Unavailable { reason: self.refusal(&error), advice: advice(&error) },
             Err(_) => no_answer(),
         }
     }
 
-    /// Once the tenant's row is locked, a statement sees what all earlier creates did.
-    pub(super) async fn create_user(&self, name: Name, email: Email, secret: Secret) -> Result<User, StorageError> {
-        self.call(Access::Write, move |connection| {
-            Box::pin(async move {
-                let new = NewUser::new(name, email, secret);
-                sqlx::raw_sql(BEGIN_CREATE).fetch_one(&mut *connection).await?;
-                let number = insert(connection, &new).await?;
-                Ok(new.with_number(number))
-            })
-        })
-        .await
-    }
-
-    pub(super) async fn users(&self) -> Result<Vec<User>, StorageError> {
-        self.call(Access::Read, |connection| Box::pin(async move { Ok(read_users(connection).await?) })).await
-    }
-
-    /// The state is asked for first: what was committed between the two shows as another state the next time.
-    pub(super) async fn users_unless(&self, known: State) -> Result<Option<(State, Vec<User>)>, StorageError> {
-        self.call(Access::Read, |connection| {
-            Box::pin(async move {
-                let state = State(sqlx::query_scalar(STATE).fetch_one(&mut *connection).await?);
-                if state == known { Ok(None) } else { Ok(Some((state, read_users(connection).await?))) }
-            })
-        })
-        .await
-    }
-
-    pub(super) async fn versions(&self) -> Result<(String, Option<i64>), StorageError> {
-        self.call(Access::Read, |connection| {
-            Box::pin(async move {
-                let server: String = sqlx::query_scalar(SERVER_VERSION).fetch_one(&mut *connection).await?;
-                let schema = match sqlx::query_scalar(queries::SCHEMA_VERSION).fetch_one(connection).await {
-                    // There is no such table before the first migration.
-                    Err(sqlx::Error::Database(_)) => None,
-                    version => version?,
-                };
-                Ok((server, schema))
-            })
-        })
-        .await
-    }
-
-    pub(super) async fn delete_user(&self, id: Uuid) -> Result<Option<ExtensionNumber>, StorageError> {
-        self.call(Access::Write, move |connection| {
-            Box::pin(async move {
-                connection.execute(BEGIN).await?;
-                let number: Option<i32> =
-                    sqlx::query_scalar(queries::DELETE_EXTENSION).bind(id).fetch_optional(&mut *connection).await?;
-                sqlx::query(queries::DELETE_USER).bind(id).execute(&mut *connection).await?;
-                Ok(number.and_then(|number| ExtensionNumber::try_from(i64::from(number)).ok()))
-            })
-        })
-        .await
-    }
-
-    pub(super) async fn begin_audit(&self, entry: AuditEntry) -> Result<(), StorageError> {
-        self.call(Access::Write, move |connection| {
-            Box::pin(async move {
-                connection.execute(BEGIN).await?;
-                Ok(insert_audit(connection, &entry).await?)
-            })
-        })
-        .await
-    }
-
-    /// The row may be gone, with a database that fell back to an earlier state: then it is written anew.
-    pub(super) async fn finish_audit(&self, entry: AuditEntry) -> Result<(), StorageError> {
-        self.call(Access::Write, move |connection| {
-            Box::pin(async move {
-                connection.execute(BEGIN).await?;
-                let updated = sqlx::query(queries::UPDATE_AUDIT)
-                    .bind(entry.id)
-                    .bind(entry.outcome())
-                    .bind(&entry.error_details)
-                    .bind(&entry.files_written)
-                    .bind(&entry.reload_results)
-                    .execute(&mut *connection)
-                    .await?;
-                if updated.rows_affected() == 0 {
-                    insert_audit(connection, &entry).await?;
-                }
-                Ok(())
-            })
-        })
-        .await
-    }
-
-    /// Does `work` on a connection, a write in a transaction that it begins, as a task of its own on the service's runtime (a
-    /// connection belongs to the one that made it), within the deadline.
-    ///
-    /// Transactions are begun and ended by plain statements: sqlx's own, cancelled while it begins, can go back to the pool open.
-    async fn call<T: Send + 'static>(
-        &self,
-        access: Access,
-        work: impl for<'c> FnOnce(&'c mut Connection) -> Work<'c, T> + Send + 'static,
-    ) -> Result<T, StorageError> {
-        let backend = self.clone();
-        let task = self.runtime.spawn(async move { backend.call_here(access, work).await });
-        task.await.unwrap_or_else(|panic| {
-            Err(Unavailable { reason: panic.to_string(), advice: LOOK_AND_TRY_AGAIN }.told(true))
-        })
-    }
-
-    /// Does `work` where it is called. The connection is used again only after a call that ended as it should, outside a
-    /// transaction. It is closed otherwise: a session that was opened while the database took no writes would never take any.
-    async fn call_here<T>(
-        &self,
-        access: Access,
-        work: impl for<'c> FnOnce(&'c mut Connection) -> Work<'c, T>,
-    ) -> Result<T, StorageError> {
-        let deadline = Instant::now() + DEADLINE;
-        let pool = match access {
-            Access::Read => &self.reader,
-            Access::Write => &self.writers,
+    /// At start, only failures that may pass by themselves are retried.
+    fn cannot_connect(&self, error: &sqlx::Error) -> MigrationError {
+        let may_pass = match error {
+            // An invalid certificate is invalid data; a file may be missing. A socket may be missing until the server is up.
+            sqlx::Error::Io(cause) => match cause.kind() {
+                ErrorKind::InvalidData | ErrorKind::PermissionDenied => false,
+                ErrorKind::NotFound => self.options.get_socket().is_some(),
+                _ => true,
+            },
+            // The server starts or stops, or is out of connections.
+            sqlx::Error::Database(refusal) => {
+                refusal.code().is_some_and(|code| code.starts_with("57") || code.starts_with("53"))
+            }
+            _ => false,
         };
-        let mut borrowed = match pool.acquire().await {
-            Ok(connection) => Borrowed(Some(connection)),
-            Err(sqlx::Error::PoolTimedOut) => return Err(self.why_no_connection(deadline).await.told(false)),
-            Err(error) => return Err(explain(&error).told(false)),
-        };
-        let connection = borrowed.connection();
-        let mut committing = false;
-        let ended = timeout_at(deadline, async {
-            let done = work(connection).await?;
-            if let Access::Write = access {
-                committing = true;
-                connection.execute("COMMIT").await?;
-            }
-            Ok(done)
-        })
-        .await;
-        match ended {
-            Ok(Ok(done)) => {
-                borrowed.give_back();
-                Ok(done)
-            }
-            Ok(Err(Failure::Refused(refusal))) => {
-                if let Ok(Ok(_)) = timeout_at(deadline, connection.execute("ROLLBACK")).await {
-                    borrowed.give_back();
-                }
-                Err(refusal)
-            }
-            Ok(Err(Failure::Statement(error))) => Err(explain(&error).told(committing)),
-            Err(_) => Err(no_answer().told(committing)),
+        let reason = self.refusal(error);
+        if may_pass {
+            MigrationError::Unavailable(reason)
+        } else {
+            MigrationError::Failed(format!("{reason}; look at DATABASE_URL"))
+        }
+    }
+
+    /// Why the server refuses a connection, with the SQL that mends it where that is known.
+    fn refusal(&self, error: &sqlx::Error) -> String {
+        let role = self.options.get_username();
+        let database = self.options.get_database().unwrap_or(role);
+        match sqlstate(error).as_str() {
+            "3D000" => format!(
+                "{}; as a superuser run: CREATE DATABASE {} OWNER {}",
+                text(error),
+                quoted(database),
+                quoted(role)
+            ),
+            "42501" => format!(
+                "{}; as a superuser run: GRANT CONNECT ON DATABASE {} TO {}",
+                text(error),
+                quoted(database),
+                quoted(role)
+            ),
+            _ => text(error),
         }
     }
 }
 
-/// Why a call did not succeed, before it is told to anybody.
-enum Failure {
-    /// A statement failed.
-    Statement(sqlx::Error),
-    /// The database can't take it; nothing of the call is kept.
-    Refused(StorageError),
+/// Begins a transaction, a create with its lock, in one message.
+pub(super) async fn begin(connection: &mut Connection, access: Access) -> sqlx::Result<()> {
+    connection.execute(if access == Access::Create { BEGIN_CREATE } else { BEGIN }).await
 }
 
-impl From<sqlx::Error> for Failure {
-    fn from(error: sqlx::Error) -> Self {
-        Self::Statement(error)
-    }
+/// Whether each migration was run as it is.
+async fn is_up_to_date(connection: &mut PgConnection, migrator: &Migrator) -> sqlx::Result<bool> {
+    let rows =
+        sqlx::raw_sql("SELECT version, checksum FROM _sqlx_migrations WHERE success").fetch_all(connection).await?;
+    let ran = |row: &PgRow| Ok((row.try_get::<i64, _>(0)?, row.try_get::<Vec<u8>, _>(1)?));
+    let ran = rows.iter().map(ran).collect::<sqlx::Result<BTreeMap<_, _>>>()?;
+    Ok(migrator.iter().all(|one| ran.get(&one.version).is_some_and(|checksum| **checksum == *one.checksum)))
 }
 
-type Work<'c, T> = Pin<Box<dyn Future<Output = Result<T, Failure>> + Send + 'c>>;
-
-/// A connection that is closed, not given back to the pool, unless that is said: after a panic too.
-struct Borrowed(Option<PoolConnection<Postgres>>);
-
-impl Borrowed {
-    fn connection(&mut self) -> &mut Connection {
-        self.0.as_mut().expect("it is there until it is given back")
-    }
-
-    fn give_back(mut self) {
-        drop(self.0.take());
-    }
-}
-
-impl Drop for Borrowed {
-    fn drop(&mut self) {
-        drop(self.0.take().map(PoolConnection::detach));
-    }
-}
-
-/// A server that is not up yet or full is worth waiting for; a wrong password, database or certificate is not.
-fn cannot_connect(error: &sqlx::Error, options: &PgConnectOptions) -> MigrationError {
-    let worth_waiting = match error {
-        // A certificate that is wrong is invalid data, and its file may be missing; a socket may be, until the server is up.
-        sqlx::Error::Io(cause) => match cause.kind() {
-            ErrorKind::InvalidData | ErrorKind::PermissionDenied => false,
-            ErrorKind::NotFound => options.get_socket().is_some(),
-            _ => true,
-        },
-        // Starting or stopping, and out of connections.
-        sqlx::Error::Database(refusal) => {
-            refusal.code().is_some_and(|code| code.starts_with("57") || code.starts_with("53"))
-        }
-        _ => false,
+/// Asks the server for whatever could keep the service from working with it, in one statement without a name.
+async fn inspect(connection: &mut PgConnection) -> sqlx::Result<Inspection> {
+    let row = sqlx::raw_sql(
+        "SELECT 'PostgreSQL ' || current_setting('server_version') AS server, getdatabaseencoding()::text AS encoding, \
+         current_user::text AS role, current_database()::text AS database, current_schema()::text AS schema, \
+         pg_is_in_recovery() AS standby, current_setting('transaction_read_only') = 'on' AS read_only, \
+         coalesce(has_schema_privilege(current_schema(), 'CREATE'), false) AS may_create, \
+         to_regclass('_sqlx_migrations') IS NOT NULL AS migrated, \
+         (SELECT string_agg(relname, ', ' ORDER BY relname) FROM pg_class \
+          WHERE oid IN (to_regclass('tenants'), to_regclass('users'), to_regclass('extensions'), to_regclass('apply_audit_logs'), to_regclass('_sqlx_migrations')) \
+          AND NOT (has_table_privilege(oid, 'SELECT') AND has_table_privilege(oid, 'INSERT') \
+          AND has_table_privilege(oid, 'UPDATE') AND has_table_privilege(oid, 'DELETE'))) AS closed",
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    let found = Found {
+        encoding: row.try_get("encoding")?,
+        role: row.try_get("role")?,
+        database: row.try_get("database")?,
+        schema: row.try_get("schema")?,
+        standby: row.try_get("standby")?,
+        read_only: row.try_get("read_only")?,
+        may_create: row.try_get("may_create")?,
+        migrated: row.try_get("migrated")?,
+        closed: row.try_get("closed")?,
     };
-    if worth_waiting {
-        MigrationError::Unavailable(error.to_string())
+    let obstacle = found.obstacle();
+    let schema = if found.migrated && found.closed.is_none() {
+        let version = sqlx::raw_sql("SELECT max(version) FROM _sqlx_migrations").fetch_one(connection).await?;
+        version.try_get(0)?
     } else {
-        MigrationError::Failed(format!("{error}; look at DATABASE_URL"))
+        None
+    };
+    Ok(Inspection { server: row.try_get("server")?, schema, obstacle })
+}
+
+/// What a server says of the database and of the portal's role in it.
+#[expect(clippy::struct_excessive_bools, reason = "the server's own answers")]
+struct Found {
+    encoding: String,
+    role: String,
+    database: String,
+    /// Where new tables go: the first schema of `search_path` that exists.
+    schema: Option<String>,
+    standby: bool,
+    read_only: bool,
+    may_create: bool,
+    migrated: bool,
+    /// Tables that the role may not use.
+    closed: Option<String>,
+}
+
+impl Found {
+    /// What keeps the service from working, and how to mend it.
+    fn obstacle(&self) -> Option<String> {
+        let (role, database) = (quoted(&self.role), quoted(&self.database));
+        if !["UTF8", "SQL_ASCII"].contains(&self.encoding.as_str()) {
+            return Some(format!(
+                "the database {database} has the encoding {}, which cannot hold every name; make one with CREATE DATABASE name OWNER {role} ENCODING 'UTF8' TEMPLATE template0, and point DATABASE_URL at it",
+                self.encoding
+            ));
+        }
+        if self.standby {
+            return Some("the server is a standby, which takes no writes; point DATABASE_URL at the primary, or promote it with SELECT pg_promote()".to_owned());
+        }
+        if self.read_only {
+            return Some(format!(
+                "the role {role} is read-only in the database {database}; as a superuser run: ALTER ROLE {role} RESET default_transaction_read_only; ALTER DATABASE {database} RESET default_transaction_read_only"
+            ));
+        }
+        let Some(schema) = self.schema.as_deref().map(quoted) else {
+            return Some(format!(
+                "the role {role} has no schema in its search_path that it may use; as a superuser, in the database {database}, run: GRANT USAGE, CREATE ON SCHEMA public TO {role}; ALTER ROLE {role} IN DATABASE {database} SET search_path = public"
+            ));
+        };
+        if let Some(tables) = &self.closed {
+            return Some(format!(
+                "the role {role} may not read and write the tables {tables}; as their owner, in the database {database}, run: GRANT SELECT, INSERT, UPDATE, DELETE ON {tables} TO {role}"
+            ));
+        }
+        (!self.migrated && !self.may_create).then(|| {
+            format!(
+                "the role {role} may not create tables in the schema {schema} of the database {database}; as a superuser, in that database, run: GRANT CREATE ON SCHEMA {schema} TO {role}"
+            )
+        })
     }
 }
 
-fn explain(error: &sqlx::Error) -> Unavailable {
-    Unavailable { reason: error.to_string(), advice: advice(error) }
+/// An identifier as SQL takes it.
+fn quoted(name: &str) -> String {
+    let plain = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
+    if plain { name.to_owned() } else { format!("\"{}\"", name.replace('"', "\"\"")) }
 }
 
-fn no_answer() -> Unavailable {
+fn is_this_machine(host: &str) -> bool {
+    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+pub(super) fn explain(error: &sqlx::Error) -> Unavailable {
+    Unavailable { reason: text(error), advice: advice(error) }
+}
+
+pub(super) fn no_answer() -> Unavailable {
     Unavailable { reason: "no answer in time".to_owned(), advice: NO_ANSWER }
 }
 
-const NO_ANSWER: &str = "Look whether its server runs and can be reached from this host, and in pg_stat_activity who holds its locks; then try again.";
+/// The server's own words, without the line of its source.
+fn text(error: &sqlx::Error) -> String {
+    error.as_database_error().map_or_else(|| error.to_string(), |refusal| refusal.message().to_owned())
+}
+
+/// PostgreSQL's code of an error; empty for an error that is not its own.
+fn sqlstate(error: &sqlx::Error) -> String {
+    error.as_database_error().and_then(DatabaseError::code).unwrap_or_default().into_owned()
+}
+
+const NO_ANSWER: &str = "Check that its server is running and can be reached from this host, and look in pg_stat_activity for who holds its locks; then try again.";
 
 /// What to do about an error.
 fn advice(error: &sqlx::Error) -> &'static str {
     const NO_TABLES: &str = "The database lacks the portal's tables or rows: it is another one than before. Bring the right one back; only for a new one restart the service, which makes them.";
-    match error {
-        sqlx::Error::Io(_) => NO_ANSWER,
-        sqlx::Error::RowNotFound => NO_TABLES,
-        sqlx::Error::Database(refusal) => match refusal.code().as_deref().unwrap_or_default() {
-            "53300" => {
-                "The database's server has no connection left: end some, or raise max_connections; then try again."
-            }
-            "53100" => "The disk of the database's server is full: free some of it, then try again.",
-            "25006" => {
-                "The database is read-only: make it writable, or point DATABASE_URL at the one that is; then try again."
-            }
-            "42P01" | "42703" | "3F000" => NO_TABLES,
-            "3D000" => "The server has no such database: bring it back, or look at DATABASE_URL; then try again.",
-            code if code.starts_with("57P") => "The database's server is stopping or starting: try again in a moment.",
-            code if code.starts_with("28") => {
-                "The database's server does not let the portal in: look at DATABASE_URL and pg_hba.conf."
-            }
-            "55P03" | "57014" | "40P01" => {
-                "Somebody holds the database's locks: look at pg_stat_activity, then try again."
-            }
-            _ => LOOK_AND_TRY_AGAIN,
-        },
+    match (error, sqlstate(error).as_str()) {
+        (sqlx::Error::Io(_), _) => NO_ANSWER,
+        (sqlx::Error::RowNotFound, _) | (_, "42P01" | "42703" | "3F000") => NO_TABLES,
+        (_, "53300") => {
+            "The database's server has no connection left: end some, or raise max_connections; then try again."
+        }
+        (_, "53100") => "The disk of the database's server is full: free some of it, then try again.",
+        (_, "25006") => {
+            "The database is read-only: make it writable, or point DATABASE_URL at the one that is; then try again."
+        }
+        (_, "42501") => "The portal's role lacks a right: 'pbx-portal check' says which, and the SQL that grants it.",
+        (_, "26000" | "42P05") => {
+            "A PgBouncer that does not track prepared statements stands in between: set its max_prepared_statements, or pool_mode = session."
+        }
+        (_, "3D000") => "The server has no such database: bring it back, or look at DATABASE_URL; then try again.",
+        (_, code) if code.starts_with("57P") => "The database's server is stopping or starting: try again in a moment.",
+        (_, code) if code.starts_with("28") => {
+            "The database's server does not let the portal in: look at DATABASE_URL and pg_hba.conf."
+        }
+        (_, "55P03" | "57014" | "40P01") => {
+            "Somebody holds the database's locks: look at pg_stat_activity, then try again."
+        }
         _ => LOOK_AND_TRY_AGAIN,
     }
-}
-
-/// Inserts a new user, and gives their number.
-async fn insert(connection: &mut Connection, new: &NewUser) -> Result<ExtensionNumber, Failure> {
-    let insert = sqlx::query_scalar(INSERT_USER_AND_EXTENSION)
-        .bind(new.id)
-        .bind(DEFAULT_TENANT)
-        .bind(new.name.as_str())
-        .bind(new.email.as_str())
-        .bind(new.created_at)
-        .bind(Uuid::new_v4())
-        .bind(new.secret.reveal());
-    let number: Option<i32> = match insert.fetch_optional(connection).await {
-        Err(sqlx::Error::Database(refusal)) if refusal.constraint() == Some("users_email_key") => {
-            return Err(Failure::Refused(StorageError::EmailInUse));
-        }
-        inserted => inserted?,
-    };
-    let number = number.ok_or(Failure::Refused(StorageError::PoolExhausted))?;
-    Ok(ExtensionNumber::try_from(i64::from(number)).expect("the query stays within the pool"))
-}
-
-async fn insert_audit(connection: &mut Connection, entry: &AuditEntry) -> sqlx::Result<()> {
-    sqlx::query(queries::INSERT_AUDIT)
-        .bind(entry.id)
-        .bind(entry.triggered_at)
-        .bind(entry.triggered_by.as_str())
-        .bind(&entry.host)
-        .bind(entry.outcome())
-        .bind(&entry.error_details)
-        .bind(&entry.files_written)
-        .bind(&entry.reload_results)
-        .execute(connection)
-        .await
-        .map(|_| ())
-}
-
-/// By extension number.
-async fn read_users(connection: &mut Connection) -> sqlx::Result<Vec<User>> {
-    // Planned anew each time: a plan for a few users is kept until PostgreSQL counts them again, and takes 40 ms for a thousand.
-    let users: Vec<UserRow> = sqlx::query_as(queries::USERS).persistent(false).fetch_all(connection).await?;
-    let users = users.into_iter().map(|row| parse_user(row).map_err(|why| sqlx::Error::Decode(why.into())));
-    users.collect()
-}
-
-/// Runs the migrations, and refuses a schema of a later major version.
-async fn run_migrations(connection: &mut Connection) -> Result<(), MigrationError> {
-    // None before the first migration: there is no such table.
-    let version = sqlx::query_scalar(queries::SCHEMA_VERSION).fetch_one(&mut *connection).await;
-    refuse_later(version.ok().flatten())?;
-    let mut migrator = sqlx::migrate!("migrations/postgres");
-    migrator.set_ignore_missing(true);
-    migrator.run_direct(None, connection, false).await.map_err(|error| MigrationError::Failed(error.to_string()))
 }
 
 #[cfg(test)]
@@ -425,9 +376,9 @@ mod tests {
     use crate::storage::Storage;
 
     #[tokio::test]
-    async fn the_password_is_not_shown_by_debug() {
+    async fn debug_does_not_show_the_password() {
         let url = DatabaseUrl::parse("postgres://portal:hunter2@localhost/portal").expect("a URL");
-        let shown = format!("{:?}", Storage::new(&url).expect("nothing is connected yet"));
+        let shown = format!("{:?}", Storage::new(&url));
         assert!(shown.contains("Postgres") && !shown.contains("hunter2"), "{shown}");
     }
 }

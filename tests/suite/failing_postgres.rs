@@ -44,12 +44,12 @@ fn stopped_hung_full_read_only_or_another_one_is_a_503_that_says_what_to_do() {
     };
 
     cluster.signal(Signal::STOP);
-    unavailable(&portal, &ALL, "whether its server runs");
+    unavailable(&portal, &ALL, "that its server is running");
     cluster.signal(Signal::CONT);
     recovers(&portal, "hung@example.com");
 
     cluster.stop();
-    unavailable(&portal, &ALL, "whether its server runs");
+    unavailable(&portal, &ALL, "that its server is running");
     cluster.boot();
     recovers(&portal, "stopped@example.com");
 

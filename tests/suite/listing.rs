@@ -1,5 +1,4 @@
-//! The list of all users shows what was committed before it was asked for, by whatever process, although it is not read anew
-//! each time.
+//! The list of all users shows whatever was committed before the request, by any process.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -94,7 +93,7 @@ fn of_a_database_that_hangs_is_a_503_in_time_for_each_that_asks() {
     let alice = portal.create_user("Alice", "alice@example.com");
     assert_eq!(portal.users(), std::slice::from_ref(&alice));
     cluster.signal(Signal::STOP);
-    unavailable(&portal, &["GET /users"; 12], "whether its server runs");
+    unavailable(&portal, &["GET /users"; 12], "that its server is running");
     cluster.signal(Signal::CONT);
     assert_eq!(portal.users(), [alice]);
 }

@@ -250,6 +250,15 @@ impl Asterisk {
     }
 }
 
+/// A program of the root of Debian unstable, run as a user: the command, to which its arguments are added.
+pub fn command_from_unstable(user: lab::User, program: &str) -> Command {
+    let root = Root(lab::dir().join("asterisk"));
+    let libraries = root.libraries();
+    let mut command = command_as(user, &[], Root::loader(&libraries));
+    command.arg("--library-path").arg(&libraries).arg(root.0.join(program));
+    command
+}
+
 /// Everything but what would listen on ports of its own.
 const MODULES: &str = "[modules]
 autoload=yes

@@ -10,6 +10,7 @@ pub mod inotify;
 pub mod lab;
 pub mod machine;
 pub mod network;
+pub mod pooler;
 pub mod portal;
 pub mod postgres;
 pub mod process;

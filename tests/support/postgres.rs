@@ -63,6 +63,41 @@ impl Postgres {
         cluster
     }
 
+    /// A standby of this cluster, which the primary waits for at each commit from now on.
+    pub fn synchronous_standby(&self) -> Self {
+        let standby = Self {
+            folder: Folder::new("standby"),
+            port: Ports::one(),
+            process: Mutex::new(None),
+            remote: false,
+            wire: OnceLock::new(),
+        };
+        let User(postgres) = postgres_user();
+        for dir in [standby.data(), standby.sockets()] {
+            make_dir(&dir, postgres, postgres, 0o700);
+        }
+        let mut backup = command_as(postgres_user(), &[], program("pg_basebackup"));
+        backup.arg("-h").arg(self.sockets()).args(["-p", &self.port.number().to_string(), "-U", "postgres"]);
+        backup.args(["-R", "-X", "stream", "-c", "fast", "-D"]).arg(standby.data()).current_dir(standby.folder.path());
+        run("pg_basebackup", &mut backup);
+        let conf = standby.data().join("postgresql.auto.conf");
+        let former = fs::read_to_string(&conf).expect("what the backup has");
+        let sockets = standby.sockets().display().to_string();
+        let text = format!("{former}port = {}\nunix_socket_directories = '{sockets}'\n", standby.port.number());
+        write_file(&conf, postgres_user(), 0o600, &text);
+        standby.boot();
+        self.admin("ALTER SYSTEM SET synchronous_standby_names = '*'");
+        self.admin("SELECT pg_reload_conf()");
+        let synchronous = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'";
+        wait_until(secs(20), "the standby is synchronous", || self.admin(synchronous) == "1");
+        standby
+    }
+
+    /// The port that it listens on.
+    pub fn port(&self) -> u16 {
+        self.port.number()
+    }
+
     /// The URL of a fresh database, which belongs to the portal's role.
     pub fn new_database(&self) -> String {
         self.make_database("")
@@ -94,8 +129,13 @@ impl Postgres {
 
     /// Runs SQL as the superuser.
     pub fn admin(&self, sql: &str) -> String {
-        let url =
-            format!("postgres://postgres@/postgres?host={}&port={}", self.sockets().display(), self.port.number());
+        self.admin_in("postgres", sql)
+    }
+
+    /// Runs SQL as the superuser in a database, whose name is encoded as in a URL.
+    pub fn admin_in(&self, database: &str, sql: &str) -> String {
+        let sockets = self.sockets();
+        let url = format!("postgres://postgres@/{database}?host={}&port={}", sockets.display(), self.port.number());
         psql(&url, sql)
     }
 
@@ -168,7 +208,7 @@ impl Postgres {
         run("initdb", &mut initdb);
 
         let mut conf = format!(
-            "listen_addresses = '127.0.0.1'\nport = {}\nunix_socket_directories = '{}'\n",
+            "listen_addresses = '127.0.0.1, ::1'\nport = {}\nunix_socket_directories = '{}'\n",
             self.port.number(),
             self.sockets().display()
         );
@@ -181,7 +221,10 @@ impl Postgres {
         }
         conf += &options.conf;
         write_file(&self.data().join("postgresql.auto.conf"), postgres_user(), 0o600, &conf);
-        let hba = format!("{}local all postgres trust\nhost all all 0.0.0.0/0 scram-sha-256\n", options.hba);
+        let hba = format!(
+            "{}local all,replication postgres trust\nhost all all 0.0.0.0/0 scram-sha-256\nhost all all ::0/0 scram-sha-256\n",
+            options.hba
+        );
         write_file(&self.data().join("pg_hba.conf"), postgres_user(), 0o600, &hba);
     }
 

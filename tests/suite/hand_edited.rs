@@ -1,0 +1,77 @@
+//! Rows that were edited by hand: the list, an apply and `check` say which user's which column is wrong, and how to mend it.
+
+use serde_json::Value;
+
+use crate::fixtures::{Database, failed_apply, id, psql, sqlite_file};
+use crate::support::portal::{Settings, run};
+use crate::support::{Asterisk, Portal};
+
+#[test]
+fn on_sqlite() {
+    edited(Database::Sqlite);
+}
+
+#[test]
+fn on_postgres() {
+    edited(Database::Postgres);
+}
+
+fn edited(database: Database) {
+    let asterisk = Asterisk::start();
+    let (_folder, url) = database.shared();
+    let settings = Settings::of(&asterisk).with("DATABASE_URL", &url);
+    let portal = Portal::start(&settings);
+    let sql = |sql: &str| match url.strip_prefix("sqlite://") {
+        Some(file) => sqlite_file(file.as_ref(), sql),
+        None => psql(&url, sql),
+    };
+    let bob = portal.create_user("Bob", "bob@example.com");
+    let long = "x".repeat(300);
+    for (column, table, value) in [
+        ("name", "users", "two\nlines"),
+        ("name", "users", long.as_str()),
+        ("name", "users", ""),
+        ("email", "users", "älice@example.com"),
+        ("secret", "extensions", "half;a=comment"),
+    ] {
+        let alice = portal.create_user("Alice", "alice@example.com");
+        let key = if table == "users" { "id" } else { "user_id" };
+        sql(&format!("UPDATE {table} SET {column} = '{value}' WHERE {key} = '{}'", id(&alice)));
+        let line = format!("{column} of user {} in table {table} was edited by hand", id(&alice));
+        named(&portal, &settings, &line, &format!("UPDATE {table} SET {column} = '…' WHERE {key} = '{}'", id(&alice)));
+        let deleted = portal.delete_user(id(&alice));
+        assert_eq!(deleted["freed_extension"].as_u64(), Some(1001), "such a user can be deleted");
+        assert_eq!(portal.users(), std::slice::from_ref(&bob));
+    }
+
+    let alice = portal.create_user("Alice", "alice@example.com");
+    sql(&format!("DELETE FROM extensions WHERE user_id = '{}'", id(&alice)));
+    named(&portal, &settings, &format!("user {} has no extension", id(&alice)), "DELETE /users/");
+    let deleted = portal.delete_user(id(&alice));
+    assert_eq!(deleted["freed_extension"], Value::Null, "{deleted}");
+    assert_eq!(portal.request("DELETE", &format!("/users/{}", id(&alice)), None).status, 404, "it is gone");
+    assert_eq!(portal.apply("suite")["users_applied"].as_u64(), Some(1));
+
+    if database == Database::Sqlite {
+        sql(&format!("UPDATE users SET created_at = 'yesterday' WHERE id = '{}'", id(&bob)));
+        named(&portal, &settings, &format!("created_at of user {}", id(&bob)), "UPDATE users SET created_at");
+    }
+}
+
+/// The list, an apply and `check` all name it.
+#[track_caller]
+fn named(portal: &Portal, settings: &Settings, line: &str, mend: &str) {
+    let listed = portal.request("GET", "/users", None);
+    let message = listed.json["message"].as_str().unwrap_or_default();
+    assert_eq!((listed.status, listed.json["error"].as_str()), (500, Some("Internal server error")), "{}", listed.text);
+    assert!(message.contains(line) && message.contains(mend), "{line:?}, {mend:?} in {message}");
+    failed_apply(portal, &[line, mend]);
+    let checked = run(&["check", "--json"], settings);
+    let report: Value = serde_json::from_slice(&checked.stdout).expect("a report");
+    assert_eq!((checked.status.code(), report["ok"].as_bool()), (Some(1), Some(false)), "{report}");
+    let finding = report["findings"].as_array().and_then(|all| all.iter().find(|one| one["what"] == "the database"));
+    let finding = finding.expect("a line about the database");
+    assert_eq!(finding["state"].as_str(), Some("failure"), "{report}");
+    let text = format!("{}; {}", finding["found"], finding["mend"]);
+    assert!(text.contains(line) && text.contains(mend), "{line:?}, {mend:?} in {text}");
+}
