@@ -18,6 +18,7 @@ mod faults;
 mod fixtures;
 mod foreign_hands;
 mod hammering;
+mod histories;
 mod hosts;
 mod killed;
 mod limits;
