@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::lab::{Folder, PORTAL, User, make_dir};
 pub use crate::support::SetWhenDropped;
+use crate::support::lab::{Folder, PORTAL, User, make_dir};
 use crate::support::portal::Settings;
 pub use crate::support::postgres::psql;
 use crate::support::{Answer, Asterisk, Portal, Postgres, secs, wait_until};

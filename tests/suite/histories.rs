@@ -1,6 +1,6 @@
 //! Random histories: whatever happens in whatever order, a deleted user's phone never rings for the next user.
 //!
-//! `PBX_SEED` replays a seed on both databases, `PBX_STEPS` gives more steps.
+//! `PBX_SEED` replays a seed, on both databases, and shows each step; `PBX_STEPS` gives more steps.
 
 use std::env;
 
@@ -10,7 +10,9 @@ use crate::support::history::History;
 fn history(seed: u64, url: Option<String>) {
     let given = |name| env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is no number")));
     let steps = given("PBX_STEPS").map_or(60, |steps: u64| usize::try_from(steps).expect("a number of steps"));
-    let mut history = History::new(given("PBX_SEED").unwrap_or(seed), url);
+    let replayed = given("PBX_SEED");
+    let mut history = History::new(replayed.unwrap_or(seed), url);
+    history.aloud = replayed.is_some();
     history.go(steps);
     let told = history.told();
     eprintln!("{told:?}");

@@ -238,7 +238,8 @@ impl Requests {
 impl Challenge {
     fn of(answer: &str) -> Self {
         let field = |name: &str| answer.split(&format!("{name}=\"")).nth(1)?.split('"').next();
-        let [realm, nonce, opaque] = ["realm", "nonce", "opaque"].map(|name| field(name).unwrap_or_default().to_owned());
+        let [realm, nonce, opaque] =
+            ["realm", "nonce", "opaque"].map(|name| field(name).unwrap_or_default().to_owned());
         Self { realm, nonce, opaque }
     }
 }

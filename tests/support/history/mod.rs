@@ -15,9 +15,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::process::Signal;
 use super::{Answer, SetWhenDropped, secs, wait_until};
 use world::World;
 
@@ -41,16 +40,36 @@ enum Step {
     Restore,
     /// All phones try to register.
     Register,
-    /// An apply, while so many phones of former owners hammer.
-    Apply { hammering: usize, then: Fate },
+    /// An apply, while so many phones hammer, of former and new owners of the numbers that it hands over.
+    Apply {
+        hammering: usize,
+        then: Fate,
+    },
     /// Calls for some time.
     Calls(u64),
-    /// Asterisk dies or is restarted, while others call.
-    Asterisk { after: u64, how: Signal },
-    Portal(Signal),
+    /// Asterisk is killed or restarted.
+    Asterisk {
+        killed: bool,
+    },
+    Portal {
+        killed: bool,
+    },
     Reload(&'static str),
     /// Somebody reads Asterisk's database, while history goes on.
-    Reader { after: u64, hold: u64, times: u32, pause: u64 },
+    Reader {
+        after: u64,
+        hold: u64,
+        times: u32,
+        pause: u64,
+    },
+}
+
+/// What decides which steps are likely next.
+enum Kind {
+    Change,
+    Apply,
+    Register,
+    Other,
 }
 
 /// What happens to an apply.
@@ -82,7 +101,11 @@ pub struct History {
     world: World,
     random: Rng,
     began: Instant,
+    count: usize,
     steps: Vec<String>,
+    /// Tells each step when it happens.
+    pub aloud: bool,
+    kind: Kind,
     applies: usize,
     /// Another process may disturb the next apply again and again.
     readers_return: bool,
@@ -92,11 +115,25 @@ impl Drop for History {
     fn drop(&mut self) {
         if thread::panicking() {
             let last = &self.steps[self.steps.len().saturating_sub(LAST_STEPS)..];
-            eprintln!("\n{}, failed after {} steps; the last:\n{}", self.name, self.steps.len(), last.join("\n"));
-            for (what, log) in [("the portal", self.world.portal.log()), ("Asterisk", self.world.asterisk.log())] {
-                let lines: Vec<_> = log.lines().collect();
+            eprintln!("\n{}, failed after {} steps; the last:\n{}", self.name, self.count, last.join("\n"));
+            let World { portal, asterisk, .. } = &self.world;
+            // Asterisk's database, and who could not register; a start alone logs hundreds of lines.
+            let of_interest = |line: &&str| ["db.c", "registrar"].iter().any(|module| line.contains(module));
+            for (what, log) in [("the portal", portal.log()), ("Asterisk", asterisk.log())] {
+                let lines: Vec<_> = log.lines().filter(|line| what == "the portal" || of_interest(line)).collect();
                 eprintln!("\nlast lines of {what}:\n{}", lines[lines.len().saturating_sub(25)..].join("\n"));
             }
+        }
+    }
+}
+
+impl Kind {
+    fn of(step: &Step) -> Self {
+        match step {
+            Step::HandOver(_) | Step::Create | Step::Delete(_) | Step::Restore => Self::Change,
+            Step::Apply { .. } => Self::Apply,
+            Step::Register => Self::Register,
+            _ => Self::Other,
         }
     }
 }
@@ -114,37 +151,55 @@ impl History {
         world.portal.apply("history");
         world.register_all();
         let random = Rng::with_seed(seed);
-        Self { name, world, random, began: Instant::now(), steps: Vec::new(), applies: 0, readers_return: false }
+        Self {
+            name,
+            world,
+            random,
+            began: Instant::now(),
+            count: 0,
+            steps: Vec::new(),
+            aloud: false,
+            kind: Kind::Other,
+            applies: 0,
+            readers_return: false,
+        }
     }
 
     /// So many steps more.
     pub fn go(&mut self, steps: usize) {
-        let mut after_an_apply = false;
-        let mut to_apply = false;
         for _ in 0..steps {
-            let step = self.next(after_an_apply, to_apply);
-            after_an_apply = matches!(step, Step::Apply { .. });
-            to_apply = matches!(step, Step::HandOver(_) | Step::Create | Step::Delete(_) | Step::Restore);
-            self.steps.push(format!("{:6.1} s {step:?}", self.began.elapsed().as_secs_f64()));
+            let step = self.next();
+            self.tell(&format!("{:6.1} s {step:?}", self.began.elapsed().as_secs_f64()));
+            self.count += 1;
+            self.kind = Kind::of(&step);
             self.run(step);
             self.world.call_all();
         }
     }
 
+    fn tell(&mut self, line: &str) {
+        if self.aloud {
+            eprintln!("{line}");
+        }
+        self.steps.push(line.to_owned());
+    }
+
     pub fn told(&self) -> Told {
         let World { calls, rings, .. } = &self.world;
         let [calls, rings] = [calls, rings].map(|count| count.load(Ordering::Relaxed));
-        Told { steps: self.steps.len(), applies: self.applies, calls, rings }
+        Told { steps: self.count, applies: self.applies, calls, rings }
     }
 
     /// What happens next: changes are mostly applied, and an apply is mostly followed by what could undo it.
-    fn next(&mut self, after_an_apply: bool, to_apply: bool) -> Step {
+    fn next(&mut self) -> Step {
         let owned = self.world.owned();
+        let create = if owned.len() < USERS { 15 } else { 2 };
         // How often each happens, compared with the others.
-        let weights = match (after_an_apply, to_apply) {
-            (true, _) => [15, 2, 3, 2, 2, 25, 4, 30, 10, 2, 3, 2],
-            (_, true) => [4, 3, 4, 2, 2, 4, 60, 0, 4, 5, 4, 15],
-            _ => [50, 8, 8, 6, 6, 6, 12, 0, 2, 3, 3, 6],
+        let weights = match self.kind {
+            Kind::Apply => [20, 3, create, 2, 2, 35, 5, 20, 3, 2, 3, 3],
+            Kind::Change => [4, 3, create, 2, 2, 4, 60, 0, 2, 5, 4, 20],
+            Kind::Register => [25, 4, create, 4, 2, 0, 5, 50, 4, 2, 2, 4],
+            Kind::Other => [50, 8, create, 6, 6, 10, 12, 0, 2, 3, 3, 10],
         };
         let mut choice = self.random.u32(..weights.iter().sum::<u32>());
         let kind = weights.iter().position(|weight| {
@@ -164,8 +219,8 @@ impl History {
             4 if self.world.backup.is_some() => Step::Restore,
             5 => Step::Register,
             7 => Step::Calls(random.u64(500..2500)),
-            8 => Step::Asterisk { after: random.u64(..1000), how: if random.bool() { Signal::KILL } else { Signal::TERM } },
-            9 => Step::Portal(if random.bool() { Signal::KILL } else { Signal::TERM }),
+            8 => Step::Asterisk { killed: random.bool() },
+            9 => Step::Portal { killed: random.bool() },
             10 => Step::Reload(RELOADS[random.usize(..RELOADS.len())]),
             11 => Self::reader(random),
             _ => Step::Apply { hammering: random.usize(..3), then: Self::fate(random) },
@@ -174,19 +229,21 @@ impl History {
 
     fn reader(random: &mut Rng) -> Step {
         let after = random.u64(..1500);
-        match random.bool() {
-            true => Step::Reader { after, hold: random.u64(300..3000), times: 1, pause: 0 },
-            false => Step::Reader { after, hold: random.u64(50..400), times: random.u32(2..10), pause: 300 },
+        if random.bool() {
+            Step::Reader { after, hold: random.u64(300..3000), times: 1, pause: 0 }
+        } else {
+            Step::Reader { after, hold: random.u64(50..400), times: random.u32(2..10), pause: 300 }
         }
     }
 
     fn fate(random: &mut Rng) -> Fate {
         match random.u32(..100) {
-            0..35 => Fate::Nothing,
-            35..60 => Fate::PortalKilled(random.u64(..2500)),
-            60..65 => Fate::AsteriskKilled(random.u64(..2000)),
-            65..75 => Fate::Reload(random.u64(..1500), RELOADS[random.usize(..RELOADS.len())]),
-            _ => Fate::AnsweredThenAsteriskKilled(random.u64(..1500)),
+            0..30 => Fate::Nothing,
+            30..55 => Fate::PortalKilled(random.u64(..2500)),
+            55..60 => Fate::AsteriskKilled(random.u64(..2000)),
+            60..70 => Fate::Reload(random.u64(..1500), RELOADS[random.usize(..RELOADS.len())]),
+            // Soon is worse than late.
+            _ => Fate::AnsweredThenAsteriskKilled(random.u64(..1500).min(random.u64(..1500))),
         }
     }
 
@@ -204,12 +261,10 @@ impl History {
             Step::Register => world.register_all(),
             Step::Apply { hammering, then } => self.apply(hammering, then),
             Step::Calls(time) => world.call_for(Duration::from_millis(time)),
-            Step::Asterisk { after, how } => {
-                world.call_for(Duration::from_millis(after));
-                self.asterisk_ends(how);
-            }
-            Step::Portal(how) => {
-                if how == Signal::KILL {
+            Step::Asterisk { killed: true } => self.asterisk_is_killed(),
+            Step::Asterisk { killed: false } => world.asterisk.restart(),
+            Step::Portal { killed } => {
+                if killed {
                     world.portal.kill();
                 } else {
                     world.portal.stop();
@@ -225,13 +280,8 @@ impl History {
         }
     }
 
-    fn asterisk_ends(&mut self, how: Signal) {
-        if how == Signal::KILL {
-            self.world.asterisk.kill();
-        } else {
-            self.world.asterisk.stop();
-        }
-        self.world.readers_end();
+    fn asterisk_is_killed(&mut self) {
+        self.world.asterisk.kill();
         self.world.asterisk.boot();
     }
 
@@ -239,16 +289,16 @@ impl History {
         self.applies += 1;
         let staying = self.world.staying();
         let began = Instant::now();
-        let answer = self.apply_amid_calls(hammering, then);
+        let random = self.random.fork();
+        let answer = self.apply_amid_calls(random, hammering, then);
         let outcome = answer.as_ref().map_or("no answer".to_owned(), |answer| match &answer.json["error_details"] {
-            serde_json::Value::String(details) => format!("{}, {details}", answer.status),
-            _ => format!("{}, evicted {}", answer.status, answer.json["registrations_evicted"]),
+            Value::String(details) => format!("{}, {details}", answer.status),
+            _ => format!("{}, evicted {}", answer.status, evicted(&answer.json)),
         });
-        let step = self.steps.last_mut().expect("this step");
-        *step += &format!(" -> {outcome}, {:.1} s", began.elapsed().as_secs_f64());
+        self.tell(&format!("         {outcome}, {:.1} s", began.elapsed().as_secs_f64()));
         match then {
             Fate::PortalKilled(_) => self.world.portal.boot(),
-            Fate::AsteriskKilled(_) | Fate::AnsweredThenAsteriskKilled(_) => self.asterisk_ends(Signal::KILL),
+            Fate::AsteriskKilled(_) | Fate::AnsweredThenAsteriskKilled(_) => self.asterisk_is_killed(),
             Fate::Nothing | Fate::Reload(..) => {}
         }
         let readers_return = std::mem::take(&mut self.readers_return);
@@ -269,15 +319,16 @@ impl History {
     }
 
     /// Gives the answer, if there is one. Whoever was killed is down then.
-    fn apply_amid_calls(&self, hammering: usize, then: Fate) -> Option<Answer> {
+    fn apply_amid_calls(&self, mut random: Rng, hammering: usize, then: Fate) -> Option<Answer> {
         let World { asterisk, portal, .. } = &self.world;
-        let leaving = self.world.leaving();
-        let changing: BTreeSet<_> = leaving.iter().map(|phone| phone.number.clone()).collect();
+        let changing = self.world.changing();
+        let mut restless = self.world.restless(&changing);
+        random.shuffle(&mut restless);
         let wait = |after| thread::sleep(Duration::from_millis(after));
         let done = AtomicBool::new(false);
         thread::scope(|scope| {
             let _done = SetWhenDropped(&done);
-            for phone in leaving.into_iter().take(hammering) {
+            for phone in restless.into_iter().take(hammering) {
                 let done = &done;
                 scope.spawn(move || phone.hammer(done));
             }
@@ -313,4 +364,10 @@ impl History {
             answer
         })
     }
+}
+
+/// The numbers whose phones an apply evicted.
+fn evicted(applied: &Value) -> String {
+    let registrations = applied["registrations_evicted"].as_array().into_iter().flatten();
+    registrations.map(|registration| format!("{} ", registration["extension"])).collect()
 }

@@ -114,12 +114,31 @@ impl World {
         self.phones.iter().map(|phone| phone.number.as_str()).collect()
     }
 
-    /// The phones of former owners whose secret is in force still, because nobody applied since.
-    pub fn leaving(&self) -> Vec<&Phone> {
+    /// The numbers that the next apply gives to somebody else, or that the last one left in quarantine.
+    pub fn changing(&self) -> BTreeSet<String> {
+        let (secrets, quarantined) = (self.secrets(), self.quarantined());
+        let changing = |number: &&str| {
+            let owner = self.owners.get(*number);
+            owner.is_some_and(|owner| secrets.get(*number) != Some(&owner.secret)) || quarantined.contains(*number)
+        };
+        self.numbers().into_iter().filter(changing).map(str::to_owned).collect()
+    }
+
+    /// The phones that can register as these numbers, or will when they are applied.
+    pub fn restless(&self, numbers: &BTreeSet<String>) -> Vec<&Phone> {
         let secrets = self.secrets();
-        let owner = |phone: &Phone| self.owners.get(&phone.number).is_some_and(|owner| owner.secret == phone.secret);
-        let leaving = |phone: &&Phone| secrets.get(&*phone.number) == Some(&phone.secret) && !owner(phone);
-        self.phones.iter().filter(leaving).collect()
+        let can = |phone: &&Phone| {
+            let owner = self.owners.get(&phone.number).map(|owner| &owner.secret);
+            numbers.contains(&phone.number) && [owner, secrets.get(&*phone.number)].contains(&Some(&phone.secret))
+        };
+        self.phones.iter().filter(can).collect()
+    }
+
+    /// The numbers that an apply left in quarantine.
+    fn quarantined(&self) -> BTreeSet<String> {
+        let routing = fs::read_to_string(self.asterisk.routing_file()).expect("the routing");
+        let number = |line: &str| Some(line.strip_prefix("exten => ")?.strip_suffix(",1,Hangup(1)")?.to_owned());
+        routing.lines().filter_map(number).collect()
     }
 
     /// The phone of a number's owner.
@@ -227,15 +246,14 @@ impl World {
     /// The numbers whose registration an apply must leave alone: their owner has the secret in force, an earlier apply did not
     /// leave them in quarantine, and the phone is registered so firmly that no reader of Asterisk's database can undo it.
     pub fn staying(&self) -> BTreeSet<String> {
-        let (registered, secrets) = (self.registered(), self.secrets());
-        let routing = fs::read_to_string(self.asterisk.routing_file()).unwrap_or_default();
+        let (registered, secrets, quarantined) = (self.registered(), self.secrets(), self.quarantined());
         let stays = |number: &&str| {
             let owned = self.owners.get(*number).map(|owner| &owner.secret) == secrets.get(*number);
             let firm = self.phone(number).and_then(Phone::last_accepted).is_some_and(|accepted| {
                 let overlaps = |(begin, end): &(Instant, Instant)| *begin < accepted + COMMIT && *end > accepted;
                 accepted.elapsed() < EXPIRES && !self.reads.iter().any(overlaps)
             });
-            owned && firm && registered.contains(*number) && !routing.contains(&format!("exten => {number},1,Hangup(1)"))
+            owned && firm && registered.contains(*number) && !quarantined.contains(*number)
         };
         self.numbers().into_iter().filter(stays).map(str::to_owned).collect()
     }
@@ -273,16 +291,12 @@ impl World {
         self.reads.push((now, now + after + (hold + pause) * times + secs(1)));
     }
 
-    /// Waits until nobody reads Asterisk's database any more.
-    pub fn readers_end(&mut self) {
-        for mut reader in self.readers.drain(..) {
-            assert!(reader.wait(secs(30)).is_some(), "a reader ends");
-        }
-    }
-
     pub fn back_up(&mut self) {
         match &self.url {
-            Some(url) => run(Command::new(program("pg_dump")).args(["--clean", "--if-exists", "--file"]).arg(self.dump()).arg(url)),
+            Some(url) => run(Command::new(program("pg_dump"))
+                .args(["--clean", "--if-exists", "--file"])
+                .arg(self.dump())
+                .arg(url)),
             None => self.sqlite("backup"),
         }
         self.backup = Some(self.owners.clone());
@@ -293,7 +307,10 @@ impl World {
         let Some(owners) = self.backup.clone() else { return };
         self.portal.stop();
         match &self.url {
-            Some(url) => run(Command::new(program("psql")).args(["--quiet", "--set=ON_ERROR_STOP=1", "--file"]).arg(self.dump()).arg(url)),
+            Some(url) => run(Command::new(program("psql"))
+                .args(["--quiet", "--set=ON_ERROR_STOP=1", "--file"])
+                .arg(self.dump())
+                .arg(url)),
             None => self.sqlite("restore"),
         }
         self.portal.boot();
