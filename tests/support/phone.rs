@@ -246,15 +246,15 @@ impl Challenge {
 
 /// The answer of a phone that is called.
 fn answer(request: &str, status: &str) -> String {
-    let mut answer = format!("SIP/2.0 {status}\r\n");
+    let mut answer = vec![format!("SIP/2.0 {status}")];
     for line in request.lines().take_while(|line| !line.is_empty()) {
         match line.split_once(':').map(|(name, _)| name) {
-            Some("Via" | "From" | "Call-ID" | "CSeq") => answer += &format!("{line}\r\n"),
-            Some("To") => answer += &format!("{line};tag=phone\r\n"),
+            Some("Via" | "From" | "Call-ID" | "CSeq") => answer.push(line.to_owned()),
+            Some("To") => answer.push(format!("{line};tag=phone")),
             _ => {}
         }
     }
-    answer + "Content-Length: 0\r\n\r\n"
+    answer.join("\r\n") + "\r\nContent-Length: 0\r\n\r\n"
 }
 
 fn status(answer: &str) -> Option<u16> {
@@ -266,7 +266,8 @@ fn header<'m>(message: &'m str, name: &str) -> Option<&'m str> {
 }
 
 fn md5(text: &str) -> String {
-    Md5::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+    let digits: Vec<_> = Md5::digest(text).iter().map(|byte| format!("{byte:02x}")).collect();
+    digits.concat()
 }
 
 /// A test that panicked while it held the lock has not harmed what it guards.

@@ -251,8 +251,12 @@ impl History {
         let world = &mut self.world;
         match step {
             Step::HandOver(numbers) => {
-                numbers.iter().for_each(|number| world.delete(number));
-                numbers.iter().for_each(|_| world.create());
+                for number in &numbers {
+                    world.delete(number);
+                }
+                for _ in &numbers {
+                    world.create();
+                }
             }
             Step::Delete(number) => world.delete(&number),
             Step::Create => world.create(),
@@ -369,5 +373,6 @@ impl History {
 /// The numbers whose phones an apply evicted.
 fn evicted(applied: &Value) -> String {
     let registrations = applied["registrations_evicted"].as_array().into_iter().flatten();
-    registrations.map(|registration| format!("{} ", registration["extension"])).collect()
+    let numbers: Vec<_> = registrations.map(|registration| registration["extension"].to_string()).collect();
+    numbers.join(" ")
 }

@@ -172,7 +172,7 @@ impl World {
 
     /// Calls every number once.
     pub fn call_all(&self) {
-        self.call_each(|caller| {
+        call_each(|caller| {
             for number in self.numbers_of(caller) {
                 self.call(caller, number);
             }
@@ -181,7 +181,7 @@ impl World {
 
     /// Calls without pause until it is done: numbers that are about to change hands, and others now and then.
     pub fn call_until(&self, done: &AtomicBool, often: &BTreeSet<String>) {
-        self.call_each(|caller| {
+        call_each(|caller| {
             let numbers = self.numbers_of(caller);
             let of_often: Vec<_> = numbers.iter().filter(|number| often.contains(**number)).copied().collect();
             for turn in 0.. {
@@ -200,15 +200,6 @@ impl World {
             scope.spawn(|| self.call_until(&done, &BTreeSet::new()));
             thread::sleep(time);
             done.store(true, Ordering::Relaxed);
-        });
-    }
-
-    fn call_each(&self, calls: impl Fn(usize) + Sync) {
-        thread::scope(|scope| {
-            for caller in 0..CALLERS {
-                let calls = &calls;
-                scope.spawn(move || calls(caller));
-            }
         });
     }
 
@@ -326,6 +317,16 @@ impl World {
     fn dump(&self) -> std::path::PathBuf {
         self.folder.path().join("dump")
     }
+}
+
+/// All callers at once.
+fn call_each(calls: impl Fn(usize) + Sync) {
+    thread::scope(|scope| {
+        for caller in 0..CALLERS {
+            let calls = &calls;
+            scope.spawn(move || calls(caller));
+        }
+    });
 }
 
 fn run(command: &mut Command) {
