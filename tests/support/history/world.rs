@@ -21,7 +21,7 @@ use crate::support::{Asterisk, Phone, Portal, secs};
 /// Who call: each has a number for ever, and calls every other number.
 pub const CALLERS: usize = 2;
 
-/// Asterisk commits its database at most this long after a change.
+/// By then Asterisk has committed what it wrote, or rolled it back.
 const COMMIT: Duration = Duration::from_millis(2500);
 
 /// A registration that is older may end by itself.
