@@ -32,7 +32,7 @@ test: setup $(CARGO_DEB) ## all tests, the demo among them
 bench: setup ## how fast it is, beside its floors; writes docs/performance.md
 	cargo test --locked --release --test bench
 
-soak: setup ## twenty minutes of everything; writes docs/performance/soak.md
+soak: setup ## twenty minutes of everything, random histories beside it; writes docs/performance/soak.md
 	cargo test --locked --release --test soak
 
 lint: setup $(DENY) ## format, clippy, licences and bans of the dependencies, shell scripts

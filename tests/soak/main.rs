@@ -1,11 +1,13 @@
 //! `make soak`: twenty minutes of everything, at a steady rate: users come and go, are listed and applied, phones register,
-//! short calls are made, and two people talk from the first minute to the last. Writes
-//! `docs/performance/soak.md` with its plots. It fails when memory or handles drift, or anything is refused or dropped.
+//! short calls are made, and two people talk from the first minute to the last. Beside it, random histories run on servers of
+//! their own. Writes `docs/performance/soak.md` with its plots. It fails when memory or handles drift, anything is refused or
+//! dropped, or a history breaks a promise.
 
 #![expect(clippy::cast_precision_loss, reason = "counts are small")]
 
 #[path = "../bench/figures.rs"]
 mod figures;
+mod histories;
 #[path = "../bench/plot.rs"]
 #[allow(dead_code)] // the benchmark uses all of it
 mod plot;
@@ -22,6 +24,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use figures::{Usage, median, percentile, timed};
+use histories::Histories;
 use plot::Line;
 use serde_json::Value;
 use support::portal::Settings;
@@ -103,7 +106,8 @@ fn main() {
     let guests = Mutex::new(VecDeque::new());
     let started = Instant::now();
     let mut samples: Vec<Sample> = Vec::new();
-    thread::scope(|scope| {
+    let histories = thread::scope(|scope| {
+        let histories = scope.spawn(|| Histories::until(&done));
         for (kind, every, name) in KINDS {
             let (done, failed, taken, guests, portal, asterisk, accounts) =
                 (&done, &failed, &taken, &guests, &portal, &asterisk, &accounts);
@@ -145,6 +149,7 @@ fn main() {
             });
         }
         done.store(true, Ordering::Relaxed);
+        histories.join().expect("histories fail in threads of their own")
     });
     drop(phones);
     let calls = || asterisk.rx("core show channels count").lines().any(|line| line == "1 active call");
@@ -152,10 +157,11 @@ fn main() {
         thread::sleep(secs(1));
         calls() && all_hear()
     });
-    let well = report(&samples, &taken.into_inner().expect("nobody panicked"), failed.into_inner(), talk_goes_on);
+    let taken = taken.into_inner().expect("nobody panicked");
+    let well = report(&samples, &taken, failed.into_inner(), talk_goes_on, &histories);
     assert!(portal.stop().success(), "the portal stops in order");
     if !well {
-        eprintln!("something drifted, was refused or was dropped: see docs/performance/soak.md");
+        eprintln!("something drifted, was refused or dropped, or broke a promise: see docs/performance/soak.md");
         std::process::exit(1);
     }
 }
@@ -216,7 +222,7 @@ fn account(user: &Value) -> (String, String) {
 }
 
 /// Writes the page; gives whether all is well.
-fn report(samples: &[Sample], done: &[Done], failed: usize, talk_goes_on: bool) -> bool {
+fn report(samples: &[Sample], done: &[Done], failed: usize, talk_goes_on: bool, histories: &Histories) -> bool {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/performance");
     fs::create_dir_all(&folder).expect("make the folder");
     let line = |name: &str, value: &dyn Fn(&Sample) -> f64| Line {
@@ -268,7 +274,7 @@ fn report(samples: &[Sample], done: &[Done], failed: usize, talk_goes_on: bool) 
         writeln!(page, "| {name} | every {} ms |", every.as_millis()).expect("text");
     }
     page += "\n| what | first half | second half | |\n|---|---|---|---|\n";
-    let mut well = failed == 0 && talk_goes_on;
+    let mut well = failed == 0 && talk_goes_on && histories.failed == 0;
     let held: [(&str, Of); 4] = [
         ("portal: resident memory, MiB", |sample| sample.portal.memory),
         ("portal: file handles", |sample| sample.portal.handles as f64),
@@ -294,10 +300,11 @@ fn report(samples: &[Sample], done: &[Done], failed: usize, talk_goes_on: bool) 
     }
     writeln!(
         page,
-        "\nRefused or failed: {failed}. The long call {}.\n\nThe halves are those of the time after a warm-up of {} seconds; a figure is level if it grows by no more than {:.0} % and one unit. \
+        "\nRefused or failed: {failed}. The long call {}. {}\n\nThe halves are those of the time after a warm-up of {} seconds; a figure is level if it grows by no more than {:.0} % and one unit. \
          A registration and a call are a process of SIPp each, and their latencies are that process's.\n\n\
          ![Resident memory](soak-memory.svg)\n\n![Open file handles](soak-handles.svg)\n\n![Latency](soak-latency.svg)",
         if talk_goes_on { "goes on, and both hear each other" } else { "was **dropped**" },
+        histories.sentence(),
         WARM.as_secs(),
         (DRIFT - 1.0) * 100.0
     )

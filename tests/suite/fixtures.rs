@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+pub use crate::support::SetWhenDropped;
 use crate::support::lab::{Folder, PORTAL, User, make_dir};
 use crate::support::portal::Settings;
 pub use crate::support::postgres::psql;
@@ -29,15 +30,6 @@ auth_type=userpass
 username=alice
 password=x
 ";
-
-/// Ends a thread that looks on, even if the test fails meanwhile.
-pub struct SetWhenDropped<'a>(pub &'a AtomicBool);
-
-impl Drop for SetWhenDropped<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
 
 /// Which database a test runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

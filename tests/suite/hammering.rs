@@ -1,18 +1,15 @@
 //! The old owner's phone registers some fifty times a second and its number is called without pause, before, during and after
 //! the apply that gives the number to somebody else, or that is killed while it does.
 
-use std::net::{SocketAddr, UdpSocket};
-use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::fixtures::{SetWhenDropped, account, evicted, host, id, registrations};
-use crate::support::process::run_within;
 use crate::support::sipp::{Caller, HAMMERING_AT_ONCE, Phones, call};
-use crate::support::{Asterisk, Portal, secs, strace, wait_until};
+use crate::support::{Asterisk, Phone, Portal, secs, strace, wait_until};
 
 /// Each user makes the reloads, and so the time in which something could go wrong, longer; without any, it is shortest.
 const OTHER_USERS: usize = 200;
@@ -170,100 +167,29 @@ fn nor_after_a_crash_and_an_administrators_own_reload() {
     }
 }
 
-/// A phone that sends REGISTER after REGISTER, each as soon as the last is answered, and reuses the nonce that it has.
-struct Flood {
-    number: String,
-    secret: String,
-    /// How many were accepted, and refused.
-    accepted: AtomicUsize,
-    refused: AtomicUsize,
-    done: AtomicBool,
-}
-
-impl Flood {
-    fn of(user: &Value) -> Self {
-        let (number, secret) = account(user);
-        Self {
-            number,
-            secret,
-            accepted: AtomicUsize::new(0),
-            refused: AtomicUsize::new(0),
-            done: AtomicBool::new(false),
-        }
-    }
-
-    fn run(&self, server: SocketAddr) {
-        let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
-        socket.connect(server).expect("a server");
-        socket.set_read_timeout(Some(secs(1))).expect("a time-out");
-        let (own, number) = (socket.local_addr().expect("a port"), &self.number);
-        let (mut credentials, mut buffer) = (String::new(), [0; 4096]);
-        for count in 1.. {
-            if self.done.load(Ordering::Relaxed) {
-                break;
-            }
-            let register = format!(
-                "REGISTER sip:{server} SIP/2.0\r\nVia: SIP/2.0/UDP {own};branch=z9hG4bK{count}\r\nMax-Forwards: 70\r\n\
-                 From: <sip:{number}@{server}>;tag=flood\r\nTo: <sip:{number}@{server}>\r\nCall-ID: flood-{own}\r\n\
-                 CSeq: {count} REGISTER\r\nContact: <sip:{number}@{own}>\r\nExpires: 300\r\n{credentials}Content-Length: 0\r\n\r\n"
-            );
-            socket.send(register.as_bytes()).expect("send");
-            let (cseq, mut answer) = (format!("CSeq: {count} REGISTER"), String::new());
-            // What else comes is OPTIONS, or late.
-            while !answer.starts_with("SIP/2.0 ") || !answer.contains(&cseq) {
-                let Ok(length) = socket.recv(&mut buffer) else { break };
-                answer = String::from_utf8_lossy(&buffer[..length]).into_owned();
-            }
-            if answer.starts_with("SIP/2.0 200 ") {
-                self.accepted.fetch_add(1, Ordering::Relaxed);
-            } else if answer.starts_with("SIP/2.0 401 ") {
-                self.refused.fetch_add(1, Ordering::Relaxed);
-                credentials = self.credentials(server, &answer);
-            }
-        }
-    }
-
-    /// Of RFC 2617 without `qop`, which stays the same from request to request.
-    fn credentials(&self, server: SocketAddr, challenge: &str) -> String {
-        let field = |name: &str| challenge.split(&format!("{name}=\"")).nth(1)?.split('"').next();
-        let [realm, nonce, opaque] = ["realm", "nonce", "opaque"].map(|name| field(name).unwrap_or_default());
-        let (number, uri) = (&self.number, format!("sip:{server}"));
-        let secret = md5(&format!("{number}:{realm}:{}", self.secret));
-        let response = md5(&format!("{secret}:{nonce}:{}", md5(&format!("REGISTER:{uri}"))));
-        format!(
-            "Authorization: Digest username=\"{number}\", realm=\"{realm}\", nonce=\"{nonce}\", uri=\"{uri}\", \
-             response=\"{response}\", opaque=\"{opaque}\", algorithm=MD5\r\n"
-        )
-    }
-}
-
-fn md5(text: &str) -> String {
-    let output = run_within(secs(10), Command::new("sh").args(["-c", "printf %s \"$1\" | md5sum", "md5", text]));
-    String::from_utf8_lossy(&output.stdout)[..32].to_owned()
-}
-
 #[test]
 fn nor_does_one_that_registers_as_fast_as_it_can_hold_up_the_apply() {
     let scene = Scene::new(OTHER_USERS);
-    let flood = Flood::of(&scene.owner);
+    let (number, secret) = account(&scene.owner);
+    let phone = Phone::new(&scene.asterisk, &number, &secret);
+    let done = AtomicBool::new(false);
     thread::scope(|scope| {
-        scope.spawn(|| flood.run((&scene.asterisk).into()));
-        let done = SetWhenDropped(&flood.done);
-        let tried = || flood.accepted.load(Ordering::Relaxed) + flood.refused.load(Ordering::Relaxed);
-        wait_until(secs(20), "it registers again and again", || flood.accepted.load(Ordering::Relaxed) > 500);
+        scope.spawn(|| phone.hammer(&done));
+        let done = SetWhenDropped(&done);
+        wait_until(secs(20), "it registers again and again", || phone.accepted() > 500);
         scene.portal.delete_user(id(&scene.owner));
         let next = scene.portal.create_user("Next", "next@example.com");
-        assert_eq!(account(&next).0, scene.number);
-        let before = flood.accepted.load(Ordering::Relaxed);
+        assert_eq!(account(&next).0, number);
+        let before = phone.accepted();
         let applied = scene.portal.apply("suite");
-        assert!(flood.accepted.load(Ordering::Relaxed) > before + 5, "it went on through the quarantine");
-        let (accepted, count) = (flood.accepted.load(Ordering::Relaxed), tried());
-        assert!(evicted(&applied).contains(&scene.number), "{applied}");
-        wait_until(secs(20), "it goes on", || tried() > count + 50);
-        assert_eq!(flood.accepted.load(Ordering::Relaxed), accepted, "it is refused");
-        assert_eq!(registrations(&scene.asterisk, &scene.number), 0);
+        assert!(phone.accepted() > before + 5, "it went on through the quarantine");
+        let (accepted, refused) = (phone.accepted(), phone.refused());
+        assert!(evicted(&applied).contains(&number), "{applied}");
+        wait_until(secs(20), "it goes on", || phone.refused() > refused + 50);
+        assert_eq!(phone.accepted(), accepted, "it is refused");
+        assert_eq!(registrations(&scene.asterisk, &number), 0);
         let caller = (scene.caller.0.as_str(), scene.caller.1.as_str());
-        assert_eq!(call(&scene.asterisk, caller, &scene.number), 480);
+        assert_eq!(call(&scene.asterisk, caller, &number), 480);
         drop(done);
     });
 }

@@ -21,6 +21,7 @@ mod fixtures;
 mod foreign_hands;
 mod hammering;
 mod hand_edited;
+mod histories;
 mod hosts;
 mod killed;
 mod limits;

@@ -6,11 +6,13 @@
 pub mod asterisk;
 pub mod baresip;
 pub mod chromium;
+pub mod history;
 pub mod inotify;
 pub mod lab;
 pub mod machine;
 pub mod network;
 pub mod pooler;
+pub mod phone;
 pub mod portal;
 pub mod postgres;
 pub mod process;
@@ -21,10 +23,21 @@ pub use asterisk::Asterisk;
 pub use baresip::Baresip;
 pub use chromium::Chromium;
 pub use machine::Machine;
+pub use phone::Phone;
 pub use portal::{Answer, Portal};
 pub use postgres::Postgres;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+
+/// Ends a thread that looks on, even if the test fails meanwhile.
+pub struct SetWhenDropped<'a>(pub &'a AtomicBool);
+
+impl Drop for SetWhenDropped<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
 
 /// Waits until the condition holds; panics with what was awaited when it does not within the bound.
 #[track_caller]
