@@ -121,9 +121,10 @@ flock --nonblock 9 || {
 }
 
 if ((${#missing[@]} > 0)); then
-    long_step "the package lists" apt-get update
+    # A fresh machine may be upgrading itself: wait for apt's and dpkg's locks.
+    long_step "the package lists" apt-get -o DPkg::Lock::Timeout=600 update
     long_step "Debian packages: ${missing[*]}" \
-        env DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "${missing[@]}"
+        env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install --yes --no-install-recommends "${missing[@]}"
 fi
 $name_resolves || printf '127.0.1.1\t%s\n' "$name" >>/etc/hosts
 [[ -d $root ]] || make_asterisk_root "$root" sid 22

@@ -138,7 +138,7 @@ impl IntoResponses for ApplyFailures {
 /// written. The apply runs to its end even if the client hangs up.
 #[utoipa::path(
     post, path = "/apply", tag = "Apply",
-    request_body(content = NewApply, example = json!({"triggered_by": "Alice Ångström"})),
+    request_body(content = NewApply, example = json!({"triggered_by": "admin@example.com"})),
     responses(
         (status = 200, description = "Asterisk is proven to serve the database's users", body = AppliedBody, example = json!(applied())),
         ApplyFailures,
