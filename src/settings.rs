@@ -55,11 +55,7 @@ const SECRETS: [(&str, &str, &str); 2] = [
         "sqlite:// in the data directory",
         "postgres://… or sqlite://…; secret: environment or ./.env only",
     ),
-    (
-        "PORTAL_API_TOKEN",
-        "none",
-        "If set, requests need 'Authorization: Bearer …'; secret: environment or ./.env only",
-    ),
+    ("PORTAL_API_TOKEN", "none", "If set, requests need 'Authorization: Bearer …'; secret: environment or ./.env only"),
 ];
 
 const EXAMPLES: &str = "\
