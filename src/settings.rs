@@ -82,11 +82,9 @@ fn environment() -> String {
     let secrets = SECRETS
         .into_iter()
         .map(|(name, default, meaning)| (name.to_owned(), format!("{meaning} [default: {default}]")));
-    let mut text = "Environment:\n  A flag comes before the environment, and the environment before ./.env.".to_owned();
-    for (name, meaning) in secrets.chain(flags) {
-        text += &format!("\n  {name:<28}  {meaning}");
-    }
-    text
+    let lines = secrets.chain(flags).map(|(name, meaning)| format!("  {name:<28}  {meaning}"));
+    let order = "  A flag comes before the environment, and the environment before ./.env.".to_owned();
+    ["Environment:".to_owned(), order].into_iter().chain(lines).collect::<Vec<_>>().join("\n")
 }
 
 /// What the program can do.

@@ -24,7 +24,7 @@ use crate::storage::LOOK_AND_TRY_AGAIN;
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "read field by field; this is its schema")]
 struct NewApply {
-    /// For the audit log.
+    /// Who applies, for the audit log: an administrator's address or name.
     #[schema(schema_with = super::users::name_schema)]
     triggered_by: String,
 }
