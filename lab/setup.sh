@@ -53,6 +53,18 @@ long_step() {
     }
 }
 
+# A fresh machine may be upgrading itself. apt waits for dpkg's lock if it is told to, but never for that of its lists.
+update_package_lists() {
+    local output tries
+    for ((tries = 0; tries < 120; tries++)); do
+        output=$(LC_ALL=C apt-get update 2>&1) && return
+        printf '%s\n' "$output"
+        [[ $output == *'Could not get lock'* ]] || return 1
+        sleep 5
+    done
+    return 1
+}
+
 # The mirror that this machine's own apt uses; nothing on a system that is not Debian: debootstrap's default is right there.
 debian_mirror() {
     # shellcheck disable=SC2016  # apt-get expands it
@@ -118,6 +130,7 @@ name_resolves=true
 getent hosts "$name" >/dev/null || name_resolves=false
 
 if ((${#missing[@]} == 0)) && [[ -d $root && -d $old_root && -d $machine ]] && $name_resolves && has_pgbouncer && has_python_packages; then
+    say 'everything is installed; nothing to do'
     exit 0
 fi
 if ((EUID != 0)); then
@@ -125,6 +138,7 @@ if ((EUID != 0)); then
     exec sudo PBX_LAB_DIR="$lab" "$0"
 fi
 
+say "installing what the lab lacks: Debian packages here, Asterisk roots and a Python environment in $lab; some minutes"
 mkdir -p "$lab"
 exec 9>"$lab/setup.lock"
 # One setup at a time; whoever waited finds the work done.
@@ -134,9 +148,9 @@ flock --nonblock 9 || {
 }
 
 if ((${#missing[@]} > 0)); then
-    long_step "the package lists" apt-get update
+    long_step "the package lists" update_package_lists
     long_step "Debian packages: ${missing[*]}" \
-        env DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "${missing[@]}"
+        env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install --yes --no-install-recommends "${missing[@]}"
 fi
 $name_resolves || printf '127.0.1.1\t%s\n' "$name" >>/etc/hosts
 [[ -d $root ]] || make_asterisk_root "$root" sid 22

@@ -238,6 +238,7 @@ async fn serve(settings: &Settings, secrets: Secrets, storage: Storage) -> Resul
     let router = api::router(Portal { storage, applier }, guard);
     info!(address = %settings.listen, version = env!("CARGO_PKG_VERSION"), "serving; the documentation is at /docs");
     tell_service_manager("READY=1");
+    tokio::spawn(feed_watchdog());
 
     let mut server = tokio::spawn(server::serve(listener, router, stopping.clone()));
     tokio::select! {
@@ -255,6 +256,16 @@ async fn serve(settings: &Settings, secrets: Secrets, storage: Storage) -> Resul
         warn!("some clients did not take their answers");
     }
     Ok(())
+}
+
+/// Tells systemd twice in each `WatchdogSec=` that the event loop lives; a hung service is silent, and systemd restarts it.
+async fn feed_watchdog() {
+    let Some(bound) = std::env::var("WATCHDOG_USEC").ok().and_then(|bound| bound.parse().ok()) else { return };
+    let mut ticks = tokio::time::interval((Duration::from_micros(bound) / 2).max(Duration::from_millis(1)));
+    loop {
+        ticks.tick().await;
+        tell_service_manager("WATCHDOG=1");
+    }
 }
 
 /// Tells systemd how far the service is, if it is systemd that started it (see `sd_notify(3)`).

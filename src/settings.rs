@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::str::FromStr as _;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use percent_encoding::percent_decode_str;
 use sqlx::postgres::PgConnectOptions;
 
@@ -37,8 +37,54 @@ impl Cli {
         }) {
             arguments.insert(arguments.len().min(1), "serve".into());
         }
-        Self::try_parse_from(arguments)
+        Self::from_arg_matches(&Self::definition().try_get_matches_from(arguments)?)
     }
+
+    /// The command line's definition; its help texts show all settings, the secrets among them.
+    #[must_use]
+    pub fn definition() -> clap::Command {
+        let help = format!("{}\n\n{EXAMPLES}", environment());
+        Self::command().after_help(help.clone()).mut_subcommand("serve", |serve| serve.after_help(help))
+    }
+}
+
+/// The two settings that are not flags: name, default, meaning.
+const SECRETS: [(&str, &str, &str); 2] = [
+    (
+        "DATABASE_URL",
+        "sqlite:// in the data directory",
+        "postgres://… or sqlite://…; secret: environment or ./.env only",
+    ),
+    ("PORTAL_API_TOKEN", "none", "If set, requests need 'Authorization: Bearer …'; secret: environment or ./.env only"),
+];
+
+const EXAMPLES: &str = "\
+Examples:
+  pbx-portal check                           Show what is missing on this host
+  pbx-portal serve --listen 127.0.0.1:9000   Serve on another port
+  LOG_FORMAT=json pbx-portal                 Serve, with log lines for a collector
+
+Exit status:
+  0  Success
+  1  The service could not start, or 'check' found a problem
+  2  A setting or an argument is invalid";
+
+/// The help's list of all settings, from the flags' own definitions.
+fn environment() -> String {
+    let flags = Settings::augment_args(clap::Command::new("serve"));
+    let flags = flags.get_arguments().filter_map(|flag| {
+        let name = flag.get_env()?.to_string_lossy().into_owned();
+        let meaning = flag.get_help().map(ToString::to_string).unwrap_or_default();
+        let default = flag.get_default_values().first().filter(|_| !flag.is_hide_default_value_set());
+        let default = default.map(|value| format!(" [default: {}]", value.to_string_lossy()));
+        Some((name, format!("{meaning}{}", default.unwrap_or_default())))
+    });
+    let secrets = SECRETS
+        .into_iter()
+        .map(|(name, default, meaning)| (name.to_owned(), format!("{meaning} [default: {default}]")));
+    let lines = secrets.chain(flags).map(|(name, meaning)| format!("  {name:<28}  {meaning}"));
+    let order = "  A flag comes before the environment, and the environment before ./.env.".to_owned();
+    ["Environment:".to_owned(), order].into_iter().chain(lines).collect::<Vec<_>>().join("\n")
 }
 
 /// What the program can do.

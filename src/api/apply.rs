@@ -24,7 +24,7 @@ use crate::storage::LOOK_AND_TRY_AGAIN;
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "read field by field; this is its schema")]
 struct NewApply {
-    /// For the audit log.
+    /// Who applies, for the audit log: an administrator's address or name.
     #[schema(schema_with = super::users::name_schema)]
     triggered_by: String,
 }
@@ -186,7 +186,7 @@ impl IntoResponses for ApplyFailures {
 /// written. The apply runs to its end even if the client hangs up.
 #[utoipa::path(
     post, path = "/apply", tag = "Apply",
-    request_body(content = NewApply, example = json!({"triggered_by": "Alice Ångström"})),
+    request_body(content = NewApply, example = json!({"triggered_by": "admin@example.com"})),
     responses(
         (status = 200, description = "Asterisk is proven to serve the database's users", body = AppliedBody, example = json!(applied())),
         ApplyFailures,

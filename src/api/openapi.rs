@@ -32,9 +32,10 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
 #[openapi(
     info(
         title = "PBX Control Portal",
-        description = "Users become SIP extensions of an Asterisk server. Create users, then apply: Asterisk serves them once an apply answers 200.",
+        description = "Users become SIP extensions of an Asterisk server. Create a user, apply, then register the phone with the extension's number and secret: Asterisk serves the user once the apply answers 200.\n\nInstallation, backups and what each error means: README.md and docs/operations.md, in /usr/share/doc/pbx-portal on the server.",
         contact(),
     ),
+    servers((url = "/", description = "The server that this document comes from")),
     tags(
         (name = "Users", description = "Who has an extension"),
         (name = "Apply", description = "What Asterisk serves"),
@@ -95,7 +96,7 @@ fn response(errors: Vec<ApiError>) -> openapi::Response {
 /// Swagger UI, its files in the binary; a file that it does not have is a 404 as everywhere.
 pub fn page(document: openapi::OpenApi) -> Router {
     // Its other layout asks a service on the Internet whether the document is valid, and has a style inside its logo.
-    let config = Config::default().use_base_layout();
+    let config = Config::default().use_base_layout().default_models_expand_depth(0);
     let page: Router = SwaggerUi::new("/docs").url("/openapi.json", document).config(config).into();
     page.layer(middleware::map_response(async |response: Response| {
         let mut response = match response.status() {

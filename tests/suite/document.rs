@@ -140,3 +140,26 @@ fn shows_the_very_patterns_that_the_code_applies() {
     }
     assert_eq!(schemas["NewUser"]["properties"]["email"]["maxLength"], Email::MAX_LENGTH);
 }
+
+#[test]
+fn of_the_settings_is_the_same_in_the_readme_the_env_example_and_the_help() {
+    let names = |text: &str| -> BTreeSet<String> {
+        text.split(|c: char| !(c.is_ascii_uppercase() || c == '_'))
+            .filter(|word| ["PORTAL_", "ASTERISK_", "LOG_", "DATABASE_URL"].iter().any(|start| word.starts_with(start)))
+            .map(ToOwned::to_owned)
+            .collect()
+    };
+    let readme = include_str!("../../README.md");
+    let rows = readme.lines().filter(|line| line.starts_with("| `")).collect::<Vec<_>>().join("\n");
+    let example = include_str!("../../.env.example");
+    let lines = example.lines().filter(|line| line.starts_with('#') && line.contains('=')).collect::<Vec<_>>();
+    let example = lines.iter().filter_map(|line| line[1..].split_once('=')).map(|(name, _)| name);
+    let example = names(&example.filter(|name| !name.contains(' ')).collect::<Vec<_>>().join(" "));
+    let mut command = pbx_control_portal::settings::Cli::definition();
+    let serve = command.find_subcommand_mut("serve").expect("serve").render_long_help().to_string();
+    let top = command.render_help().to_string();
+    let environment = |help: &str| names(help.split_once("Environment:").expect("its section").1);
+    let table = names(&rows);
+    assert_eq!(table.len(), 12, "{table:?}");
+    assert_eq!((&table, &table, &table), (&example, &environment(&top), &environment(&serve)));
+}

@@ -58,3 +58,27 @@ fn the_request_id_is_the_clients_or_a_new_one_in_head_body_and_log() {
     let long = "x".repeat(200);
     assert_ne!(refused(Some(&long)), long, "an id of any length is not taken");
 }
+
+#[test]
+fn the_service_manager_is_told_again_and_again_that_the_event_loop_lives() {
+    let folder = std::env::temp_dir().join(format!("pbx-portal-watchdog-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let socket = folder.join("notify");
+    let manager = std::os::unix::net::UnixDatagram::bind(&socket).expect("a socket");
+    manager.set_read_timeout(Some(std::time::Duration::from_secs(10))).expect("a bound");
+    for path in [&folder, &socket] {
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o777))
+            .expect("open to the portal");
+    }
+    let settings = Settings::default().with("NOTIFY_SOCKET", socket.to_str().expect("UTF-8"));
+    let portal = Portal::start(&settings.with("WATCHDOG_USEC", "200000"));
+    let mut message = [0; 64];
+    let mut told = || {
+        let length = manager.recv(&mut message).expect("a message in time");
+        String::from_utf8_lossy(&message[..length]).into_owned()
+    };
+    assert_eq!(told(), "READY=1");
+    assert_eq!([told(), told(), told()], ["WATCHDOG=1"; 3]);
+    drop(portal);
+    std::fs::remove_dir_all(&folder).expect("its folder goes");
+}
