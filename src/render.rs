@@ -1,9 +1,10 @@
 //! Users → the bytes of the two generated files. Pure: the same users in the same order give the same bytes.
 //!
-//! A person's name is the only value in them that a person chose. Everything that could end its quotes, start a comment
-//! or run as an expression stays out of it, see [`caller_id`]; all other values are digits, letters and constants.
+//! A person's name is the only value in them that a person chose. [`caller_id`] leaves out everything that could end its quotes,
+//! start a comment or run as an expression. All other values are digits, letters and constants.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use crate::domain::{ExtensionNumber, Name, User};
@@ -20,56 +21,96 @@ const HEADER: &str = "\
 /// What Asterisk keeps of a caller ID's name: a buffer of 80 bytes with its terminator (seen on 22.10).
 const CALLER_ID_NAME_BYTES: usize = 79;
 
-/// `generated_endpoints.conf`: an endpoint, an auth and an AOR for each user, all named as its extension.
+/// The type of a PJSIP object. A user has one object of each, named as the extension.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ObjectType {
+    /// How the phone is called and what it may do.
+    Endpoint,
+    /// How the phone proves who it is.
+    Auth,
+    /// Where the phone registers.
+    Aor,
+}
+
+impl ObjectType {
+    /// All of them, in the order of the file.
+    pub const ALL: [Self; 3] = [Self::Endpoint, Self::Auth, Self::Aor];
+
+    /// As `type=` gives it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Endpoint => "endpoint",
+            Self::Auth => "auth",
+            Self::Aor => "aor",
+        }
+    }
+}
+
+/// The options of a user's object, in the order of the file. The file and the proof take them from here.
+#[must_use]
+pub fn options(kind: ObjectType, user: &User) -> Vec<(&'static str, Cow<'_, str>)> {
+    let number = || Cow::Owned(user.extension.number.to_string());
+    match kind {
+        ObjectType::Endpoint => vec![
+            ("context", CONTEXT.into()),
+            ("message_context", "synergy-no-messages".into()),
+            ("disallow", "all".into()),
+            ("allow", "ulaw,alaw".into()),
+            ("auth", number()),
+            ("aors", number()),
+            ("callerid", caller_id(&user.name, user.extension.number).into()),
+            ("direct_media", "no".into()),
+            ("rtp_symmetric", "yes".into()),
+            ("force_rport", "yes".into()),
+            ("rewrite_contact", "yes".into()),
+        ],
+        ObjectType::Auth => vec![
+            ("auth_type", "userpass".into()),
+            ("username", number()),
+            ("password", user.extension.secret.reveal().into()),
+        ],
+        ObjectType::Aor => vec![
+            ("max_contacts", "1".into()),
+            ("remove_existing", "yes".into()),
+            ("default_expiration", "300".into()),
+            ("maximum_expiration", "300".into()),
+            ("qualify_frequency", "60".into()),
+        ],
+    }
+}
+
+/// How the file writes a value that `pjsip show` shows: Asterisk shows `yes` as `true` or `Yes`, and codecs as `(ulaw|alaw)`.
+#[must_use]
+pub fn as_written<'v>(name: &str, shown: &'v str) -> Cow<'v, str> {
+    match shown {
+        "true" | "Yes" => "yes".into(),
+        "false" | "No" => "no".into(),
+        codecs if name == "allow" => codecs.trim_matches(['(', ')']).replace('|', ",").into(),
+        shown => shown.into(),
+    }
+}
+
+/// `generated_endpoints.conf`: the objects of each user.
 #[must_use]
 pub fn endpoints(users: &[User]) -> String {
     let mut text = String::from(HEADER);
-    for (index, user) in users.iter().enumerate() {
+    let objects = users.iter().flat_map(|user| ObjectType::ALL.map(|kind| (user, kind)));
+    for (index, (user, kind)) in objects.enumerate() {
         let separator = if index == 0 { "" } else { "\n" };
-        let number = user.extension.number;
-        let caller_id = caller_id(&user.name, number);
-        let secret = user.extension.secret.reveal();
-        write!(
-            text,
-            "\
-{separator}[{number}]
-type=endpoint
-context={CONTEXT}
-message_context=synergy-no-messages
-disallow=all
-allow=ulaw,alaw
-auth={number}
-aors={number}
-callerid={caller_id}
-direct_media=no
-rtp_symmetric=yes
-force_rport=yes
-rewrite_contact=yes
-
-[{number}]
-type=auth
-auth_type=userpass
-username={number}
-password={secret}
-
-[{number}]
-type=aor
-max_contacts=1
-remove_existing=yes
-default_expiration=300
-maximum_expiration=300
-qualify_frequency=60
-"
-        )
-        .expect("writing to a string");
+        writeln!(text, "{separator}[{}]\ntype={}", user.extension.number, kind.as_str()).expect("writing to a string");
+        for (name, value) in options(kind, user) {
+            writeln!(text, "{name}={value}").expect("writing to a string");
+        }
     }
     text
 }
 
 /// `generated_routing.conf`: how each number is called. The context stands there even for no numbers.
 ///
-/// The `Hangup` tells the caller the truth: 486 for busy, 480 for nobody there or no answer. A number in quarantine is told to be
-/// unknown (404): by a line of its own, because without one an administrator's pattern or include could answer for it.
+/// The `Hangup` tells the caller the truth: 486 for busy, 480 for nobody there or no answer. Callers of a number in quarantine
+/// hear that it is unknown (404). It has a line of its own, because without one an administrator's pattern or include could
+/// answer for it.
 #[must_use]
 pub fn routing(numbers: &BTreeSet<ExtensionNumber>, quarantined: &BTreeSet<ExtensionNumber>) -> String {
     let mut text = format!("{HEADER}[{CONTEXT}]\n");
@@ -88,16 +129,16 @@ pub fn routing(numbers: &BTreeSet<ExtensionNumber>, quarantined: &BTreeSet<Exten
     text
 }
 
-/// Priority 1 of a number, as written and as `dialplan show` tells it.
+/// Priority 1 of a number, as the file writes it and as `dialplan show` shows it.
 #[must_use]
 pub fn dial(number: ExtensionNumber) -> String {
     format!("Dial(PJSIP/{number},25)")
 }
 
-/// Priority 1 of a number in quarantine: 1 is the cause of an unallocated number, which SIP tells as 404.
+/// Priority 1 of a number in quarantine: 1 is the cause "unallocated number", in SIP 404.
 pub const QUARANTINED: &str = "Hangup(1)";
 
-/// What the called phone shows, as written and as `PJSIP_ENDPOINT(…,callerid)` tells it.
+/// What the called phone shows, as the file writes it and as `pjsip show endpoint` shows it.
 ///
 /// Left out of the name: `"` and `\` (they end or change the quoted text), `;` (starts a comment), `$`, `{` and `}`
 /// (a dialplan that evaluates a caller ID would run them), `<` and `>` (they delimit the number). What remains is cut
@@ -110,12 +151,6 @@ pub fn caller_id(name: &Name, number: ExtensionNumber) -> String {
         "" => format!("\"{number}\" <{number}>"),
         shown => format!("\"{shown}\" <{number}>"),
     }
-}
-
-/// The caller ID of each of `users`.
-#[must_use]
-pub fn caller_ids<'u>(users: impl IntoIterator<Item = &'u User>) -> BTreeMap<ExtensionNumber, String> {
-    users.into_iter().map(|user| (user.extension.number, caller_id(&user.name, user.extension.number))).collect()
 }
 
 #[cfg(test)]

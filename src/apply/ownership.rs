@@ -1,13 +1,13 @@
-//! Which numbers change hands: whose registrations may be those of somebody who had the number before.
+//! Which numbers change hands: their registrations may belong to a former owner.
 //!
-//! A secret belongs to one user for ever, so no clock, counter or history is needed. A number of the snapshot changes hands
-//! when
+//! A secret belongs to one user for ever, so the decision needs no clock, counter or history. A number of the snapshot changes
+//! hands if
 //!
-//! - the secret in force is another than the snapshot's; or
-//! - none is in force, and our file on disk has another, which may come into force any moment; or neither has one, and it
-//!   has registrations; or
-//! - its endpoint is in our file on disk but the routing on disk does not call it: an earlier apply was interrupted while the
-//!   number was in quarantine.
+//! - the secret in force differs from the snapshot's; or
+//! - no secret is in force, and either our file on disk has a different one, which may come into force at any moment, or the file
+//!   has none and the number has registrations; or
+//! - our routing on disk has the quarantine's line for it: an earlier apply was interrupted. A routing file that is missing or was
+//!   emptied by hand is no quarantine.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -15,7 +15,8 @@ use std::path::Path;
 use tokio::try_join;
 
 use crate::asterisk::control::{Control, ControlError};
-use crate::asterisk::{in_force, registrations};
+use crate::asterisk::in_force::objects;
+use crate::asterisk::registrations;
 use crate::domain::{ExtensionNumber, User};
 use crate::host::configuration::{Config, MainFiles, Section, Unreadable};
 use crate::host::foreign;
@@ -27,13 +28,12 @@ use crate::render;
 pub(crate) struct OnDisk {
     secrets: BTreeMap<ExtensionNumber, String>,
     pub(super) endpoints: BTreeSet<ExtensionNumber>,
-    /// Whose priority 1 is our `Dial`, and not that of the quarantine.
-    routed: BTreeSet<ExtensionNumber>,
+    /// The numbers that an interrupted apply left in quarantine.
+    pub(super) quarantined: BTreeSet<ExtensionNumber>,
 }
 
 impl OnDisk {
-    /// Takes both files from what includes them in `main`; one that is not included is read by itself, and an absent one says
-    /// nothing.
+    /// Takes both files from what includes them in `main`. Reads a file by itself if nothing includes it; an absent one is empty.
     ///
     /// # Errors
     /// Which file can't be read.
@@ -50,8 +50,8 @@ impl OnDisk {
         })?;
         each_section(host, main.extensions()?, &host.files.routing, |config, section| {
             let first_priorities = foreign::first_priorities(config.entries(section));
-            let called = first_priorities.filter(|(number, entry)| entry.value.ends_with(&render::dial(*number)));
-            on_disk.routed.extend(called.map(|(number, _)| number));
+            let quarantined = first_priorities.filter(|(_, entry)| entry.value.ends_with(render::QUARANTINED));
+            on_disk.quarantined.extend(quarantined.map(|(number, _)| number));
         })?;
         Ok(on_disk)
     }
@@ -85,8 +85,8 @@ pub(crate) struct Served {
 impl Served {
     /// Asks Asterisk about the numbers of `users`.
     pub(crate) async fn ask(control: &Control, users: &[User]) -> Result<Self, ControlError> {
-        let numbers = users.iter().map(|user| user.extension.number);
-        let (secrets, registered) = try_join!(in_force::secrets(control, numbers), registrations::list(control))?;
+        let numbers: Vec<_> = users.iter().map(|user| user.extension.number).collect();
+        let (secrets, registered) = try_join!(objects::secrets(control, &numbers), registrations::list(control))?;
         Ok(Self { secrets, registered: registered.into_iter().map(|registration| registration.number).collect() })
     }
 }
@@ -99,7 +99,7 @@ pub(crate) fn changing_hands(users: &[User], on_disk: &OnDisk, served: &Served) 
             Some(former) => former != secret,
             None => served.registered.contains(&number),
         };
-        another || (on_disk.endpoints.contains(&number) && !on_disk.routed.contains(&number))
+        another || on_disk.quarantined.contains(&number)
     };
     users.iter().filter(changes).map(|user| user.extension.number).collect()
 }

@@ -2,12 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use super::ownership::{self, OnDisk, Served};
-use crate::asterisk::in_force;
-use crate::domain::{ExtensionNumber, User, some_of};
+use super::ownership::{OnDisk, Served, changing_hands};
+use super::proof::{self, Remedy};
+use crate::domain::{User, some_of};
 use crate::preflight::check::DATABASE;
 use crate::preflight::probes::{Finding, Host, Probed, State, Trouble, would_begin};
-use crate::render;
 use crate::storage::Storage;
 
 /// Adds what the next apply would do to the `findings` of a check, if it would begin.
@@ -21,34 +20,19 @@ pub async fn preview(host: &Host, storage: &Storage, findings: &mut Vec<Finding>
     findings.push(Finding::if_possible("old registrations", possible, old_registrations(host, &users)).await);
 }
 
-/// What Asterisk serves beside what the database holds.
+/// How what Asterisk serves differs from what the database holds.
 async fn next_apply(host: &Host, users: &[User]) -> Probed {
-    let control = &host.control;
-    let wanted: BTreeSet<_> = users.iter().map(|user| user.extension.number).collect();
-    let objects = in_force::objects(control, &wanted).await?;
-    let routed = in_force::dialplan(control).await?.unwrap_or_default();
-    let whole = |number: &ExtensionNumber| {
-        objects.endpoints.get(number).is_some_and(|links| links.auth && links.aor)
-            && routed.get(number).is_some_and(|first| first.application == render::dial(*number))
-    };
-    let served = objects.endpoints.keys().chain(&objects.other_auths).chain(&objects.other_aors).chain(routed.keys());
-    let removed: BTreeSet<_> = served.copied().filter(|number| !wanted.contains(number)).collect();
-    let (there, added): (BTreeSet<_>, BTreeSet<_>) = wanted.iter().copied().partition(whole);
-
-    let there: Vec<_> = users.iter().filter(|user| there.contains(&user.extension.number)).collect();
-    let secrets = in_force::secrets(control, there.iter().map(|user| user.extension.number)).await?;
-    let caller_ids = render::caller_ids(there.iter().copied());
-    let mut changed = in_force::other_caller_ids(control, &caller_ids).await?;
-    changed.extend(in_force::other_secrets(there, &secrets));
-
-    let parts: Vec<_> = [("add", added), ("remove", removed), ("change", changed)]
-        .into_iter()
-        .filter(|(_, numbers)| !numbers.is_empty())
-        .map(|(verb, numbers)| format!("{verb} {}", some_of(numbers)))
-        .collect();
-    if parts.is_empty() {
+    let differences = proof::differences(&host.control, users).await?;
+    if differences.is_empty() {
         return Ok(format!("changes nothing: Asterisk serves all {} users", users.len()));
     }
+    let parts = [(Remedy::Add, "add"), (Remedy::Remove, "remove"), (Remedy::Change, "change")].map(|(remedy, verb)| {
+        let of_remedy: Vec<_> = differences.iter().filter(|difference| difference.remedy == remedy).collect();
+        let numbers: BTreeSet<_> = of_remedy.iter().flat_map(|difference| &difference.numbers).collect();
+        let texts: Vec<_> = of_remedy.iter().map(|difference| difference.text.as_str()).collect();
+        (!of_remedy.is_empty()).then(|| format!("{verb} {} ({})", some_of(numbers), texts.join(", ")))
+    });
+    let parts: Vec<_> = parts.into_iter().flatten().collect();
     Err(Trouble::Warning(format!("would {}; POST /apply", parts.join(", "))))
 }
 
@@ -56,15 +40,15 @@ async fn next_apply(host: &Host, users: &[User]) -> Probed {
 async fn old_registrations(host: &Host, users: &[User]) -> Probed {
     let on_disk = OnDisk::of(host, &host.main_files())?;
     let served = Served::ask(&host.control, users).await?;
-    let changing = ownership::changing_hands(users, &on_disk, &served);
-    let wanted: BTreeSet<_> = users.iter().map(|user| user.extension.number).collect();
+    let changing = changing_hands(users, &on_disk, &served);
+    let wanted = proof::numbers(users);
     let old: Vec<_> =
         served.registered.into_iter().filter(|number| changing.contains(number) || !wanted.contains(number)).collect();
     if old.is_empty() {
         return Ok("none of somebody who had a number before".to_owned());
     }
     Err(Trouble::Warning(format!(
-        "phones are registered as {} that are not, or no more, their users'; POST /apply evicts them",
+        "phones are registered as {} that are not, or no longer, their users'; POST /apply evicts them",
         some_of(old)
     )))
 }

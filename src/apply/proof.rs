@@ -1,98 +1,59 @@
-//! The proof: what Asterisk serves of the numbers 1000 to 1999 is the snapshot, no more and no less, value by value. Only
-//! that makes an apply a success; "reloaded successfully" never does.
+//! The proof: what Asterisk serves of the numbers 1000 to 1999 is the snapshot, no more and no less, option by option. Only the
+//! proof makes an apply a success; "reloaded successfully" never does. `pbx-portal check` asks the same questions.
+//!
+//! The options come from [`render::options`], which the file is written from, too: an option that is added there is proven
+//! here. Asterisk shows no `disallow`, and older releases do not show every option; what it does not show, nobody can compare.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::try_join;
 
 use crate::asterisk::control::{Control, ControlError};
-use crate::asterisk::in_force::{self, FirstPriority, Objects};
+use crate::asterisk::in_force::dialplan::{FirstPriority, first_priorities};
+use crate::asterisk::in_force::objects::{self, Options};
 use crate::domain::{ExtensionNumber, User, some_of};
-use crate::host::place::ROUTING_FILE_NAME;
-use crate::render::{self, CONTEXT};
+use crate::render::{self, CONTEXT, ObjectType};
 
-/// So many numbers are asked about one by one in less time than it takes to list all.
-const FEW: usize = 50;
+/// The differences between the snapshot and what Asterisk serves.
+pub(super) type Differences = Vec<Difference>;
 
-/// What is missing, left over or stale.
-#[derive(Default)]
-pub(super) struct Findings(Vec<String>);
-
-/// The endpoints that Asterisk serves, with all that belongs to them but the routing.
-pub(super) struct Endpoints {
-    objects: Objects,
-    other_caller_ids: BTreeSet<ExtensionNumber>,
-    secrets: BTreeMap<ExtensionNumber, String>,
+/// What is missing, left over or different.
+#[derive(Debug)]
+pub(super) struct Difference {
+    /// What an apply would do about it.
+    pub(super) remedy: Remedy,
+    /// Of which numbers; none for the whole context.
+    pub(super) numbers: BTreeSet<ExtensionNumber>,
+    /// In words.
+    pub(super) text: String,
 }
 
-impl Endpoints {
-    /// Asks about the numbers of `users`, and about what there is beside them; about the secrets of `unread` only.
-    pub(super) async fn ask(
-        control: &Control,
-        users: &[User],
-        unread: impl Iterator<Item = ExtensionNumber>,
-    ) -> Result<Self, ControlError> {
-        let wanted = numbers(users);
-        let listed = async {
-            let objects = in_force::objects(control, &wanted).await?;
-            // Of what isn't there, Asterisk would write a warning each into the log that the administrator is to read.
-            let there = users.iter().filter(|user| objects.endpoints.contains_key(&user.extension.number));
-            let other_caller_ids = in_force::other_caller_ids(control, &render::caller_ids(there)).await?;
-            Ok((objects, other_caller_ids))
-        };
-        let ((objects, other_caller_ids), secrets) = try_join!(listed, in_force::secrets(control, unread))?;
-        Ok(Self { objects, other_caller_ids, secrets })
+/// What an apply would do about a difference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Remedy {
+    Add,
+    Remove,
+    Change,
+}
+
+/// Compares everything that Asterisk serves with `users`.
+pub(super) async fn differences(control: &Control, users: &[User]) -> Result<Differences, ControlError> {
+    let (endpoints, auths, aors, dialplan) = try_join!(
+        objects(control, ObjectType::Endpoint, users),
+        objects(control, ObjectType::Auth, users),
+        objects(control, ObjectType::Aor, users),
+        dialplan(control, users)
+    )?;
+    Ok([endpoints, auths, aors, dialplan].into_iter().flatten().collect())
+}
+
+/// Nothing, or everything that differs, in one line.
+pub(super) fn verdict(differences: &Differences) -> Result<(), String> {
+    if differences.is_empty() {
+        return Ok(());
     }
-
-    /// Compares them with `users`. `secrets` are those that were not asked for here: of the numbers that change hands.
-    pub(super) fn compare(self, users: &[User], mut secrets: BTreeMap<ExtensionNumber, String>) -> Findings {
-        secrets.extend(self.secrets);
-        let wanted = numbers(users);
-        let endpoints: BTreeSet<_> = self.objects.endpoints.keys().copied().collect();
-        let mut findings = Findings::default();
-
-        findings.add("endpoints missing", wanted.difference(&endpoints).copied());
-        findings.add("endpoints left over", endpoints.difference(&wanted).copied());
-        let ours = || self.objects.endpoints.iter().filter(|(number, _)| wanted.contains(number));
-        findings.add("auths missing", wanted.iter().filter(|number| !secrets.contains_key(number)));
-        findings.add("auths left over", &self.objects.other_auths);
-        let unlinked = ours().filter(|(number, links)| secrets.contains_key(number) && !links.auth);
-        findings.add("endpoints without their own auth", unlinked.map(|(number, _)| *number));
-        let unlinked = ours().filter(|(_, links)| !links.aor);
-        findings.add("endpoints without their own AOR", unlinked.map(|(number, _)| *number));
-        findings.add("AORs left over", &self.objects.other_aors);
-
-        let old_secrets = in_force::other_secrets(users, &secrets);
-        findings.add("old secrets in force", old_secrets.into_iter().filter(|number| secrets.contains_key(number)));
-        findings.add("old caller IDs in force", self.other_caller_ids);
-        findings
-    }
-}
-
-/// Compares the dialplan in force with `users`.
-pub(super) async fn dialplan(control: &Control, users: &[User]) -> Result<Findings, ControlError> {
-    let wanted = numbers(users);
-    let mut findings = Findings::default();
-    let Some(first_priorities) = in_force::dialplan(control).await? else {
-        findings.0.push(format!("the dialplan context {CONTEXT} missing"));
-        return Ok(findings);
-    };
-    let routed: BTreeSet<_> = first_priorities.keys().copied().collect();
-    findings.add("dialplan extensions missing", wanted.difference(&routed).copied());
-    let placed = |(number, first): (&ExtensionNumber, &FirstPriority)| format!("{number} ({})", first.source);
-    let left_over = first_priorities.iter().filter(|(number, _)| !wanted.contains(number));
-    findings.add("dialplan extensions left over", left_over.map(placed));
-    let (quarantined, not_ours): (Vec<_>, Vec<_>) = first_priorities
-        .iter()
-        .filter(|(number, first)| wanted.contains(number) && !is_ours(first, &render::dial(**number)))
-        .partition(|(_, first)| is_ours(first, render::QUARANTINED));
-    findings.add("dialplan extensions kept at 404", quarantined.into_iter().map(|(number, _)| *number));
-    findings.add("dialplan extensions whose priority 1 is not ours", not_ours.into_iter().map(placed));
-    Ok(findings)
-}
-
-fn is_ours(first: &FirstPriority, application: &str) -> bool {
-    first.application == application && first.source.starts_with(&format!("{ROUTING_FILE_NAME}:"))
+    let texts: Vec<_> = differences.iter().map(|difference| difference.text.as_str()).collect();
+    Err(format!("Asterisk does not serve what the database holds: {}", texts.join("; ")))
 }
 
 /// The numbers of `changing` that Asterisk does not keep at 404.
@@ -100,53 +61,129 @@ pub(super) async fn not_quarantined(
     control: &Control,
     changing: &BTreeSet<ExtensionNumber>,
 ) -> Result<BTreeSet<ExtensionNumber>, ControlError> {
-    let kept = |first: Option<&FirstPriority>| first.is_some_and(|first| is_ours(first, render::QUARANTINED));
-    let mut left = changing.clone();
-    if changing.len() <= FEW {
-        let shown = in_force::dialplan_of(control, changing).await?;
-        left.retain(|number| !kept(shown.get(number)));
-    }
-    // What single questions do not show, the whole listing may.
-    if !left.is_empty() {
-        let shown = in_force::dialplan(control).await?.unwrap_or_default();
-        left.retain(|number| !kept(shown.get(number)));
-    }
-    Ok(left)
+    let routed = first_priorities(control).await?.unwrap_or_default();
+    let kept = |number: &ExtensionNumber| routed.get(number).is_some_and(|first| first.is_ours(render::QUARANTINED));
+    Ok(changing.iter().copied().filter(|number| !kept(number)).collect())
 }
 
-/// Whether each of `changing` has an endpoint in force that uses the auth and the AOR of its own name only, and has no contact.
-pub(super) async fn have_their_own_only(
-    control: &Control,
-    changing: &BTreeSet<ExtensionNumber>,
-) -> Result<bool, ControlError> {
-    let endpoints = if changing.len() <= FEW {
-        in_force::endpoints_of(control, changing).await?
-    } else {
-        in_force::endpoints(control).await?
-    };
-    let own_only = |number| endpoints.get(number).is_some_and(|links| links.auth && links.aor && !links.contact);
-    Ok(changing.iter().all(own_only))
-}
-
-fn numbers(users: &[User]) -> BTreeSet<ExtensionNumber> {
+/// The numbers of `users`.
+pub(super) fn numbers(users: &[User]) -> BTreeSet<ExtensionNumber> {
     users.iter().map(|user| user.extension.number).collect()
 }
 
-impl Findings {
-    fn add(&mut self, what: &str, found: impl IntoIterator<Item = impl ToString>) {
-        let mut found = found.into_iter().peekable();
-        if found.peek().is_some() {
-            self.0.push(format!("{what}: {}", some_of(found)));
-        }
+async fn objects(control: &Control, kind: ObjectType, users: &[User]) -> Result<Differences, ControlError> {
+    let users: BTreeMap<_, _> = users.iter().map(|user| (user.extension.number, user)).collect();
+    let listed = objects::numbers(control, kind).await?;
+    let (there, missing): (Vec<_>, Vec<_>) = users.keys().partition(|number| listed.contains(*number));
+    let left_over = listed.iter().filter(|number| !users.contains_key(*number));
+    let differing = |number, shown: &Options| differing_options(kind, users[&number], shown);
+    let differing = objects::options(control, kind, &there, differing).await?;
+
+    let mut by_option: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for (number, options) in differing {
+        options.into_iter().for_each(|option| by_option.entry(option).or_default().push(number));
+    }
+    let objects = match kind {
+        ObjectType::Endpoint => "endpoints",
+        ObjectType::Auth => "auths",
+        ObjectType::Aor => "AORs",
+    };
+    let mut found = Differences::new();
+    add(&mut found, Remedy::Add, &format!("{objects} missing"), missing);
+    add(&mut found, Remedy::Remove, &format!("{objects} left over"), left_over.copied());
+    for (option, numbers) in by_option {
+        add(&mut found, Remedy::Change, &format!("{objects} with another {option}"), numbers);
+    }
+    Ok(found)
+}
+
+/// The options of a user's object that are shown with another value than the file's.
+fn differing_options(kind: ObjectType, user: &User, shown: &Options) -> Vec<&'static str> {
+    let differs = |(name, value): &(&'static str, _)| {
+        shown.get(name).is_some_and(|shown| render::as_written(name, shown) != *value)
+    };
+    render::options(kind, user).into_iter().filter(differs).map(|(name, _)| name).collect()
+}
+
+async fn dialplan(control: &Control, users: &[User]) -> Result<Differences, ControlError> {
+    let wanted = numbers(users);
+    let mut found = Differences::new();
+    let Some(routed) = first_priorities(control).await? else {
+        let text = format!("the dialplan context {CONTEXT} missing");
+        return Ok(vec![Difference { remedy: Remedy::Add, numbers: wanted, text }]);
+    };
+    let missing = wanted.iter().copied().filter(|number| !routed.contains_key(number));
+    add(&mut found, Remedy::Add, "dialplan extensions missing", missing);
+    let (ours, left_over): (Vec<_>, Vec<_>) = routed.iter().partition(|(number, _)| wanted.contains(number));
+    add_placed(&mut found, Remedy::Remove, "dialplan extensions left over", left_over);
+    let differ = ours.into_iter().filter(|(number, first)| !first.is_ours(&render::dial(**number)));
+    let (quarantined, not_ours): (Vec<_>, Vec<_>) = differ.partition(|(_, first)| first.is_ours(render::QUARANTINED));
+    let quarantined = quarantined.into_iter().map(|(number, _)| *number);
+    add(&mut found, Remedy::Change, "dialplan extensions kept at 404", quarantined);
+    add_placed(&mut found, Remedy::Change, "dialplan extensions whose priority 1 is not ours", not_ours);
+    Ok(found)
+}
+
+/// Adds a difference, if there are any numbers.
+fn add(found: &mut Differences, remedy: Remedy, what: &str, numbers: impl IntoIterator<Item = ExtensionNumber>) {
+    let numbers: BTreeSet<_> = numbers.into_iter().collect();
+    if !numbers.is_empty() {
+        let text = format!("{what}: {}", some_of(&numbers));
+        found.push(Difference { remedy, numbers, text });
+    }
+}
+
+/// Like [`add`], with the file and line of each number's priority 1.
+fn add_placed(found: &mut Differences, remedy: Remedy, what: &str, rows: Vec<(&ExtensionNumber, &FirstPriority)>) {
+    if !rows.is_empty() {
+        let placed = rows.iter().map(|(number, first)| format!("{number} ({})", first.source));
+        let text = format!("{what}: {}", some_of(placed));
+        let numbers = rows.iter().map(|(number, _)| **number).collect();
+        found.push(Difference { remedy, numbers, text });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::asterisk::in_force::objects::parse_options;
+    use crate::domain::{Email, Extension, Name, Secret};
+
+    /// Of a recording of one object: the options that are not shown, and those that differ.
+    fn compared(kind: ObjectType, recording: &str, user: &User) -> (Vec<&'static str>, Vec<&'static str>) {
+        let written = render::options(kind, user);
+        let compare = |_, shown: &Options| {
+            let missing = written.iter().map(|(name, _)| *name).filter(|name| !shown.contains_key(name)).collect();
+            (missing, differing_options(kind, user, shown))
+        };
+        let parsed = parse_options(kind, recording, &[user.extension.number], compare).expect("a whole answer");
+        parsed.into_values().next().expect("an object")
     }
 
-    /// Nothing found is the proof; otherwise, everything in one line.
-    pub(super) fn verdict(mut self, other: Self) -> Result<(), String> {
-        self.0.extend(other.0);
-        if self.0.is_empty() {
-            Ok(())
-        } else {
-            Err(format!("Asterisk does not serve what the database holds: {}", self.0.join("; ")))
+    #[test]
+    fn each_option_but_disallow_is_shown_and_compared() {
+        let number = ExtensionNumber::try_from(1000).expect("a number");
+        let user = User {
+            id: uuid::Uuid::nil(),
+            tenant_id: uuid::Uuid::nil(),
+            name: Name::parse("Alice").expect("a name"),
+            email: Email::parse("a@example.com").expect("an address"),
+            extension: Extension { number, secret: Secret::parse("SECRET").expect("a secret") },
+            created_at: time::OffsetDateTime::UNIX_EPOCH,
+        };
+        let recordings = [
+            (ObjectType::Endpoint, include_str!("../../tests/recordings/endpoint.txt"), vec!["disallow"]),
+            (ObjectType::Auth, include_str!("../../tests/recordings/auth.txt"), vec![]),
+            (ObjectType::Aor, include_str!("../../tests/recordings/aor.txt"), vec![]),
+        ];
+        for (kind, recording, not_shown) in recordings {
+            assert_eq!(compared(kind, recording, &user), (not_shown.clone(), vec![]), "{kind:?}");
+            for (name, _) in render::options(kind, &user).into_iter().filter(|(name, _)| !not_shown.contains(name)) {
+                let line = recording.lines().find(|line| line.trim_start().starts_with(&format!("{name} ")));
+                let line = line.expect("an option");
+                let other = recording.replace(line, &format!("{line}x"));
+                assert_eq!(compared(kind, &other, &user).1, [name], "{kind:?}");
+            }
         }
     }
 }

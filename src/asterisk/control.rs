@@ -122,12 +122,6 @@ pub enum ControlError {
         "Asterisk is shutting down and runs no commands; wait until its calls have ended and it is running again, or keep it running with 'core abort shutdown', then apply again"
     )]
     ShuttingDown,
-    /// Registrations are listed that were evicted.
-    #[error("Asterisk keeps old registrations of {numbers} that it was told to drop; restart it, then apply again")]
-    Kept {
-        /// Of which extensions.
-        numbers: String,
-    },
     /// The answer has not the form that this command's answer has.
     #[error(
         "Asterisk gave an unexpected answer to '{command}': {answer}; look at Asterisk's own log (messages.log), then apply again"

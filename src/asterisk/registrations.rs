@@ -1,32 +1,66 @@
-//! Which phones are registered, and evicting one.
+//! Which phones are registered, and evicting them.
 //!
 //! Asterisk keeps registrations in its database, family `registrar/contact`, under keys `1000;@` and 32 hex digits, over
-//! reloads, restarts and the removal of their AOR. While the AOR is there, a registration is expired: its row is
-//! overwritten with one that expired long ago, and the next `pjsip show aors` makes Asterisk remove it, with its device
-//! state and its OPTIONS. Deleting the row would leave both. Where the AOR is gone there is nothing but the row: it is
-//! deleted. An eviction is done when the key is no longer listed.
+//! reloads, restarts and the removal of their AOR.
+//!
+//! While the AOR exists, [`evict`] overwrites the row with one that expired long ago, and lists the AORs: then Asterisk removes the
+//! registration, its device state and its OPTIONS. Deleting the row would leave the other two. Where the AOR is gone, the row is
+//! all there is, and [`evict`] deletes it.
+//!
+//! Asterisk commits its database up to a second after a change ([`COMMITTED_WITHIN`]). If another process reads the file at that
+//! moment, the commit fails and Asterisk takes all changes of that second back. What Asterisk lists is therefore not yet what
+//! it keeps. A [`Look`] finds out: it leaves a mark in the database before it lists the registrations and another one
+//! after it. As long as both are there, Asterisk has taken nothing back that belongs to the look.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::LazyLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use regex::Regex;
-use tokio::time::sleep;
+use uuid::Uuid;
 
 use super::control::{Control, ControlError};
-use super::in_force;
-use crate::domain::{ExtensionNumber, some_of};
+use super::in_force::objects;
+use crate::domain::ExtensionNumber;
+use crate::render::ObjectType;
 
-const LISTING: &str = "database show registrar/contact";
+/// After this time a change to Asterisk's database is on the disk, or taken back: `db_sync_thread` in `main/db.c` commits at least
+/// once a second.
+pub const COMMITTED_WITHIN: Duration = Duration::from_millis(1200);
+
+/// Asterisk tries at most one commit within this time: it sleeps for a second between two.
+const ONE_COMMIT: Duration = Duration::from_millis(900);
+
+/// How often a look is tried until it is whole, and short enough.
+const LOOKS: usize = 10;
+
+const LIST: &str = "database show registrar/contact";
+const LIST_MARKS: &str = "database show pbx-portal";
+/// The row that [`evict`] writes; Asterisk removes it, because it expired long ago.
+const EVICTED: &str = r#"{"uri":"sip:x","expiration_time":"1"}"#;
+const PUT: &str = "Updated database successfully";
 
 /// A phone's registration as an extension.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Registration {
-    /// Who it is called as.
+    /// The extension.
     pub number: ExtensionNumber,
     /// The contact's URI: where the phone is.
     pub contact: String,
     key: String,
+    /// The whole row: its expiry and its Call-ID, too.
+    value: String,
+}
+
+/// The registrations at one moment, between two marks.
+#[derive(Debug)]
+pub struct Look {
+    /// All registrations of our numbers.
+    pub registrations: Vec<Registration>,
+    /// Belongs to this look alone.
+    mark: String,
+    /// The marks of this look and of others that were there at its end.
+    marks: BTreeSet<String>,
 }
 
 /// All registrations of our numbers.
@@ -34,91 +68,133 @@ pub struct Registration {
 /// # Errors
 /// [`ControlError`].
 pub async fn list(control: &Control) -> Result<Vec<Registration>, ControlError> {
-    control.listing(LISTING, parse).await
+    control.listing(LIST, parse).await
 }
 
-/// What came of an eviction.
-#[derive(Debug, Default)]
-pub struct Eviction {
-    /// The registrations that there were, each once.
-    pub evicted: Vec<Registration>,
-    /// The numbers that were registered still, or again, after the last attempt.
-    pub kept: BTreeSet<ExtensionNumber>,
-}
-
-/// Evicts every registration that `unwanted` picks, until none is listed, at most `attempts` times: while its secret is in force, a
-/// phone may register again at once.
+/// Evicts registrations. They are gone from the listing then; whether they are gone from the disk, only a later [`Look`] tells.
 ///
 /// # Errors
 /// [`ControlError`].
-pub async fn evict(
-    control: &Control,
-    attempts: usize,
-    unwanted: impl Fn(ExtensionNumber) -> bool,
-) -> Result<Eviction, ControlError> {
-    let mut evicted = BTreeMap::new();
-    let mut kept = BTreeSet::new();
-    for attempt in 0..=attempts {
-        let mut left = list(control).await?;
-        left.retain(|registration| unwanted(registration.number));
-        kept = left.iter().map(|registration| registration.number).collect();
-        if left.is_empty() || attempt == attempts {
-            break;
-        }
-        if attempt > 0 {
-            sleep(Duration::from_millis(50)).await;
-        }
-        let aors = in_force::aors(control).await?;
-        for registration in &left {
-            forget(control, registration, &aors).await?;
-            evicted.entry(registration.key.clone()).or_insert_with(|| registration.clone());
-        }
-        // Makes Asterisk see which have expired.
-        in_force::aors(control).await?;
+pub async fn evict(control: &Control, registrations: &[Registration]) -> Result<(), ControlError> {
+    if registrations.is_empty() {
+        return Ok(());
     }
-    Ok(Eviction { evicted: evicted.into_values().collect(), kept })
+    let aors = objects::numbers(control, ObjectType::Aor).await?;
+    let evicted = EVICTED.replace('"', "\\\"");
+    let commands: Vec<_> = registrations
+        .iter()
+        .map(|Registration { number, key, .. }| {
+            // The key is nothing but digits, `;@` and hex digits: see `parse`.
+            if aors.contains(number) {
+                format!("database put registrar/contact {key} \"{evicted}\"")
+            } else {
+                format!("database del registrar/contact {key}")
+            }
+        })
+        .collect();
+    control.ask_all(&commands).await?;
+    // Makes Asterisk remove what has expired.
+    objects::numbers(control, ObjectType::Aor).await.map(drop)
 }
 
-/// What is registered still must be nothing.
+impl Look {
+    /// Looks now.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn now(control: &Control) -> Result<Self, ControlError> {
+        let mut answer = String::new();
+        for _ in 0..LOOKS {
+            let mark = Uuid::new_v4().to_string();
+            let [before, after] = ["before", "after"].map(|when| format!("database put pbx-portal {mark}/{when} 1"));
+            let began = Instant::now();
+            answer = control.ask_all(&[&before, LIST, &after, LIST_MARKS]).await?;
+            if began.elapsed() < ONE_COMMIT
+                && let Some((registrations, marks)) = parse_look(&answer)
+            {
+                return Ok(Self { registrations, mark, marks });
+            }
+        }
+        Err(ControlError::unexpected(LIST, &answer))
+    }
+
+    /// Whether Asterisk had taken nothing back since `earlier` when it took this look.
+    #[must_use]
+    pub fn continues(&self, earlier: &Self) -> bool {
+        earlier.holds_in(&self.marks)
+    }
+
+    /// The registrations that `earlier` did not list.
+    #[must_use]
+    pub fn registered_since(&self, earlier: &Self) -> Vec<Registration> {
+        let new = |registration: &&Registration| !earlier.registrations.contains(registration);
+        self.registrations.iter().filter(new).filter(|registration| !registration.is_evicted()).cloned().collect()
+    }
+
+    /// Whether Asterisk has taken nothing back since. [`COMMITTED_WITHIN`] after the look, this means that it is on the disk.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn holds(&self, control: &Control) -> Result<bool, ControlError> {
+        Ok(self.holds_in(&control.listing(LIST_MARKS, parse_marks).await?))
+    }
+
+    fn holds_in(&self, marks: &BTreeSet<String>) -> bool {
+        ["before", "after"].iter().all(|when| marks.contains(&format!("{}/{when}", self.mark)))
+    }
+}
+
+/// Removes the marks of all looks.
 ///
 /// # Errors
-/// [`ControlError::Kept`].
-pub fn none_kept(kept: BTreeSet<ExtensionNumber>) -> Result<(), ControlError> {
-    if kept.is_empty() { Ok(()) } else { Err(ControlError::Kept { numbers: some_of(kept) }) }
+/// [`ControlError`].
+pub async fn forget_looks(control: &Control) -> Result<(), ControlError> {
+    control.ask("database deltree pbx-portal").await.map(drop)
 }
 
-async fn forget(
-    control: &Control,
-    registration: &Registration,
-    aors: &BTreeSet<ExtensionNumber>,
-) -> Result<(), ControlError> {
-    // The key is nothing but digits, `;@` and hex digits: see `parse`.
-    let key = &registration.key;
-    let command = if aors.contains(&registration.number) {
-        format!(r#"database put registrar/contact {key} "{{\"uri\":\"sip:x\",\"expiration_time\":\"1\"}}""#)
-    } else {
-        format!("database del registrar/contact {key}")
-    };
-    // A registration that went away by itself meanwhile is as good: what counts is the next listing.
-    control.ask(&command).await.map(|_| ())
+impl Registration {
+    /// Whether it is the row that [`evict`] leaves until Asterisk removes it.
+    #[must_use]
+    pub fn is_evicted(&self) -> bool {
+        self.value == EVICTED
+    }
 }
 
-/// `None` unless as many rows were seen as the trailer says.
+/// `None` unless the listing is whole.
 fn parse(text: &str) -> Option<Vec<Registration>> {
-    static TRAILER: LazyLock<Regex> =
-        LazyLock::new(|| Regex::new(r"(?m)^([0-9]+) results? found\.$").expect("a regex"));
     // A phone's User-Agent is printed raw behind the key, so nothing but the anchored key is believed.
     static ROW: LazyLock<Regex> =
         LazyLock::new(|| Regex::new(r"^/registrar/contact/((1[0-9]{3});@[0-9a-f]{32}) *: (.*)$").expect("a regex"));
 
-    let count: usize = TRAILER.captures_iter(text).last()?[1].parse().ok()?;
-    let rows: Vec<_> = text.lines().filter(|line| line.starts_with("/registrar/contact/")).collect();
+    let rows = rows(text, "/registrar/contact/")?;
     let registrations = rows.iter().filter_map(|row| ROW.captures(row)).filter_map(|row| {
         let value: serde_json::Value = serde_json::from_str(&row[3]).unwrap_or_default();
         let contact = value["uri"].as_str().unwrap_or("unknown").to_owned();
-        Some(Registration { number: ExtensionNumber::parse(&row[2])?, contact, key: row[1].to_owned() })
+        let number = ExtensionNumber::parse(&row[2])?;
+        Some(Registration { number, contact, key: row[1].to_owned(), value: row[3].to_owned() })
     });
-    (rows.len() == count).then(|| registrations.collect())
+    Some(registrations.collect())
+}
+
+/// The marks by name; `None` unless the listing is whole.
+fn parse_marks(text: &str) -> Option<BTreeSet<String>> {
+    let rows = rows(text, "/pbx-portal/")?;
+    rows.into_iter().map(|row| Some(row.strip_prefix("/pbx-portal/")?.split_once(' ')?.0.to_owned())).collect()
+}
+
+/// What the four commands of a look print; `None` unless all of it is there.
+fn parse_look(text: &str) -> Option<(Vec<Registration>, BTreeSet<String>)> {
+    let lines: Vec<_> = text.lines().collect();
+    let mut parts = lines.split(|line| *line == PUT);
+    let (_, registrations, marks) = (parts.next()?, parts.next()?, parts.next()?);
+    Some((parse(&registrations.join("\n"))?, parse_marks(&marks.join("\n"))?))
+}
+
+/// The rows of `database show`; `None` unless there are as many as the last line says.
+fn rows<'t>(text: &'t str, family: &str) -> Option<Vec<&'t str>> {
+    let rows: Vec<_> = text.lines().filter(|line| line.starts_with(family)).collect();
+    let count: usize = text.lines().last()?.strip_suffix(" results found.")?.parse().ok()?;
+    (rows.len() == count).then_some(rows)
 }
 
 #[cfg(test)]
@@ -136,6 +212,7 @@ mod tests {
             let (number, key) = (registration.number.to_string(), registration.key);
             assert!(registration.contact.starts_with(&format!("sip:{number}@127.0.0.1:")), "{}", registration.contact);
             assert!(key.starts_with(&format!("{number};@")) && key.len() == 38, "{key}");
+            assert!(registration.value.contains("expiration_time"), "{}", registration.value);
         }
         assert_eq!(parse(include_str!("../../tests/recordings/no-registrations.txt")), Some(Vec::new()));
     }
@@ -146,6 +223,19 @@ mod tests {
             let kept: Vec<_> =
                 ROWS.lines().filter(|l| !l.trim_start_matches("/registrar/contact/").starts_with(lost)).collect();
             assert_eq!(parse(&kept.join("\n")), None, "{lost}");
+        }
+    }
+
+    #[test]
+    fn a_look_is_whole_or_none() {
+        let marks = "/pbx-portal/a/before                              : 1                        \n1 results found.";
+        let look = format!("{PUT}\n{}\n{PUT}\n{marks}\n", ROWS.split_once('\n').expect("a command first").1.trim_end());
+        let (registrations, marks) = parse_look(&look).expect("a whole look");
+        assert_eq!((registrations.len(), marks), (2, BTreeSet::from(["a/before".to_owned()])));
+        for lost in 0..look.lines().count() {
+            let kept: Vec<_> = look.lines().enumerate().filter(|(index, _)| *index != lost).collect();
+            let kept: Vec<_> = kept.into_iter().map(|(_, line)| line).collect();
+            assert!(parse_look(&kept.join("\n")).is_none(), "without line {lost}");
         }
     }
 }

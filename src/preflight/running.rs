@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::probes::{Host, Probed, Trouble, failure};
 use crate::asterisk::control::Server;
-use crate::asterisk::in_force;
+use crate::asterisk::in_force::{dialplan, modules};
 use crate::host::place::folder;
 use crate::render::CONTEXT;
 
@@ -26,7 +26,7 @@ impl Host {
                 "Asterisk {version} is older than {OLDEST_RELEASE}, the oldest that the portal works with; upgrade it, then apply again"
             ));
         }
-        in_force::wait_fully_booted(&self.control).await?;
+        modules::wait_fully_booted(&self.control).await?;
         Ok(format!("{version}, fully booted"))
     }
 
@@ -50,7 +50,7 @@ impl Host {
 
     /// Without these a phone cannot register or be called, or an apply cannot be proven.
     pub(super) async fn modules(&self) -> Probed {
-        let missing = in_force::missing_modules(&self.control).await?;
+        let missing = modules::missing(&self.control).await?;
         if missing.is_empty() {
             return Ok("all that are needed are running".to_owned());
         }
@@ -91,7 +91,7 @@ impl Host {
 
     /// No priority 1 of our numbers comes from something else than a file (AEL, Lua): `dialplan reload` would keep it.
     pub(super) async fn routing_from_files(&self) -> Probed {
-        let first_priorities = in_force::dialplan(&self.control).await?.unwrap_or_default();
+        let first_priorities = dialplan::first_priorities(&self.control).await?.unwrap_or_default();
         // `dialplan reload` reads anew what comes from a file (`file:line`), and drops what was typed (`pbx_config`).
         let reloaded = |source: &str| source.contains(':') || source == "pbx_config";
         match first_priorities.into_iter().find(|(_, first)| !reloaded(&first.source)) {
@@ -108,7 +108,7 @@ impl Host {
     /// # Errors
     /// [`Trouble`]; a warning if there is none.
     pub async fn transport(&self) -> Probed {
-        if in_force::has_transport(&self.control).await? {
+        if modules::has_transport(&self.control).await? {
             return Ok("there is one".to_owned());
         }
         Err(Trouble::Warning(

@@ -1,0 +1,155 @@
+//! The endpoints, auths and AORs in force.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use tokio::try_join;
+
+use super::whole;
+use crate::asterisk::control::{Control, ControlError};
+use crate::domain::ExtensionNumber;
+use crate::render::ObjectType;
+
+/// The options of one object, by name, as `pjsip show endpoint 1000` shows them.
+pub type Options<'t> = HashMap<&'t str, &'t str>;
+
+/// The command that shows one object; with an `s`, it lists them all.
+fn command(kind: ObjectType) -> &'static str {
+    match kind {
+        ObjectType::Endpoint => "pjsip show endpoint",
+        ObjectType::Auth => "pjsip show auth",
+        ObjectType::Aor => "pjsip show aor",
+    }
+}
+
+/// The beginning of a line that names an object.
+fn label(kind: ObjectType) -> &'static str {
+    match kind {
+        ObjectType::Endpoint => " Endpoint:  ",
+        ObjectType::Auth => "     Auth:  ",
+        ObjectType::Aor => "      Aor:  ",
+    }
+}
+
+/// The numbers 1000 to 1999 that have an object of this type. Asterisk removes registrations that have expired when it lists
+/// their AORs.
+///
+/// # Errors
+/// [`ControlError`].
+pub async fn numbers(control: &Control, kind: ObjectType) -> Result<BTreeSet<ExtensionNumber>, ControlError> {
+    // Without the pattern, thousands of other objects would take a second.
+    let list = format!("{}s like ^1[0-9][0-9][0-9]$", command(kind));
+    control.listing(&list, |text| parse_numbers(kind, text)).await
+}
+
+/// What `each` makes of the options of the objects of this type; a number without such an object is left out.
+///
+/// # Errors
+/// [`ControlError`], which contains no secret.
+pub async fn options<T>(
+    control: &Control,
+    kind: ObjectType,
+    numbers: &[ExtensionNumber],
+    each: impl Fn(ExtensionNumber, &Options) -> T,
+) -> Result<BTreeMap<ExtensionNumber, T>, ControlError> {
+    let ask = async |numbers: &[ExtensionNumber]| {
+        let commands: Vec<_> = numbers.iter().map(|number| format!("{} {number}", command(kind))).collect();
+        let parse = |text: &str| parse_options(kind, text, numbers, &each);
+        control.listings(&commands, parse).await.map_err(ControlError::without_secrets)
+    };
+    // Asterisk answers each connection by a thread of its own.
+    let (one, other) = numbers.split_at(numbers.len() / 2);
+    let (mut options, others) = try_join!(ask(one), ask(other))?;
+    options.extend(others);
+    Ok(options)
+}
+
+/// The secrets in force of `numbers`; a number without an auth is left out.
+///
+/// # Errors
+/// [`ControlError`], which contains no secret.
+pub async fn secrets(
+    control: &Control,
+    numbers: &[ExtensionNumber],
+) -> Result<BTreeMap<ExtensionNumber, String>, ControlError> {
+    let password = |_, options: &Options| options.get("password").copied().unwrap_or_default().to_owned();
+    options(control, ObjectType::Auth, numbers, password).await
+}
+
+/// The number at the beginning of a line that names an object of this type.
+fn named(kind: ObjectType, line: &str) -> Option<ExtensionNumber> {
+    ExtensionNumber::parse(line.strip_prefix(label(kind))?.split(['/', ' ']).next()?)
+}
+
+/// `None` unless the listing is whole.
+pub(super) fn parse_numbers(kind: ObjectType, text: &str) -> Option<BTreeSet<ExtensionNumber>> {
+    // The header explains each kind of row with one of `<…>`.
+    let rows: Vec<_> = text.lines().filter(|l| l.starts_with(label(kind)) && !l.contains("  <")).collect();
+    whole(text, rows.len())?;
+    Some(rows.into_iter().filter_map(|row| named(kind, row)).collect())
+}
+
+/// `None` unless there is a whole answer for each of `numbers`, in their order.
+pub(crate) fn parse_options<T>(
+    kind: ObjectType,
+    text: &str,
+    numbers: &[ExtensionNumber],
+    each: impl Fn(ExtensionNumber, &Options) -> T,
+) -> Option<BTreeMap<ExtensionNumber, T>> {
+    let mut parsed = BTreeMap::new();
+    let mut lines = text.lines();
+    for &number in numbers {
+        let absent = format!("Unable to find object {number}.");
+        if lines.find(|line| *line == absent || named(kind, line) == Some(number))? == absent {
+            continue;
+        }
+        lines.find(|line| line.starts_with(" ParameterName "))?;
+        lines.next()?; // a rule
+        let mut options = Options::new();
+        loop {
+            match lines.next()? {
+                "" => break,
+                line => {
+                    let (name, value) = line.split_once(" : ")?;
+                    options.insert(name.trim(), value);
+                }
+            }
+        }
+        parsed.insert(number, each(number, &options));
+    }
+    Some(parsed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::recorded;
+    use super::*;
+
+    fn number(number: i64) -> ExtensionNumber {
+        ExtensionNumber::try_from(number).expect("a number")
+    }
+
+    #[test]
+    fn the_numbers_that_have_an_object() {
+        let both = BTreeSet::from([1000, 1001].map(number));
+        assert_eq!(parse_numbers(ObjectType::Endpoint, recorded!("endpoints")), Some(both.clone()));
+        assert_eq!(parse_numbers(ObjectType::Auth, recorded!("auths")), Some(both.clone()));
+        assert_eq!(parse_numbers(ObjectType::Aor, recorded!("aors")), Some(both));
+        assert_eq!(parse_numbers(ObjectType::Endpoint, recorded!("no-endpoints")), Some(BTreeSet::new()));
+    }
+
+    #[test]
+    fn the_options_of_each_that_has_an_object() {
+        let three = [1000, 1001, 1999].map(number);
+        let text = [recorded!("auth"), &recorded!("auth").replace("1000", "1001"), recorded!("no-auth")].concat();
+        let user = |_, options: &Options| [options["username"], options["password"]].join(":");
+        let parse = |text: &str| parse_options(ObjectType::Auth, text, &three, user);
+        let users = [(number(1000), "1000:SECRET".to_owned()), (number(1001), "1001:SECRET".to_owned())];
+        assert_eq!(parse(&text), Some(BTreeMap::from(users)));
+        for end in 0..text.trim_end().len() {
+            assert_eq!(parse(&text[..end]), None, "an answer that ends after {end} bytes is not whole");
+        }
+        let context = |_, options: &Options| options["context"].to_owned();
+        let contexts = parse_options(ObjectType::Endpoint, recorded!("endpoint"), &three[..1], context);
+        assert_eq!(contexts, Some(BTreeMap::from([(number(1000), "synergy-internal".to_owned())])));
+    }
+}
