@@ -35,7 +35,7 @@ use crate::host::files::Stage;
 use crate::render;
 
 /// How long to try until the evictions last.
-pub(super) const EVICTIONS_LAST_WITHIN: Duration = Duration::from_secs(20);
+const EVICTIONS_LAST_WITHIN: Duration = Duration::from_secs(20);
 
 /// After a reload, its new secrets are in force within this; if they are not, Asterisk refused them.
 const IN_FORCE_WITHIN: Duration = Duration::from_secs(1);

@@ -55,8 +55,7 @@ use outcome::StepError;
 pub use outcome::{Applied, ApplyError, Progress, ReloadResults};
 use ownership::{OnDisk, Served};
 
-/// An apply may take so many times the bound of one command, besides the time until evictions last. Flushing to the disk and calls
-/// to the database have bounds of their own.
+/// An apply may take so many times the bound of one command. Flushing to the disk is not bounded.
 const PATIENCE: u32 = 5;
 
 /// Between two attempts to write an audit row that could not be written.
@@ -140,7 +139,7 @@ impl Applier {
         let outcome = match &lock {
             Ok(lock) => {
                 let steps = self.steps(lock, &mut progress, evictions_settled);
-                let bound = self.host.command.bound * PATIENCE + hand_over::EVICTIONS_LAST_WITHIN;
+                let bound = self.host.command.bound * PATIENCE;
                 let outcome = timeout(bound, steps.instrument(info_span!("apply", audit_log_id = %row.id))).await;
                 outcome.unwrap_or(Err(StepError::TooSlow(bound.as_secs())))
             }
@@ -200,15 +199,16 @@ impl Run<'_> {
             sleep_until(*self.evictions_settled).await;
         }
         let served = Served::ask(&self.host.control, &self.users).await?;
+        let changing = ownership::changing_hands(&self.users, &on_disk, &served);
         let before = on_disk.endpoints.len();
-        if before > 1 && on_disk.endpoints.is_disjoint(&self.numbers) {
+        if before > 1 && on_disk.endpoints.is_disjoint(&(&self.numbers - &changing)) {
             self.progress.warn(format!(
                 "none of the {before} users whom Asterisk served before is in the database any more; if that is not meant, look at DATABASE_URL, or restore a backup, then apply again"
             ));
         }
-        self.progress.done("look before touching");
         self.evicted_old = !on_disk.quarantined.is_disjoint(&self.numbers);
-        Ok(ownership::changing_hands(&self.users, &on_disk, &served))
+        self.progress.done("look before touching");
+        Ok(changing)
     }
 
     /// Step 5, for one file. Afterwards its temporary file is on the disk, whole.

@@ -222,10 +222,10 @@ fn asterisk_itself() {
     asterisk.restart();
     Table::of(&settings).nothing_fails();
 
-    asterisk.rx("module unload func_md5.so");
-    let advice = Table::of(&settings).says("Asterisk's modules", "failure", &["func_md5.so"]);
+    asterisk.rx("module unload func_logic.so");
+    let advice = Table::of(&settings).says("Asterisk's modules", "failure", &["func_logic.so"]);
     assert!(advice.contains("module load"), "{advice}");
-    asterisk.rx("module load func_md5.so");
+    asterisk.rx("module load func_logic.so");
     Table::of(&settings).nothing_fails();
 
     let elsewhere = Folder::new("elsewhere");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 pub use crate::support::SetWhenDropped;
-use crate::support::lab::{Folder, PORTAL, User, make_dir};
+use crate::support::lab::{Folder, PORTAL, User, install_program, make_dir};
 use crate::support::portal::Settings;
 pub use crate::support::postgres::psql;
 use crate::support::{Answer, Asterisk, Portal, Postgres, secs, wait_until};
@@ -251,4 +251,17 @@ pub fn answers(log: &str) -> BTreeSet<(String, String, u16)> {
     answered
         .map(|line| (field(line, "method"), field(line, "path"), field(line, "status").parse().expect("a status")))
         .collect()
+}
+
+/// An `asterisk` that is a shell script: `body` runs with the real one in `$asterisk`, and with a folder in `$here` in which the
+/// portal may write.
+pub fn script(asterisk: &Asterisk, folder: &Folder, body: &str) -> PathBuf {
+    let User(owner) = PORTAL;
+    make_dir(folder.path(), owner, owner, 0o755);
+    let (source, program) = (folder.path().join("asterisk.sh"), folder.path().join("asterisk"));
+    let (real, here) = (asterisk.bin(), folder.path());
+    let text = format!("#!/bin/sh\nasterisk={}\nhere={}\n{body}", real.display(), here.display());
+    fs::write(&source, text).expect("write a script");
+    install_program(&source, &program);
+    program
 }

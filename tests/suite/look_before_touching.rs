@@ -183,8 +183,6 @@ fn any_missing_module() {
         "app_dial.so",
         "chan_pjsip.so",
         "func_logic.so",
-        "func_md5.so",
-        "func_pjsip_endpoint.so",
         "pbx_config.so",
         "res_pjsip_authenticator_digest.so",
         "res_pjsip_endpoint_identifier_user.so",
@@ -265,9 +263,9 @@ fn a_file_that_cannot_be_read_and_a_missing_module() {
     refused(&asterisk, &portal, &["cannot read ", "extensions.conf: No such file", "; it is missing: make it"]);
     fs::rename(&away, &dialplan).expect("move it back");
 
-    asterisk.rx("module unload func_pjsip_endpoint.so");
-    refused(&asterisk, &portal, &["func_pjsip_endpoint.so"]);
-    asterisk.rx("module load func_pjsip_endpoint.so");
+    asterisk.rx("module unload func_logic.so");
+    refused(&asterisk, &portal, &["func_logic.so"]);
+    asterisk.rx("module load func_logic.so");
     portal.apply("suite");
 }
 

@@ -130,26 +130,6 @@ fn by_an_asterisk_that_was_restarted_on_a_broken_pjsip_conf() {
 }
 
 #[test]
-fn by_an_asterisk_without_func_pjsip_endpoint() {
-    let mut scene = Scene::new();
-    let registered = scene.registered();
-    scene.last_changes_hands();
-    let modules = fs::read_to_string(scene.asterisk.etc().join("modules.conf")).expect("modules.conf");
-    scene.asterisk.write_config("modules.conf", &format!("{modules}noload=func_pjsip_endpoint.so\n"));
-    scene.asterisk.restart();
-    let before = fs::read(scene.asterisk.endpoints_file()).expect("the endpoints");
-    failed_apply(&scene.portal, &["func_pjsip_endpoint.so"]);
-    assert_eq!(fs::read(scene.asterisk.endpoints_file()).expect("the endpoints"), before);
-    assert_eq!(scene.registered(), registered, "nobody is evicted");
-    scene.rings(2);
-    scene.asterisk.write_config("modules.conf", &modules);
-    scene.asterisk.restart();
-    assert_eq!(scene.portal.apply("suite")["registrations_evicted"].as_array().map(Vec::len), Some(1));
-    assert_eq!(scene.registered(), registered[..3]);
-    scene.rings(2);
-}
-
-#[test]
 fn by_applies_that_keep_failing_while_new_secrets_are_in_force() {
     let (asterisk, portal) = host();
     let caller = account(&portal.create_user("Caller", "caller@example.com"));
@@ -165,7 +145,7 @@ fn by_applies_that_keep_failing_while_new_secrets_are_in_force() {
         portal.create_user("Late", &format!("late{round}@example.com"));
         let twice = format!("[alice]\ntype={kind}\n[alice]\ntype={kind}\n");
         asterisk.edit_config("pjsip.conf", |text| format!("{text}{twice}"));
-        let missing = if kind == "aor" { "endpoints without their own AOR" } else { "endpoints missing" };
+        let missing = if kind == "aor" { "AORs missing" } else { "endpoints missing" };
         failed_apply(&portal, &[missing]);
         assert_eq!(registrations(&asterisk, &number), 0, "the old phone is evicted");
 

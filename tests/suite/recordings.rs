@@ -67,9 +67,13 @@ fn are_what_asterisk_prints() {
     asterisk.rx(&format!(
         r#"database put registrar/contact {other} "{{\"uri\":\"sip:alice@127.0.0.1:9\",\"expiration_time\":\"4102444800\",\"user_agent\":\"/registrar/contact/1002;@0123456789abcdef0123456789abcdef: {{}}\"}}""#
     ));
+    for mark in ["01234567-89ab-cdef-0123-456789abcdef/before", "01234567-89ab-cdef-0123-456789abcdef/after", "short"] {
+        asterisk.rx(&format!("database put pbx-portal {mark} 1"));
+    }
     record(
         &asterisk,
         &[
+            ("marks", "database show pbx-portal"),
             ("endpoints", "pjsip show endpoints like ^1[0-9][0-9][0-9]$"),
             ("endpoint", "pjsip show endpoint 1000"),
             ("auths", "pjsip show auths like ^1[0-9][0-9][0-9]$"),

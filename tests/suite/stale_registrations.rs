@@ -302,10 +302,10 @@ fn an_interrupted_quarantine_is_finished_by_the_next_apply() {
     let (number, secret) = account(&portal.create_user("Owner", "owner@example.com"));
     portal.apply("suite");
     let _phone = Phones::register(&asterisk, &[(&number, &secret)], Called::Answer);
-    // The endpoint is on disk but not routed: as an apply leaves it that was killed while the number was in quarantine.
+    // As an apply leaves it that was killed while the number was in quarantine.
     let routing = std::fs::read_to_string(asterisk.routing_file()).expect("the routing");
-    std::fs::write(asterisk.routing_file(), routing.split("exten").next().expect("the head"))
-        .expect("write the routing");
+    let dial = format!("Dial(PJSIP/{number},25)");
+    std::fs::write(asterisk.routing_file(), routing.replace(&dial, "Hangup(1)")).expect("write the routing");
     let applied = portal.apply("suite");
     assert_eq!(applied["registrations_evicted"][0]["extension"].as_u64(), number.parse().ok(), "{applied}");
     assert_eq!(std::fs::read_to_string(asterisk.routing_file()).expect("the routing"), routing);
@@ -354,7 +354,11 @@ fn a_secret_that_asterisk_refuses_to_take_keeps_its_number_in_quarantine() {
     asterisk.edit_config("pjsip.conf", |text| format!("{text}{TWO_OF_ONE_NAME}"));
     let answer = portal.request("POST", "/apply", Some(&serde_json::json!({"triggered_by": "suite"})));
     let details = answer.json["error_details"].as_str().expect("details");
-    assert!(answer.status == 500 && details.contains(&format!("old secrets in force: {number}")), "{}", answer.text);
+    assert!(
+        answer.status == 500 && details.contains(&format!("auths with another password: {number}")),
+        "{}",
+        answer.text
+    );
     assert_eq!(call(&asterisk, (&caller.0, &caller.1), &number), 404, "in quarantine");
     assert_eq!(register(&asterisk, (&number, &old_secret)), 200, "the old secret is in force still");
     assert_eq!(call(&asterisk, (&caller.0, &caller.1), &number), 404, "but rings nobody");

@@ -72,6 +72,8 @@ impl Portal {
         let mut settings = settings.clone();
         let mut default = |name: &str, value: String| settings.0.entry(name.into()).or_insert(value).clone();
         default("PORTAL_DATA_DIR", data.display().to_string());
+        // Tells tests how far an apply is.
+        default("LOG_LEVEL", "debug".to_owned());
         let listen = default("PORTAL_LISTEN", port.address().to_string());
         Self {
             folder,
