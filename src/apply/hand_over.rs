@@ -43,9 +43,9 @@ const IN_FORCE_WITHIN: Duration = Duration::from_secs(1);
 /// Between two looks at the secrets.
 const NEXT_LOOK: Duration = Duration::from_millis(50);
 
-/// Asterisk stores a registration that it let in within this: twenty times the longest that was seen, with twelve phones
-/// registering without pause on an overloaded machine.
-const STORED_WITHIN: Duration = Duration::from_millis(100);
+/// Asterisk stores a registration that it let in within this: ten times the longest that was seen, with twelve phones registering
+/// without pause on an overloaded machine.
+const STORED_WITHIN: Duration = Duration::from_millis(50);
 
 /// The numbers that stay in quarantine: they are not handed over.
 #[derive(Default)]

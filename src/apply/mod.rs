@@ -15,7 +15,7 @@
 //! 9. **Prove** that Asterisk serves the snapshot, no more and no less, option by option ([`proof`]).
 //! 10. **Finish** the audit row, then release the lock.
 //!
-//! The steps run strictly one after another. If one fails, the apply ends: what is on disk stays, the row says why, and the next
+//! If numbers change hands, the steps run strictly one after another. If none does, Asterisk reads both files at once. If a step fails, the apply ends: what is on disk stays, the row says why, and the next
 //! apply repairs everything, because each apply starts from what Asterisk and the disk say, not from what an earlier one meant to
 //! do. A client that hangs up does not end an apply.
 
@@ -33,7 +33,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use tokio::join;
-use tokio::runtime::Handle;
+use tokio::runtime::{Builder, Handle};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -41,7 +41,8 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, Span, error, info, info_span, warn};
 use uuid::Uuid;
 
-use crate::asterisk::registrations::COMMITTED_WITHIN;
+use crate::asterisk::in_force::objects;
+use crate::asterisk::registrations::{self, COMMITTED_WITHIN};
 use crate::asterisk::reload::Reload;
 use crate::domain::{ExtensionNumber, Name, User};
 use crate::host::files::{self, FileError, Prepared, Stage};
@@ -111,14 +112,22 @@ impl Applier {
     /// If the apply did; its audit row still says "interrupted", which is true.
     pub async fn apply(&self, triggered_by: Name) -> Result<Applied, ApplyError> {
         let mut running = self.running.clone().try_lock_owned().map_err(|_| ApplyError::InProgress)?;
-        let (applier, runtime, request) = (self.clone(), Handle::current(), Span::current());
-        // On a thread that may block: flushing a file would hold up all other requests.
-        let run = move || runtime.block_on(applier.run(triggered_by, &mut running).instrument(request));
+        let (applier, service, request) = (self.clone(), Handle::current(), Span::current());
+        // On a thread of its own, because flushing a file would hold up all other requests.
+        let run = move || {
+            let event_loop = Builder::new_current_thread().enable_all().build().expect("an event loop");
+            event_loop.block_on(applier.run(triggered_by, &service, &mut running).instrument(request))
+        };
         self.tasks.spawn_blocking(run).await.expect("an apply that ends")
     }
 
     /// Steps 1, 2 and 10, around the others.
-    async fn run(&self, triggered_by: Name, evictions_settled: &mut Instant) -> Result<Applied, ApplyError> {
+    async fn run(
+        &self,
+        triggered_by: Name,
+        service: &Handle,
+        evictions_settled: &mut Instant,
+    ) -> Result<Applied, ApplyError> {
         let lock = match HostLock::try_acquire(&self.host.files) {
             Err(LockError::Held) => return Err(ApplyError::InProgress),
             lock => lock,
@@ -152,7 +161,7 @@ impl Applier {
         let finished = self.storage.finish_audit(row.clone()).await;
         let audit_log_id = row.id;
         if finished.is_err() {
-            self.tasks.spawn(retry_audit(self.storage.clone(), row, self.stopping.clone()));
+            self.tasks.spawn_on(retry_audit(self.storage.clone(), row, self.stopping.clone()), service);
         }
         conclude(audit_log_id, outcome, finished, progress)
     }
@@ -164,6 +173,33 @@ impl Applier {
         progress: &mut Progress,
         evictions_settled: &mut Instant,
     ) -> Result<usize, StepError> {
+        // The command is a process, which takes as long as all else before the first change.
+        let prepared = self.prepared(lock, progress, evictions_settled);
+        let (prepared, command) = join!(prepared, self.host.same_asterisk());
+        let (mut run, changing, endpoints, routing) = prepared?;
+        command?;
+        if changing.is_empty() {
+            run.serve_both(endpoints, routing).await?;
+            run.evict_nobodys().await?;
+        } else {
+            run.quarantine(&changing).await?;
+            run.serve_endpoints(endpoints).await?;
+            run.evict_nobodys().await?;
+            let kept = run.hand_over(changing).await?;
+            run.serve_routing(routing, &kept.numbers()).await?;
+            kept.verdict()?;
+        }
+        run.prove().await?;
+        Ok(run.users.len())
+    }
+
+    /// Steps 3 to 5: gives the numbers that change hands, and both prepared files.
+    async fn prepared<'a>(
+        &'a self,
+        lock: &'a HostLock,
+        progress: &'a mut Progress,
+        evictions_settled: &'a mut Instant,
+    ) -> Result<(Run<'a>, BTreeSet<ExtensionNumber>, Prepared, Prepared), StepError> {
         let users = self.storage.users().await?;
         let numbers = proof::numbers(&users);
         let (endpoints, routing) = (render::endpoints(&users), render::routing(&numbers, &BTreeSet::new()));
@@ -172,19 +208,10 @@ impl Applier {
         let mut run = Run { host: &self.host, lock, progress, evictions_settled, users, numbers, evicted_old: false };
         let changing = run.look().await?;
         files::remove_left_overs(&self.host.files, lock)?;
-        let endpoints = run.prepare(&run.host.files.endpoints, Stage::Final, &endpoints)?;
-        let routing = run.prepare(&run.host.files.routing, Stage::Final, &routing)?;
+        let endpoints = run.prepare(&self.host.files.endpoints, Stage::Final, &endpoints)?;
+        let routing = run.prepare(&self.host.files.routing, Stage::Final, &routing)?;
         run.progress.done("prepare");
-        if !changing.is_empty() {
-            run.quarantine(&changing).await?;
-        }
-        run.serve_endpoints(endpoints).await?;
-        run.evict_nobodys().await?;
-        let kept = run.hand_over(changing).await?;
-        run.serve_routing(routing, &kept.numbers()).await?;
-        kept.verdict()?;
-        run.prove().await?;
-        Ok(run.users.len())
+        Ok((run, changing, endpoints, routing))
     }
 }
 
@@ -192,13 +219,15 @@ impl Run<'_> {
     /// Step 4. Afterwards an apply has what it needs. Gives the numbers that change hands.
     async fn look(&mut self) -> Result<BTreeSet<ExtensionNumber>, StepError> {
         self.host.asterisk().await?;
-        let main = self.host.look().await?;
-        let on_disk = OnDisk::of(self.host, &main)?;
+        let numbers: Vec<_> = self.numbers.iter().copied().collect();
+        let control = &self.host.control;
+        let (secrets, main) = join!(objects::secrets(control, &numbers), self.host.look());
+        let on_disk = OnDisk::of(self.host, &main?)?;
         if !self.numbers.is_subset(&on_disk.endpoints) {
             // A number is given away. If its former registration comes back, it is listed from then on.
             sleep_until(*self.evictions_settled).await;
         }
-        let served = Served::ask(&self.host.control, &self.users).await?;
+        let served = Served::new(secrets?, registrations::list(control).await?);
         let changing = ownership::changing_hands(&self.users, &on_disk, &served);
         let before = on_disk.endpoints.len();
         if before > 1 && on_disk.endpoints.is_disjoint(&(&self.numbers - &changing)) {
@@ -240,6 +269,20 @@ impl Run<'_> {
         let result = &mut self.progress.reload_results.dialplan_reload;
         self.host.command.reload(Reload::Dialplan, result).await?;
         self.progress.done("routing");
+        Ok(())
+    }
+
+    /// Steps 7 and 8 if no number changes hands: then their order protects nobody, and Asterisk reads both files at once.
+    async fn serve_both(&mut self, endpoints: Prepared, routing: Prepared) -> Result<(), StepError> {
+        self.publish(endpoints, &self.host.files.endpoints)?;
+        self.publish(routing, &self.host.files.routing)?;
+        let ReloadResults { pjsip_reload, dialplan_reload } = &mut self.progress.reload_results;
+        let command = &self.host.command;
+        let (endpoints, routing) =
+            join!(command.reload(Reload::Pjsip, pjsip_reload), command.reload(Reload::Dialplan, dialplan_reload));
+        endpoints?;
+        routing?;
+        self.progress.done("endpoints and routing");
         Ok(())
     }
 

@@ -12,11 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use tokio::try_join;
-
-use crate::asterisk::control::{Control, ControlError};
-use crate::asterisk::in_force::objects;
-use crate::asterisk::registrations;
+use crate::asterisk::registrations::Registration;
 use crate::domain::{ExtensionNumber, User};
 use crate::host::configuration::{Config, MainFiles, Section, Unreadable};
 use crate::host::foreign;
@@ -25,7 +21,7 @@ use crate::render;
 
 /// What our two files say, whoever wrote them last.
 #[derive(Default)]
-pub(crate) struct OnDisk {
+pub(super) struct OnDisk {
     secrets: BTreeMap<ExtensionNumber, String>,
     pub(super) endpoints: BTreeSet<ExtensionNumber>,
     /// The numbers that an interrupted apply left in quarantine.
@@ -37,7 +33,7 @@ impl OnDisk {
     ///
     /// # Errors
     /// Which file can't be read.
-    pub(crate) fn of(host: &Host, main: &MainFiles) -> Result<Self, Trouble> {
+    pub(super) fn of(host: &Host, main: &MainFiles) -> Result<Self, Trouble> {
         let mut on_disk = Self::default();
         each_section(host, main.pjsip()?, &host.files.endpoints, |config, section| {
             let Some(number) = ExtensionNumber::parse(&section.name) else { return };
@@ -77,22 +73,20 @@ fn each_section(
 }
 
 /// The secrets in force, and the numbers that have registrations.
-pub(crate) struct Served {
+pub(super) struct Served {
     secrets: BTreeMap<ExtensionNumber, String>,
-    pub(crate) registered: BTreeSet<ExtensionNumber>,
+    pub(super) registered: BTreeSet<ExtensionNumber>,
 }
 
 impl Served {
-    /// Asks Asterisk about the numbers of `users`.
-    pub(crate) async fn ask(control: &Control, users: &[User]) -> Result<Self, ControlError> {
-        let numbers: Vec<_> = users.iter().map(|user| user.extension.number).collect();
-        let (secrets, registered) = try_join!(objects::secrets(control, &numbers), registrations::list(control))?;
-        Ok(Self { secrets, registered: registered.into_iter().map(|registration| registration.number).collect() })
+    /// The secrets in force of all users, and all registrations.
+    pub(super) fn new(secrets: BTreeMap<ExtensionNumber, String>, registrations: Vec<Registration>) -> Self {
+        Self { secrets, registered: registrations.into_iter().map(|registration| registration.number).collect() }
     }
 }
 
 /// The numbers of `users` that change hands.
-pub(crate) fn changing_hands(users: &[User], on_disk: &OnDisk, served: &Served) -> BTreeSet<ExtensionNumber> {
+pub(super) fn changing_hands(users: &[User], on_disk: &OnDisk, served: &Served) -> BTreeSet<ExtensionNumber> {
     let changes = |user: &&User| {
         let (number, secret) = (user.extension.number, user.extension.secret.reveal());
         let another = match served.secrets.get(&number).or(on_disk.secrets.get(&number)) {

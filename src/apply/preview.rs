@@ -2,8 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use tokio::try_join;
+
 use super::ownership::{OnDisk, Served, changing_hands};
 use super::proof::{self, Remedy};
+use crate::asterisk::in_force::objects;
+use crate::asterisk::registrations;
 use crate::domain::{User, some_of};
 use crate::preflight::check::DATABASE;
 use crate::preflight::probes::{Finding, Host, Probed, State, Trouble, would_begin};
@@ -39,9 +43,12 @@ async fn next_apply(host: &Host, users: &[User]) -> Probed {
 /// Phones that the next apply evicts: of numbers that nobody has, and of numbers that change hands.
 async fn old_registrations(host: &Host, users: &[User]) -> Probed {
     let on_disk = OnDisk::of(host, &host.main_files())?;
-    let served = Served::ask(&host.control, users).await?;
-    let changing = changing_hands(users, &on_disk, &served);
     let wanted = proof::numbers(users);
+    let numbers: Vec<_> = wanted.iter().copied().collect();
+    let (secrets, registrations) =
+        try_join!(objects::secrets(&host.control, &numbers), registrations::list(&host.control))?;
+    let served = Served::new(secrets, registrations);
+    let changing = changing_hands(users, &on_disk, &served);
     let old: Vec<_> =
         served.registered.into_iter().filter(|number| changing.contains(number) || !wanted.contains(number)).collect();
     if old.is_empty() {

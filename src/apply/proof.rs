@@ -73,11 +73,12 @@ pub(super) fn numbers(users: &[User]) -> BTreeSet<ExtensionNumber> {
 
 async fn objects(control: &Control, kind: ObjectType, users: &[User]) -> Result<Differences, ControlError> {
     let users: BTreeMap<_, _> = users.iter().map(|user| (user.extension.number, user)).collect();
-    let listed = objects::numbers(control, kind).await?;
-    let (there, missing): (Vec<_>, Vec<_>) = users.keys().partition(|number| listed.contains(*number));
-    let left_over = listed.iter().filter(|number| !users.contains_key(*number));
+    let wanted: Vec<_> = users.keys().copied().collect();
     let differing = |number, shown: &Options| differing_options(kind, users[&number], shown);
-    let differing = objects::options(control, kind, &there, differing).await?;
+    let (listed, differing) =
+        try_join!(objects::numbers(control, kind), objects::options(control, kind, &wanted, differing))?;
+    let missing = wanted.into_iter().filter(|number| !differing.contains_key(number)).collect::<Vec<_>>();
+    let left_over = listed.into_iter().filter(|number| !users.contains_key(number));
 
     let mut by_option: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for (number, options) in differing {
@@ -90,7 +91,7 @@ async fn objects(control: &Control, kind: ObjectType, users: &[User]) -> Result<
     };
     let mut found = Differences::new();
     add(&mut found, Remedy::Add, &format!("{objects} missing"), missing);
-    add(&mut found, Remedy::Remove, &format!("{objects} left over"), left_over.copied());
+    add(&mut found, Remedy::Remove, &format!("{objects} left over"), left_over);
     for (option, numbers) in by_option {
         add(&mut found, Remedy::Change, &format!("{objects} with another {option}"), numbers);
     }
@@ -99,10 +100,12 @@ async fn objects(control: &Control, kind: ObjectType, users: &[User]) -> Result<
 
 /// The options of a user's object that are shown with another value than the file's.
 fn differing_options(kind: ObjectType, user: &User, shown: &Options) -> Vec<&'static str> {
-    let differs = |(name, value): &(&'static str, _)| {
-        shown.get(name).is_some_and(|shown| render::as_written(name, shown) != *value)
+    let written = render::options(kind, user);
+    let differs = |(name, shown): &(&str, &str)| {
+        let written = written.iter().find(|(written, _)| written == name);
+        written.filter(|(name, value)| render::as_written(name, shown) != *value).map(|(name, _)| *name)
     };
-    render::options(kind, user).into_iter().filter(differs).map(|(name, _)| name).collect()
+    shown.iter().filter_map(differs).collect()
 }
 
 async fn dialplan(control: &Control, users: &[User]) -> Result<Differences, ControlError> {
@@ -153,7 +156,8 @@ mod tests {
     fn compared(kind: ObjectType, recording: &str, user: &User) -> (Vec<&'static str>, Vec<&'static str>) {
         let written = render::options(kind, user);
         let compare = |_, shown: &Options| {
-            let missing = written.iter().map(|(name, _)| *name).filter(|name| !shown.contains_key(name)).collect();
+            let is_shown = |name: &&str| shown.iter().any(|(shown, _)| shown == name);
+            let missing = written.iter().map(|(name, _)| *name).filter(|name| !is_shown(name)).collect();
             (missing, differing_options(kind, user, shown))
         };
         let parsed = parse_options(kind, recording, &[user.extension.number], compare).expect("a whole answer");

@@ -211,7 +211,8 @@ impl Control {
         }
         let hung = |_| ControlError::Hung { command: named.clone(), bound: self.bound };
         let answer = timeout(self.bound, self.exchange(&named, &lines)).await.map_err(hung)??;
-        refusal(&answer)?;
+        // Asterisk refuses all commands or none; only `permitted` sends several of which it may refuse some.
+        refusal(answer.lines().next().unwrap_or_default())?;
         Ok(answer)
     }
 
@@ -258,7 +259,7 @@ impl Control {
     /// [`ControlError`]; `NotPermitted` with the first command that is denied.
     pub async fn permitted(&self) -> Result<(), ControlError> {
         let harmless: Vec<_> = COMMANDS.iter().filter_map(|command| command.harmless).collect();
-        self.ask_all(&harmless).await.map(drop)
+        refusal(&self.ask_all(&harmless).await?)
     }
 
     /// Who answers: the greeting says the version, the kernel says the user and its groups.
@@ -299,8 +300,9 @@ impl Control {
         try_join!(send, from.read_to_end(&mut answer)).map_err(broken)?;
         let greeting = answer.iter().position(|byte| *byte == b'\n');
         let greeting = greeting.ok_or_else(|| broken(io::ErrorKind::UnexpectedEof.into()))?;
-        // Not all of it is UTF-8: a phone chooses its User-Agent.
-        Ok(String::from_utf8_lossy(&answer[greeting + 1..]).into_owned())
+        answer.drain(..=greeting);
+        // Not all of it may be UTF-8: a phone chooses its User-Agent.
+        Ok(String::from_utf8(answer).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
     }
 
     async fn connect(&self) -> Result<UnixStream, ControlError> {

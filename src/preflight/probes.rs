@@ -224,20 +224,21 @@ impl Host {
         findings
     }
 
-    /// Runs the probes for which an apply refuses to begin, except [`Host::asterisk`], and gives the files that it read.
+    /// Runs the probes for which an apply refuses to begin, except [`Host::asterisk`] and [`Host::same_asterisk`], and gives the
+    /// files that it read.
     ///
     /// # Errors
     /// The first failure.
     pub async fn look(&self) -> Result<MainFiles, Trouble> {
         let others = async {
             let main = self.main_files();
-            for row in LIST.iter().filter(|row| row.refuses && ![Asterisk, Command].contains(&row.probe)) {
+            for row in LIST.iter().filter(|row| row.refuses && ![Asterisk, Command, Routing].contains(&row.probe)) {
                 self.run(row.probe, &main).await?;
             }
             Ok(main)
         };
-        // The command is a process, which takes as long as all others together.
-        let (_, main) = try_join!(self.same_asterisk(), others)?;
+        // Asterisk lists the dialplan while this process reads the files.
+        let (_, main) = try_join!(self.routing_from_files(), others)?;
         Ok(main)
     }
 

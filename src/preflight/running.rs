@@ -37,7 +37,10 @@ impl Host {
     }
 
     /// `ASTERISK_BIN` reaches the Asterisk that answers on the control socket.
-    pub(super) async fn same_asterisk(&self) -> Probed {
+    ///
+    /// # Errors
+    /// [`Trouble`].
+    pub async fn same_asterisk(&self) -> Probed {
         let (by_command, by_socket) = (self.command.identity().await?, self.control.identity().await?);
         let program = self.command.program.display();
         if by_command != by_socket {

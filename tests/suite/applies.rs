@@ -10,7 +10,7 @@ use crate::fixtures::{
 use crate::support::lab::Folder;
 use crate::support::portal::Settings;
 use crate::support::process::Signal;
-use crate::support::{Asterisk, Portal, Postgres, asterisk, secs, strace, wait_until};
+use crate::support::{Asterisk, Portal, Postgres, asterisk, secs, wait_until};
 
 #[test]
 fn leaves_a_true_audit_row_on_both_databases() {

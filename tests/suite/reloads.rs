@@ -135,17 +135,18 @@ fn a_reload_that_hangs_is_killed_with_all_its_processes() {
     let clients = || ids().lines().map(group).collect::<Vec<_>>();
     let answer = thread::scope(|scope| {
         let applying = scope.spawn(|| failed_apply(&portal, &["-rx 'pjsip reload' did not end within 2 s"]));
-        wait_until(secs(20), "the reload begins", || ids().lines().count() == 1);
+        wait_until(secs(20), "both reloads begin", || ids().lines().count() == 2);
         asterisk.signal(Signal::STOP);
         fs::write(folder.path().join("go"), "").expect("let it go on");
         let waits = |client: &Vec<String>| client.iter().any(|line| line.contains("asterisk.conf"));
-        wait_until(secs(20), "the client waits", || clients().iter().all(waits));
+        wait_until(secs(20), "both clients wait", || clients().iter().all(waits));
         applying.join().expect("an answer")
     });
-    let reload = &answer["reload_results"]["pjsip_reload"];
-    assert_eq!(reload["command"].as_str(), Some(&*format!("{} -rx 'pjsip reload'", program.display())));
-    assert!(reload["exit_code"].is_null(), "{reload}");
-    assert!(answer["reload_results"]["dialplan_reload"].is_null(), "{answer}");
+    for (reload, command) in [("pjsip_reload", "pjsip reload"), ("dialplan_reload", "dialplan reload")] {
+        let reload = &answer["reload_results"][reload];
+        assert_eq!(reload["command"].as_str(), Some(&*format!("{} -rx '{command}'", program.display())));
+        assert!(reload["exit_code"].is_null(), "{reload}");
+    }
     wait_until(secs(10), "no process of them is left, and none that nobody waited for", || {
         clients().concat().is_empty()
     });

@@ -1,6 +1,6 @@
 //! The endpoints, auths and AORs in force.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::try_join;
 
@@ -9,8 +9,11 @@ use crate::asterisk::control::{Control, ControlError};
 use crate::domain::ExtensionNumber;
 use crate::render::ObjectType;
 
-/// The options of one object, by name, as `pjsip show endpoint 1000` shows them.
-pub type Options<'t> = HashMap<&'t str, &'t str>;
+/// The options of one object with their values, as `pjsip show endpoint 1000` shows them.
+pub type Options<'t> = [(&'t str, &'t str)];
+
+/// How many objects are asked about on one connection: a megabyte, at most.
+const AT_ONCE: usize = 100;
 
 /// The command that shows one object; with an `s`, it lists them all.
 fn command(kind: ObjectType) -> &'static str {
@@ -51,12 +54,16 @@ pub async fn options<T>(
     numbers: &[ExtensionNumber],
     each: impl Fn(ExtensionNumber, &Options) -> T,
 ) -> Result<BTreeMap<ExtensionNumber, T>, ControlError> {
+    // Asterisk answers each connection by a thread of its own. While one answers, another's answer is read.
     let ask = async |numbers: &[ExtensionNumber]| {
-        let commands: Vec<_> = numbers.iter().map(|number| format!("{} {number}", command(kind))).collect();
-        let parse = |text: &str| parse_options(kind, text, numbers, &each);
-        control.listings(&commands, parse).await.map_err(ControlError::without_secrets)
+        let mut options = BTreeMap::new();
+        for some in numbers.chunks(AT_ONCE) {
+            let commands: Vec<_> = some.iter().map(|number| format!("{} {number}", command(kind))).collect();
+            let parse = |text: &str| parse_options(kind, text, some, &each);
+            options.extend(control.listings(&commands, parse).await.map_err(ControlError::without_secrets)?);
+        }
+        Ok(options)
     };
-    // Asterisk answers each connection by a thread of its own.
     let (one, other) = numbers.split_at(numbers.len() / 2);
     let (mut options, others) = try_join!(ask(one), ask(other))?;
     options.extend(others);
@@ -71,7 +78,10 @@ pub async fn secrets(
     control: &Control,
     numbers: &[ExtensionNumber],
 ) -> Result<BTreeMap<ExtensionNumber, String>, ControlError> {
-    let password = |_, options: &Options| options.get("password").copied().unwrap_or_default().to_owned();
+    let password = |_, options: &Options| {
+        let password = options.iter().find(|(name, _)| *name == "password");
+        password.map(|(_, value)| (*value).to_owned()).unwrap_or_default()
+    };
     options(control, ObjectType::Auth, numbers, password).await
 }
 
@@ -104,13 +114,13 @@ pub(crate) fn parse_options<T>(
         }
         lines.find(|line| line.starts_with(" ParameterName "))?;
         lines.next()?; // a rule
-        let mut options = Options::new();
+        let mut options = Vec::new();
         loop {
             match lines.next()? {
                 "" => break,
                 line => {
-                    let (name, value) = line.split_once(" : ")?;
-                    options.insert(name.trim(), value);
+                    let (name, value) = line.split_once(':')?;
+                    options.push((name.trim_ascii(), value.strip_prefix(' ')?));
                 }
             }
         }
@@ -141,14 +151,16 @@ mod tests {
     fn the_options_of_each_that_has_an_object() {
         let three = [1000, 1001, 1999].map(number);
         let text = [recorded!("auth"), &recorded!("auth").replace("1000", "1001"), recorded!("no-auth")].concat();
-        let user = |_, options: &Options| [options["username"], options["password"]].join(":");
+        let value =
+            |options: &Options, name| options.iter().find(|option| option.0 == name).expect("an option").1.to_owned();
+        let user = |_, options: &Options| [value(options, "username"), value(options, "password")].join(":");
         let parse = |text: &str| parse_options(ObjectType::Auth, text, &three, user);
         let users = [(number(1000), "1000:SECRET".to_owned()), (number(1001), "1001:SECRET".to_owned())];
         assert_eq!(parse(&text), Some(BTreeMap::from(users)));
         for end in 0..text.trim_end().len() {
             assert_eq!(parse(&text[..end]), None, "an answer that ends after {end} bytes is not whole");
         }
-        let context = |_, options: &Options| options["context"].to_owned();
+        let context = |_, options: &Options| value(options, "context");
         let contexts = parse_options(ObjectType::Endpoint, recorded!("endpoint"), &three[..1], context);
         assert_eq!(contexts, Some(BTreeMap::from([(number(1000), "synergy-internal".to_owned())])));
     }
