@@ -84,6 +84,11 @@ impl Portal {
         }
     }
 
+    /// Runs another command with its settings: `["check"]`.
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        run(arguments, &self.settings)
+    }
+
     /// Starts it, again after [`Portal::stop`] or [`Portal::kill`], and waits until it answers.
     pub fn boot(&self) {
         self.boot_through(&[]);

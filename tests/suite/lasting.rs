@@ -1,0 +1,217 @@
+//! Evictions last: Asterisk takes back what it changed in its database within the last second if another process reads the file
+//! when it commits, or if it is killed. An old phone must not come back that way.
+
+use std::fs;
+use std::process::Command;
+use std::sync::atomic::AtomicBool;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::fixtures::{SetWhenDropped, account, evicted, failed_apply, host, id, registered, registrations};
+use crate::support::lab::Folder;
+use crate::support::process::Process;
+use crate::support::{Asterisk, Phone, Portal, secs, strace, wait_until};
+
+/// A number with a registered phone, which gets a new owner, and another user with a phone who stays.
+struct Scene {
+    asterisk: Asterisk,
+    portal: Portal,
+    caller: Phone,
+    stays: Phone,
+    owner: Value,
+    number: String,
+    folder: Folder,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let (asterisk, portal) = host();
+        let owner = portal.create_user("Owner", "owner@example.com");
+        let [caller, stays] = ["caller", "stays"].map(|name| {
+            let (number, secret) = account(&portal.create_user(name, &format!("{name}@example.com")));
+            Phone::new(&asterisk, &number, &secret)
+        });
+        portal.apply("suite");
+        assert_eq!(stays.register(), Some(200));
+        let number = account(&owner).0;
+        Self { asterisk, portal, caller, stays, owner, number, folder: Folder::new("readers") }
+    }
+
+    /// The phone of the number's owner, registered.
+    fn phone(&self) -> Phone {
+        let (number, secret) = account(&self.owner);
+        let phone = Phone::new(&self.asterisk, &number, &secret);
+        assert_eq!(phone.register(), Some(200));
+        phone
+    }
+
+    /// Registers the owner's phone, until Asterisk has committed it; then the number gets a new owner. Gives the old phone.
+    fn change_hands(&mut self) -> Phone {
+        let old = self.phone();
+        thread::sleep(Duration::from_millis(2500));
+        self.delete();
+        self.reuse();
+        old
+    }
+
+    fn delete(&self) {
+        self.portal.delete_user(id(&self.owner));
+    }
+
+    fn reuse(&mut self) {
+        self.owner = self.portal.create_user("Next", &format!("{}@example.com", account(&self.owner).1));
+        assert_eq!(account(&self.owner).0, self.number);
+    }
+
+    /// Another process holds a read transaction on Asterisk's database so often, for so long, with pauses.
+    fn read(&self, times: u32, hold: f64, pause: f64) -> Process {
+        // The last one replaces the shell, so that it ends with this process.
+        let script = "read='BEGIN; SELECT count(*) FROM astdb;'
+        for turn in $(seq 2 $2); do
+            sqlite3 \"$1\" \"$read\" '.shell touch reading' \".shell sleep $3\"; sleep $4
+        done
+        exec sqlite3 \"$1\" \"$read\" '.shell touch reading' \".shell sleep $3\"";
+        let database = self.asterisk.etc().with_file_name("db").join("astdb.sqlite3");
+        let mut command = Command::new("sh");
+        command.args(["-c", script, "reader"]).arg(database).arg(times.to_string());
+        command.args([hold.to_string(), pause.to_string()]).current_dir(self.folder.path());
+        let _ = fs::remove_file(self.folder.path().join("reading"));
+        let reader = Process::start(&mut command, &self.folder.path().join("log"));
+        wait_until(secs(10), "the reader reads", || self.folder.path().join("reading").exists());
+        reader
+    }
+
+    /// For some seconds nobody rings who has an old phone, and the one who stays always does.
+    #[track_caller]
+    fn silent(&self, old: &Phone, status: u16, point: &str) {
+        let end = Instant::now() + secs(3);
+        while Instant::now() < end {
+            assert_eq!(self.caller.call(&self.number), Some(status), "{point}");
+            assert_eq!(old.take_rings(), 0, "{point}: the old phone rings");
+            thread::sleep(Duration::from_millis(100));
+        }
+        assert_eq!(self.caller.call(&self.stays.number), Some(486), "{point}: who stays is still registered");
+    }
+
+    /// The new owner's phone registers and rings, and the old one does neither.
+    #[track_caller]
+    fn belongs_to_its_owner(&self, old: &Phone, point: &str) {
+        let new = self.phone();
+        assert_eq!(self.caller.call(&self.number), Some(486), "{point}: the new owner's phone is busy");
+        assert_eq!((new.take_rings(), old.take_rings()), (1, 0), "{point}");
+        assert_eq!(old.register(), Some(401), "{point}");
+    }
+}
+
+#[test]
+fn a_reader_of_asterisks_database_brings_nobody_back() {
+    let mut scene = Scene::new();
+    for (times, hold, pause) in [(1, 0.5, 0.0), (1, 3.0, 0.0), (10, 0.1, 0.3)] {
+        let point = format!("{times} times {hold} s, each {pause} s later");
+        let old = scene.change_hands();
+        let reader = scene.read(times, hold, pause);
+        let applied = scene.portal.apply("suite");
+        assert_eq!(evicted(&applied), [scene.number.as_str()], "{point}");
+        scene.silent(&old, 480, &point);
+        drop(reader);
+        scene.belongs_to_its_owner(&old, &point);
+    }
+    assert_eq!(scene.asterisk.rx("database show pbx-portal").trim(), "0 results found.", "no mark is left");
+}
+
+#[test]
+fn a_reader_that_never_ends_is_named_and_its_number_stays_at_404() {
+    let mut scene = Scene::new();
+    let old = scene.change_hands();
+    let reader = scene.read(1, 60.0, 0.0);
+    failed_apply(&scene.portal, &["astdb.sqlite3", &scene.number, "a backup, a monitor", "then apply again"]);
+    scene.silent(&old, 404, "while it reads");
+    drop(reader);
+    scene.portal.apply("suite");
+    scene.silent(&old, 480, "after it");
+    scene.belongs_to_its_owner(&old, "after it");
+}
+
+#[test]
+fn an_asterisk_that_is_killed_after_the_answer_brings_nobody_back() {
+    let mut scene = Scene::new();
+    for milliseconds in [0, 300, 700, 1000, 1500] {
+        let point = format!("killed {milliseconds} ms after the answer");
+        let old = scene.change_hands();
+        scene.portal.apply("suite");
+        thread::sleep(Duration::from_millis(milliseconds));
+        scene.asterisk.kill();
+        scene.asterisk.boot();
+        scene.silent(&old, 480, &point);
+        scene.belongs_to_its_owner(&old, &point);
+    }
+}
+
+#[test]
+fn a_new_owner_who_registers_without_pause_does_not_hold_up_the_apply() {
+    let mut scene = Scene::new();
+    let old = scene.change_hands();
+    let kill = ["-f", "-b", "execve", "-e", "trace=rename", "-e", "inject=rename:signal=KILL:when=3"];
+    let body = json!({"triggered_by": "killed"});
+    let killed = || scene.portal.try_request("POST", "/apply", Some(&body)).is_err();
+    assert!(strace::under(scene.portal.pid(), &kill, killed).0, "killed before the routing is published");
+    scene.portal.kill();
+    scene.portal.boot();
+    let (number, secret) = account(&scene.owner);
+    let new = Phone::new(&scene.asterisk, &number, &secret);
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| new.hammer(&done));
+        let _done = SetWhenDropped(&done);
+        wait_until(secs(10), "the new owner's phone is registered", || new.accepted() > 10);
+        scene.portal.apply("suite");
+        wait_until(secs(10), "and still is", || scene.caller.call(&number) == Some(486));
+    });
+    assert_eq!(old.take_rings(), 0);
+}
+
+#[test]
+fn a_freed_number_is_given_away_without_its_former_phone() {
+    let mut scene = Scene::new();
+    for at_once in [false, true] {
+        let old = scene.phone();
+        thread::sleep(Duration::from_millis(2500));
+        scene.delete();
+        let reader = scene.read(1, 1.5, 0.0);
+        let applied = scene.portal.apply("suite");
+        assert_eq!(evicted(&applied), [scene.number.as_str()]);
+        if !at_once {
+            wait_until(secs(10), "Asterisk takes the eviction back", || {
+                registrations(&scene.asterisk, &scene.number) == 1
+            });
+            scene.silent(&old, 404, "without an owner");
+        }
+        scene.reuse();
+        scene.portal.apply("suite");
+        scene.silent(&old, 480, "with a new owner");
+        drop(reader);
+        scene.belongs_to_its_owner(&old, "with a new owner");
+    }
+}
+
+#[test]
+fn a_routing_file_that_is_missing_or_emptied_evicts_nobody() {
+    let scene = Scene::new();
+    let phone = scene.phone();
+    let contacts = registered(&scene.asterisk);
+    let routing = scene.asterisk.routing_file();
+    let whole = fs::read_to_string(&routing).expect("the routing");
+    for left in [None, Some(""), Some("[synergy-internal]\n"), Some(&whole[..whole.len() / 2])] {
+        match left {
+            None => fs::remove_file(&routing).expect("remove the routing"),
+            Some(text) => fs::write(&routing, text).expect("write the routing"),
+        }
+        scene.asterisk.rx("dialplan reload");
+        let applied = scene.portal.apply("suite");
+        assert_eq!((evicted(&applied), registered(&scene.asterisk)), (Vec::new(), contacts.clone()), "{left:?}");
+        assert_eq!(scene.caller.call(&scene.number), Some(486), "{left:?}");
+        assert_eq!(phone.take_rings(), 1);
+    }
+}
