@@ -29,13 +29,6 @@ impl Database {
         }
     }
 
-    pub fn url(&self) -> String {
-        match self {
-            Self::Sqlite(file) => format!("sqlite://{}", file.display()),
-            Self::Postgres(url) => url.clone(),
-        }
-    }
-
     pub fn delete_all(&self) {
         self.run("DELETE FROM extensions; DELETE FROM users;");
     }
@@ -67,23 +60,6 @@ impl Database {
                     .find_map(|line| line.strip_prefix("latency average = ")?.strip_suffix(" ms")?.parse().ok());
                 latency.unwrap_or_else(|| panic!("{text}"))
             }
-        }
-    }
-
-    /// Bare lists a second by so many clients at once.
-    pub fn lists_at_once(&self, clients: usize, times: usize) -> f64 {
-        match self {
-            Self::Sqlite(_) => {
-                let took = timed(|| {
-                    std::thread::scope(|scope| {
-                        for _ in 0..clients {
-                            scope.spawn(|| self.sqlite3(&vec![LIST; times]));
-                        }
-                    });
-                });
-                (clients * times) as f64 / took * 1000.0
-            }
-            Self::Postgres(url) => rate(&pgbench(url, LIST, clients, times)),
         }
     }
 
@@ -136,7 +112,7 @@ impl Database {
     }
 }
 
-/// Transactions a second, as `pgbench` tells them.
+/// Transactions a second, by `pgbench`.
 fn rate(text: &str) -> f64 {
     let rate = text.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
     rate.unwrap_or_else(|| panic!("{text}"))
