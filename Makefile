@@ -44,6 +44,7 @@ lint: setup $(DENY) ## format, clippy, licences and bans of the dependencies, sh
 	shellcheck .ci/run lab/*.sh packaging/postinst packaging/postrm
 
 deb: $(CARGO_DEB) ## the Debian package, in target/debian
+	cargo run --locked --quiet --example pages
 	$(CARGO_DEB) --locked $(DEB_OPTIONS)
 
 advisories: $(DENY) ## known vulnerabilities of the dependencies; fetches the advisory database

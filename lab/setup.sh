@@ -17,6 +17,7 @@ packages=(
     haproxy pgbouncer         # what stands in front of PostgreSQL: this PgBouncer tracks no prepared statements
     chromium chromium-driver  # the browser
     nginx-light               # a TLS proxy
+    lintian                   # looks at the Debian package
     python3-venv              # schemathesis
     debootstrap               # the Asterisk roots
     systemd systemd-container # boots one of them, and rates the service's unit

@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::Command;
 
+use pbx_control_portal::settings::{Documented, documented};
 use serde_json::Value;
 
 use crate::fixtures::{TWO_OF_ONE_NAME, account, failed_apply, id};
@@ -51,6 +52,8 @@ systemctl restart pbx-portal
 fn a_server_installs_boots_crashes_upgrades_and_purges() {
     let machine = Machine::boot();
     let [first, second] = ["0.1.0-1", "0.1.1-1"].map(|version| package(&machine, version));
+    debian_has_nothing_against(&machine, &first);
+    its_manual_page_tells_all_settings(&machine, &first);
 
     install(&machine, &first);
     let portal =
@@ -104,6 +107,25 @@ pub fn package(machine: &Machine, version: &str) -> String {
     assert!(output.status.success(), "make deb: {}", String::from_utf8_lossy(&output.stderr));
     std::fs::copy(file, machine.file(&format!("/root/{name}"))).expect("copy the package");
     format!("/root/{name}")
+}
+
+/// `lintian` finds nothing but what an override in the package gives a reason for.
+fn debian_has_nothing_against(machine: &Machine, package: &str) {
+    let mut lintian = Command::new("lintian");
+    lintian.args(["--fail-on", "error,warning", "--allow-root", "--tag-display-limit", "0"]).arg(machine.file(package));
+    let output = run_within(secs(120), &mut lintian);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+fn its_manual_page_tells_all_settings(machine: &Machine, package: &str) {
+    let show = format!("dpkg-deb --fsys-tarfile {package} | tar -xOf - ./usr/share/man/man1/pbx-portal.1.gz | gunzip");
+    let page = machine.run(&show).replace("\\-", "-").replace("\\(aq", "'");
+    let settings = documented();
+    assert_eq!(settings.len(), 12);
+    for Documented { name, meaning, default } in settings {
+        let entry = format!(".TP\n\\fB{name}\\fR\n{meaning}. Default: {default}\n");
+        assert!(page.contains(&entry), "{entry} in {page}");
+    }
 }
 
 fn install(machine: &Machine, package: &str) {
