@@ -50,5 +50,6 @@ mod surviving_calls;
 mod table;
 mod thousand;
 mod traceless;
+mod trunk;
 mod two_processes;
 mod watching;

@@ -87,6 +87,29 @@ impl Scene {
         self.applies();
     }
 
+    /// Answers a statement about the audit log, in the database of the block.
+    fn sql(&self, block: &Commands, sql: &str) -> String {
+        let postgres = format!(
+            "cd / && runuser -u postgres -- psql --quiet --tuples-only --no-align --dbname=portal --command=\"{sql}\""
+        );
+        let sqlite = format!("runuser -u pbx-portal -- sqlite3 /var/lib/pbx-portal/portal.db \"{sql}\"");
+        self.machine.run(if block.text.contains("postgres") { &postgres } else { &sqlite })
+    }
+
+    /// One row is three years old.
+    fn ages_an_audit_row(&self, block: &Commands) {
+        let one = "id = (SELECT id FROM apply_audit_logs ORDER BY triggered_at LIMIT 1)";
+        self.sql(block, &format!("UPDATE apply_audit_logs SET triggered_at = '2023-01-01T00:00:00.5Z' WHERE {one}"));
+        assert_eq!(self.audit_rows(block), ("1".to_owned(), true));
+    }
+
+    /// How many rows are old, and whether there are others.
+    fn audit_rows(&self, block: &Commands) -> (String, bool) {
+        let count =
+            |condition: &str| self.sql(block, &format!("SELECT count(*) FROM apply_audit_logs WHERE {condition}"));
+        (count("triggered_at < '2024-01-01T00:00:00Z'"), count("triggered_at > '2024-01-01T00:00:00Z'") != "0")
+    }
+
     fn version(&self) -> String {
         self.machine.run("dpkg-query --show --showformat='${Version}' pbx-portal")
     }
@@ -137,6 +160,7 @@ fn every_command_works_as_written() {
             "Upgrade" => _ = scene.machine.run("cp /root/next/*.deb /root"),
             "Back up SQLite" | "Back up PostgreSQL" => kept = scene.users(),
             "Restore SQLite" | "Restore PostgreSQL" => scene.changes_hands(),
+            "Prune the audit log" => scene.ages_an_audit_row(block),
             _ => {}
         }
         let printed = scene.types(block);
@@ -182,6 +206,13 @@ fn every_command_works_as_written() {
                 assert!(printed.contains("pbx-berlin") && printed.contains("does not include"), "{printed}");
             }
             "Who applied, and what came of it" => assert!(printed.contains("success"), "{printed}"),
+            "Prune the audit log" => assert_eq!(scene.audit_rows(block), ("0".to_owned(), true), "the old row alone"),
+            "Back up Asterisk's own database" => {
+                let rows = "sqlite3 /root/astdb.sqlite3 'SELECT count(*) > 0 FROM astdb'";
+                assert_eq!(scene.machine.run(rows), "1");
+                let failed = "grep --count 'database is locked' /var/log/asterisk/messages.log || true";
+                assert_eq!(scene.machine.run(failed), "0");
+            }
             "A phone does not register" => {
                 assert!(block.text.contains("logger") || printed.contains("1000/1000"), "{printed}");
             }
