@@ -19,6 +19,7 @@ mod failover;
 mod faults;
 mod fixtures;
 mod foreign_hands;
+mod from_source;
 mod hammering;
 mod hand_edited;
 mod histories;
