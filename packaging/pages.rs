@@ -7,26 +7,26 @@ use std::path::Path;
 
 use clap_complete::Shell;
 use clap_mangen::Man;
-use pbx_control_portal::settings::{Cli, Documented, EXAMPLES, EXIT_STATUS, PRECEDENCE, documented};
+use pbx_control_portal::settings::help::{self, Documented, EXAMPLES, EXIT_STATUS, PRECEDENCE, documented};
 
 fn main() -> io::Result<()> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/pages");
     fs::create_dir_all(&folder)?;
     fs::write(folder.join("pbx-portal.1"), manual_page()?)?;
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-        clap_complete::generate_to(shell, &mut Cli::definition(), "pbx-portal", &folder)?;
+        clap_complete::generate_to(shell, &mut help::definition(), "pbx-portal", &folder)?;
     }
     Ok(())
 }
 
 fn manual_page() -> io::Result<Vec<u8>> {
-    let program = Cli::definition();
+    let program = help::definition();
     let of_program = Man::new(program.clone());
     let mut page = Vec::new();
     of_program.render_title(&mut page)?;
     of_program.render_name_section(&mut page)?;
     writeln!(page, ".SH SYNOPSIS\n\\fBpbx\\-portal\\fR [\\fICOMMAND\\fR] [\\fIOPTIONS\\fR]")?;
-    let commands = program.get_subcommands().map(|command| (command.get_name(), help(command.get_about())));
+    let commands = program.get_subcommands().map(|command| (command.get_name(), about(command.get_about())));
     section(&mut page, "COMMANDS", "", commands)?;
     let serve = program.find_subcommand("serve").expect("the default command");
     // Its flags; the settings that are none follow.
@@ -42,7 +42,7 @@ fn manual_page() -> io::Result<Vec<u8>> {
     Ok(page)
 }
 
-fn help(text: Option<&clap::builder::StyledStr>) -> String {
+fn about(text: Option<&clap::builder::StyledStr>) -> String {
     text.map(ToString::to_string).unwrap_or_default()
 }
 

@@ -1,19 +1,19 @@
 //! Settings: from the command line, the environment, or `./.env`, in this order. A setting that makes no sense stops the
 //! start with one line that names it.
 
+mod database_url;
+pub mod help;
+
 use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
-use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
-use std::str::FromStr as _;
 use std::time::Duration;
 
-use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
-use percent_encoding::percent_decode_str;
-use sqlx::postgres::PgConnectOptions;
+use clap::{Args, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 
 use crate::domain::Name;
+pub use database_url::DatabaseUrl;
 
 /// Users in a database become SIP extensions that Asterisk is proven to serve.
 #[derive(Debug, Parser)]
@@ -37,86 +37,8 @@ impl Cli {
         }) {
             arguments.insert(arguments.len().min(1), "serve".into());
         }
-        Self::from_arg_matches(&Self::definition().try_get_matches_from(arguments)?)
+        Self::from_arg_matches(&help::definition().try_get_matches_from(arguments)?)
     }
-
-    /// The command line's definition; its help texts show all settings, the secrets among them.
-    #[must_use]
-    pub fn definition() -> clap::Command {
-        let table = |title: &str, rows: [(&str, &str); 3], width| {
-            let rows = rows.map(|(left, right)| format!("\n  {left:<width$}  {right}"));
-            format!("\n\n{title}:{}", rows.concat())
-        };
-        let help = environment() + &table("Examples", EXAMPLES, 41) + &table("Exit status", EXIT_STATUS, 1);
-        Self::command().after_help(help.clone()).mut_subcommand("serve", |serve| serve.after_help(help))
-    }
-}
-
-/// The two settings that are not flags: name, default, meaning.
-const SECRETS: [(&str, &str, &str); 2] = [
-    (
-        "DATABASE_URL",
-        "sqlite:// in the data directory",
-        "postgres://… or sqlite://…; secret: environment or ./.env only",
-    ),
-    ("PORTAL_API_TOKEN", "none", "If set, requests need 'Authorization: Bearer …'; secret: environment or ./.env only"),
-];
-
-/// Commands as an administrator types them, with what they do.
-pub const EXAMPLES: [(&str, &str); 3] = [
-    ("pbx-portal check", "Show what is missing on this host"),
-    ("pbx-portal serve --listen 127.0.0.1:9000", "Serve on another port"),
-    ("LOG_FORMAT=json pbx-portal", "Serve, with log lines for a collector"),
-];
-
-/// The exit statuses, with what they mean.
-pub const EXIT_STATUS: [(&str, &str); 3] = [
-    ("0", "Success"),
-    ("1", "The service could not start, or 'check' found a problem"),
-    ("2", "A setting or an argument is invalid"),
-];
-
-/// A setting as the help text and the manual page show it.
-#[derive(Debug)]
-pub struct Documented {
-    /// Of the environment variable.
-    pub name: String,
-    /// What it is for.
-    pub meaning: String,
-    /// In words, if it depends on the system.
-    pub default: String,
-}
-
-/// All settings, from the flags' own definitions.
-#[must_use]
-pub fn documented() -> Vec<Documented> {
-    let flags = Settings::augment_args(clap::Command::new("serve"));
-    let flags = flags.get_arguments().filter_map(|flag| {
-        let name = flag.get_env()?.to_string_lossy().into_owned();
-        let help = flag.get_help().map(ToString::to_string).unwrap_or_default();
-        let (meaning, in_words) = help.split_once(" [default: ").unwrap_or((&help, ""));
-        let value = flag.get_default_values().first().filter(|_| !flag.is_hide_default_value_set());
-        let default = value.map_or(in_words.trim_end_matches(']').into(), |value| value.to_string_lossy());
-        Some(Documented { name, meaning: meaning.to_owned(), default: default.into_owned() })
-    });
-    let secrets = SECRETS.map(|(name, default, meaning)| Documented {
-        name: name.to_owned(),
-        meaning: meaning.to_owned(),
-        default: default.to_owned(),
-    });
-    secrets.into_iter().chain(flags).collect()
-}
-
-/// The order in which settings count.
-pub const PRECEDENCE: &str = "A flag comes before the environment, and the environment before ./.env.";
-
-/// The help's list of all settings.
-fn environment() -> String {
-    let lines = documented()
-        .into_iter()
-        .map(|Documented { name, meaning, default }| format!("  {name:<28}  {meaning} [default: {default}]"));
-    let head = ["Environment:".to_owned(), format!("  {PRECEDENCE}")];
-    head.into_iter().chain(lines).collect::<Vec<_>>().join("\n")
 }
 
 /// What the program can do.
@@ -296,115 +218,6 @@ impl fmt::Debug for ApiToken {
         f.write_str("ApiToken(…)")
     }
 }
-
-/// Which database, and how to reach it.
-#[derive(Clone)]
-pub enum DatabaseUrl {
-    /// `postgres://…`.
-    Postgres(Box<PgConnectOptions>),
-    /// `sqlite://…`: the file.
-    Sqlite(PathBuf),
-}
-
-/// The parameters of a `postgres://` URL that are understood: a misspelt `sslmode` must not go unnoticed.
-const POSTGRES_PARAMETERS: [&str; 16] = [
-    "application_name",
-    "sslmode",
-    "ssl-mode",
-    "sslrootcert",
-    "ssl-root-cert",
-    "ssl-ca",
-    "sslcert",
-    "ssl-cert",
-    "sslkey",
-    "ssl-key",
-    "host",
-    "hostaddr",
-    "port",
-    "dbname",
-    "user",
-    "password",
-];
-
-/// Which database, without what lets one in.
-impl fmt::Display for DatabaseUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Postgres(options) => {
-                let host = match (options.get_socket(), options.get_host()) {
-                    (Some(socket), _) => socket.display().to_string(),
-                    (None, address) if address.contains(':') => format!("[{address}]"),
-                    (None, name) => name.to_owned(),
-                };
-                let database = options.get_database().unwrap_or_else(|| options.get_username());
-                write!(f, "postgres://{}@{host}:{}/{database}", options.get_username(), options.get_port())
-            }
-            Self::Sqlite(file) => write!(f, "sqlite://{}", file.display()),
-        }
-    }
-}
-
-impl DatabaseUrl {
-    /// Takes `postgres://…`, or `sqlite://` and a path, percent-encoded.
-    ///
-    /// # Errors
-    /// [`SettingError`], without the URL: it holds a password.
-    pub fn parse(url: &str) -> Result<Self, SettingError> {
-        let invalid = |why: &dyn fmt::Display| SettingError(format!("DATABASE_URL makes no sense: {why}"));
-        if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-            Self::parse_postgres(url).map_err(|why| invalid(&why))
-        } else if let Some(path) = url.strip_prefix("sqlite://") {
-            let (path, query) = path.split_once('?').unwrap_or((path, ""));
-            // That the file is made goes without saying here.
-            if !["", "mode=rwc"].contains(&query) {
-                return Err(invalid(&"a sqlite:// URL takes no parameters but mode=rwc"));
-            }
-            let path = percent_decode_str(path).collect::<Vec<_>>();
-            // To SQLite, these are none.
-            if path.is_empty() || path.starts_with(b":") || path.starts_with(b"file:") {
-                return Err(invalid(&"a sqlite:// URL names a file, as in sqlite:///var/lib/pbx-portal/portal.db"));
-            }
-            Ok(Self::Sqlite(PathBuf::from(OsString::from_vec(path))))
-        } else {
-            Err(invalid(&"it must begin with postgres:// or sqlite://"))
-        }
-    }
-}
-
-impl DatabaseUrl {
-    fn parse_postgres(url: &str) -> Result<Self, String> {
-        let (address, query) = url.split_once('?').unwrap_or((url, ""));
-        for (name, value) in query.split('&').filter(|p| !p.is_empty()).map(|p| p.split_once('=').unwrap_or((p, ""))) {
-            if !POSTGRES_PARAMETERS.contains(&name) && !name.starts_with("options") {
-                // With an unescaped ? in the password, this is a part of it.
-                let is_name =
-                    name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_') && !query.contains('@');
-                let name = if is_name { name } else { "after the ?" };
-                return Err(format!("the parameter {name} is not known (sslmode and sslrootcert are)"));
-            }
-            if ["host", "hostaddr", "port"].contains(&name) && value.contains(',') {
-                return Err(ONE_ADDRESS.to_owned());
-            }
-        }
-        let authority = address.split_once("://").map_or("", |(_, rest)| rest).split('/').next().unwrap_or_default();
-        if authority.rsplit('@').next().is_some_and(|hosts| hosts.contains(',')) {
-            return Err(ONE_ADDRESS.to_owned());
-        }
-        let options = PgConnectOptions::from_str(url).map_err(|error| match error {
-            sqlx::Error::Configuration(why) => why.to_string(),
-            _ => "it takes the form postgres://user:password@host:5432/database".to_owned(),
-        })?;
-        // A URL writes an IPv6 address in brackets, a resolver takes it without.
-        let host = options.get_host().to_owned();
-        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-        Ok(Self::Postgres(Box::new(match bare {
-            Some(bare) => options.host(bare),
-            None => options,
-        })))
-    }
-}
-
-const ONE_ADDRESS: &str = "it takes one address; for several servers put HAProxy in front, see \"More than one database machine\" in docs/operations.md";
 
 fn address(text: &str) -> Result<SocketAddr, &'static str> {
     text.parse().map_err(|_| "it takes an IP address and a port, as in 127.0.0.1:8000 or [::1]:8000")

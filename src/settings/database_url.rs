@@ -1,0 +1,119 @@
+//! `DATABASE_URL`: which database, and how to reach it.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::PathBuf;
+use std::str::FromStr as _;
+
+use percent_encoding::percent_decode_str;
+use sqlx::postgres::PgConnectOptions;
+
+use super::SettingError;
+
+/// Which database, and how to reach it.
+#[derive(Clone)]
+pub enum DatabaseUrl {
+    /// `postgres://…`.
+    Postgres(Box<PgConnectOptions>),
+    /// `sqlite://…`: the file.
+    Sqlite(PathBuf),
+}
+
+/// The parameters of a `postgres://` URL that are understood: a misspelt `sslmode` must not go unnoticed.
+const POSTGRES_PARAMETERS: [&str; 16] = [
+    "application_name",
+    "sslmode",
+    "ssl-mode",
+    "sslrootcert",
+    "ssl-root-cert",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+];
+
+/// Which database, without what lets one in.
+impl fmt::Display for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Postgres(options) => {
+                let host = match (options.get_socket(), options.get_host()) {
+                    (Some(socket), _) => socket.display().to_string(),
+                    (None, address) if address.contains(':') => format!("[{address}]"),
+                    (None, name) => name.to_owned(),
+                };
+                let database = options.get_database().unwrap_or_else(|| options.get_username());
+                write!(f, "postgres://{}@{host}:{}/{database}", options.get_username(), options.get_port())
+            }
+            Self::Sqlite(file) => write!(f, "sqlite://{}", file.display()),
+        }
+    }
+}
+
+impl DatabaseUrl {
+    /// Takes `postgres://…`, or `sqlite://` and a path, percent-encoded.
+    ///
+    /// # Errors
+    /// [`SettingError`], without the URL: it holds a password.
+    pub fn parse(url: &str) -> Result<Self, SettingError> {
+        let invalid = |why: &dyn fmt::Display| SettingError(format!("DATABASE_URL makes no sense: {why}"));
+        if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+            Self::parse_postgres(url).map_err(|why| invalid(&why))
+        } else if let Some(path) = url.strip_prefix("sqlite://") {
+            let (path, query) = path.split_once('?').unwrap_or((path, ""));
+            // That the file is made goes without saying here.
+            if !["", "mode=rwc"].contains(&query) {
+                return Err(invalid(&"a sqlite:// URL takes no parameters but mode=rwc"));
+            }
+            let path = percent_decode_str(path).collect::<Vec<_>>();
+            // To SQLite, these are none.
+            if path.is_empty() || path.starts_with(b":") || path.starts_with(b"file:") {
+                return Err(invalid(&"a sqlite:// URL names a file, as in sqlite:///var/lib/pbx-portal/portal.db"));
+            }
+            Ok(Self::Sqlite(PathBuf::from(OsString::from_vec(path))))
+        } else {
+            Err(invalid(&"it must begin with postgres:// or sqlite://"))
+        }
+    }
+
+    fn parse_postgres(url: &str) -> Result<Self, String> {
+        let (address, query) = url.split_once('?').unwrap_or((url, ""));
+        for (name, value) in query.split('&').filter(|p| !p.is_empty()).map(|p| p.split_once('=').unwrap_or((p, ""))) {
+            if !POSTGRES_PARAMETERS.contains(&name) && !name.starts_with("options") {
+                // With an unescaped ? in the password, this is a part of it.
+                let is_name =
+                    name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_') && !query.contains('@');
+                let name = if is_name { name } else { "after the ?" };
+                return Err(format!("the parameter {name} is not known (sslmode and sslrootcert are)"));
+            }
+            if ["host", "hostaddr", "port"].contains(&name) && value.contains(',') {
+                return Err(ONE_ADDRESS.to_owned());
+            }
+        }
+        let authority = address.split_once("://").map_or("", |(_, rest)| rest).split('/').next().unwrap_or_default();
+        if authority.rsplit('@').next().is_some_and(|hosts| hosts.contains(',')) {
+            return Err(ONE_ADDRESS.to_owned());
+        }
+        let options = PgConnectOptions::from_str(url).map_err(|error| match error {
+            sqlx::Error::Configuration(why) => why.to_string(),
+            _ => "it takes the form postgres://user:password@host:5432/database".to_owned(),
+        })?;
+        // A URL writes an IPv6 address in brackets, a resolver takes it without.
+        let host = options.get_host().to_owned();
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        Ok(Self::Postgres(Box::new(match bare {
+            Some(bare) => options.host(bare),
+            None => options,
+        })))
+    }
+}
+
+const ONE_ADDRESS: &str = "it takes one address; for several servers put HAProxy in front, see \"More than one database machine\" in docs/operations.md";
