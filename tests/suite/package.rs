@@ -63,6 +63,7 @@ fn a_server_installs_boots_crashes_upgrades_and_purges() {
     boots_behind_a_slow_database(&machine, &portal, &users);
     is_ready_only_with_its_database(&machine);
     is_restarted_after_a_crash(&machine, &portal, &users);
+    is_restarted_when_it_hangs(&machine, &portal, &users);
     is_upgraded_during_a_call(&machine, &portal, &second, &users);
     removal_leaves_the_phones_alone(&machine, &users);
     purge_leaves_empty_files(&machine);
@@ -233,6 +234,21 @@ fn is_ready_only_with_its_database(machine: &Machine) {
     assert_eq!(machine.run("systemctl is-active pbx-portal || true"), "activating");
     machine.run("systemctl start postgresql");
     wait_until(secs(60), "the portal is ready", || machine.try_run("systemctl is-active pbx-portal").status.success());
+}
+
+/// The unit's minute is three seconds here.
+fn is_restarted_when_it_hangs(machine: &Machine, portal: &Portal, users: &[Value]) {
+    let folder = "/run/systemd/system/pbx-portal.service.d";
+    machine.run(&format!("mkdir -p {folder}; printf '[Service]\nWatchdogSec=3\n' >{folder}/watchdog.conf"));
+    machine.run("systemctl daemon-reload; systemctl restart pbx-portal");
+    let hung = main_pid(machine);
+    machine.run("sleep 5");
+    assert_eq!(main_pid(machine), hung, "it lives, and says so");
+    machine.run(&format!("kill -STOP {hung}"));
+    wait_until(secs(30), "it is restarted", || ![hung.as_str(), "0"].contains(&main_pid(machine).as_str()));
+    wait_until(secs(30), "it answers", || machine.inside(|| portal.try_request("GET", "/users", None)).is_ok());
+    assert_eq!(machine.inside(|| portal.users()), users);
+    machine.run(&format!("rm {folder}/watchdog.conf; systemctl daemon-reload; systemctl restart pbx-portal"));
 }
 
 fn is_restarted_after_a_crash(machine: &Machine, portal: &Portal, users: &[Value]) {
