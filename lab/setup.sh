@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Makes this machine able to run the tests, the demo and the benchmark: Debian's packages of the phones, PostgreSQL,
-# the browser and the tools, schemathesis, and a real Asterisk 22 in a root of its own (Debian 12 and 13 have no asterisk
-# package, unstable has). Beside it an Asterisk 16, to see it refused, and a whole server to boot. Asterisk runs from its root
-# without chroot; the server's disk is a layer over its root. A second run finds everything there and takes milliseconds.
+# the browser and the tools, what reads the API's document, and a real Asterisk 22 in a root of its own (Debian 12 and 13 have
+# no asterisk package, unstable has). Beside it an Asterisk 16, to see it refused, and a whole server to boot. Asterisk runs from
+# its root without chroot; the server's disk is a layer over its root. A second run finds everything there and takes milliseconds.
 set -euo pipefail
 
 lab=${PBX_LAB_DIR:-/var/cache/pbx-portal-lab}
@@ -11,6 +11,8 @@ old_root=$lab/asterisk-16 # Debian 11's
 machine=$lab/server       # Debian unstable's with all that a server has, to boot it
 python=$lab/schemathesis  # a Python environment with exactly these
 python_packages=$(dirname "${BASH_SOURCE[0]}")/requirements.txt
+linters=$lab/linters      # Node packages that check the API's document
+node_packages=$(dirname "${BASH_SOURCE[0]}")/package.json
 packages=(
     baresip-core sip-tester   # the phones
     postgresql sqlite3        # the databases
@@ -18,12 +20,16 @@ packages=(
     chromium chromium-driver  # the browser
     nginx-light               # a TLS proxy
     lintian                   # looks at the Debian package
-    python3-venv              # schemathesis
+    python3-venv              # schemathesis, and the generator of a client
+    nodejs                    # the linters of the API's document
     debootstrap               # the Asterisk roots
     systemd systemd-container # boots one of them, and rates the service's unit
     e2fsprogs iproute2 mount  # files that can't be changed, a network that loses packets, a full disk
     build-essential ca-certificates curl faketime openssl shellcheck strace util-linux
 )
+
+# Node from elsewhere brings its own npm, and conflicts with Debian's.
+[[ -x /usr/bin/npm ]] || packages+=(npm)
 
 say() { printf 'setup: %s\n' "$*"; }
 die() {
@@ -118,9 +124,20 @@ make_python_environment() {
     rm -rf "$python"
     # Debian's, whatever python3 comes first in PATH.
     /usr/bin/python3 -m venv "$python"
-    long_step 'schemathesis, which tests the API by its document' \
+    long_step 'schemathesis, which tests the API by its document, and a generator of clients' \
         "$python/bin/pip" install --disable-pip-version-check --requirement "$python_packages"
     cp "$python_packages" "$python/requirements.txt"
+}
+
+has_node_packages() { cmp --silent "$node_packages" "$linters/complete"; }
+
+install_node_packages() {
+    rm -rf "$linters"
+    mkdir "$linters"
+    cp "$node_packages" "$linters/package.json"
+    long_step "the linters of the API's document" \
+        npm install --prefix "$linters" --no-audit --no-fund --ignore-scripts
+    cp "$node_packages" "$linters/complete"
 }
 
 installed=$(dpkg-query --show --showformat '${Package} ${db:Status-Status}\n' "${packages[@]}" 2>/dev/null || true)
@@ -130,7 +147,8 @@ name=$(uname -n)
 name_resolves=true
 getent hosts "$name" >/dev/null || name_resolves=false
 
-if ((${#missing[@]} == 0)) && [[ -d $root && -d $old_root && -d $machine ]] && $name_resolves && has_pgbouncer && has_python_packages; then
+if ((${#missing[@]} == 0)) && [[ -d $root && -d $old_root && -d $machine ]] && $name_resolves && has_pgbouncer &&
+    has_python_packages && has_node_packages; then
     say 'everything is installed; nothing to do'
     exit 0
 fi
@@ -139,7 +157,7 @@ if ((EUID != 0)); then
     exec sudo PBX_LAB_DIR="$lab" "$0"
 fi
 
-say "installing what the lab lacks: Debian packages here, Asterisk roots and a Python environment in $lab; some minutes"
+say "installing what the lab lacks: Debian packages here, Asterisk roots, Python and Node packages in $lab; some minutes"
 mkdir -p "$lab"
 exec 9>"$lab/setup.lock"
 # One setup at a time; whoever waited finds the work done.
@@ -159,4 +177,5 @@ $name_resolves || printf '127.0.1.1\t%s\n' "$name" >>/etc/hosts
 [[ -d $machine ]] || make_asterisk_root "$machine" sid 22 adduser openssl postgresql sqlite3 systemd-sysv
 has_pgbouncer || install_pgbouncer
 has_python_packages || make_python_environment
+has_node_packages || install_node_packages
 say 'ready'

@@ -13,6 +13,7 @@ mod database_during_apply;
 mod databases;
 mod diagnosis;
 mod document;
+mod document_tools;
 mod failing_postgres;
 mod failing_sqlite;
 mod failover;
