@@ -8,7 +8,7 @@ use axum::Json;
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use utoipa::openapi::RefOr;
+use utoipa::openapi::{RefOr, Schema};
 use utoipa::{IntoResponses, ToSchema};
 use uuid::Uuid;
 
@@ -24,9 +24,12 @@ use crate::storage::LOOK_AND_TRY_AGAIN;
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "read field by field; this is its schema")]
 struct NewApply {
-    /// Who applies, for the audit log: an administrator's address or name.
-    #[schema(schema_with = super::users::name_schema)]
+    #[schema(schema_with = triggered_by_schema)]
     triggered_by: String,
+}
+
+fn triggered_by_schema() -> RefOr<Schema> {
+    super::users::name_with("Who applies, for the audit log, such as an administrator's address", "admin@example.com")
 }
 
 /// An apply that is proven.

@@ -38,12 +38,18 @@ struct NewUser {
     email: String,
 }
 
-pub(super) fn name_schema() -> RefOr<Schema> {
+fn name_schema() -> RefOr<Schema> {
+    name_with("The user's name, which a called phone shows", "Alice Ångström")
+}
+
+/// The schema of a [`Name`], with what it stands for in one field.
+pub(super) fn name_with(purpose: &str, example: &str) -> RefOr<Schema> {
+    let rule = "1 to 255 characters of any script, without control or line-breaking characters; white space around it is taken off.";
     ObjectBuilder::new()
         .schema_type(utoipa::openapi::schema::Type::String)
-        .description(Some("1 to 255 characters of any script, without control or line-breaking characters; white space around it is taken off."))
+        .description(Some(format!("{purpose}: {rule}")))
         .pattern(Some(Name::PATTERN))
-        .examples(["Alice Ångström"])
+        .examples([example])
         .into()
 }
 

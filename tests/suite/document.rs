@@ -139,6 +139,9 @@ fn shows_the_very_patterns_that_the_code_applies() {
         assert_eq!(schemas[schema]["properties"][field]["pattern"], pattern, "{schema}.{field}");
     }
     assert_eq!(schemas["NewUser"]["properties"]["email"]["maxLength"], Email::MAX_LENGTH);
+    let triggered_by = &schemas["NewApply"]["properties"]["triggered_by"];
+    assert_eq!(triggered_by["examples"], json!(["admin@example.com"]), "an administrator, not a user");
+    assert!(triggered_by["description"].as_str().is_some_and(|text| text.contains("audit log")), "{triggered_by}");
 }
 
 #[test]

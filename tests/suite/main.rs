@@ -4,6 +4,7 @@
 mod support;
 
 mod applies;
+mod astdb_backup;
 mod browser;
 mod calls;
 mod check;

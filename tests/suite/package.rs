@@ -252,15 +252,34 @@ fn is_restarted_when_it_hangs(machine: &Machine, portal: &Portal, users: &[Value
 }
 
 fn is_restarted_after_a_crash(machine: &Machine, portal: &Portal, users: &[Value]) {
-    let crashed = main_pid(machine);
-    machine.run(&format!("kill -KILL {crashed}"));
-    wait_until(secs(60), "systemd has restarted the portal", || {
-        ![crashed.as_str(), "0"].contains(&main_pid(machine).as_str())
-            && machine.try_run("systemctl is-active pbx-portal").status.success()
-    });
+    is_restarted_after(machine, "KILL");
     machine.inside(|| {
         assert_eq!(portal.users(), users);
         portal.apply("suite");
+    });
+}
+
+/// The unit's minute is too long for a test.
+fn is_restarted_when_it_hangs(machine: &Machine, portal: &Portal, users: &[Value]) {
+    assert_eq!(machine.run("systemctl show --value --property=WatchdogUSec pbx-portal"), "1min");
+    machine.run(
+        "mkdir /etc/systemd/system/pbx-portal.service.d
+         printf '[Service]\nWatchdogSec=2\n' >/etc/systemd/system/pbx-portal.service.d/watchdog.conf
+         systemctl daemon-reload; systemctl restart pbx-portal",
+    );
+    is_restarted_after(machine, "STOP");
+    machine.run("journalctl --unit=pbx-portal --boot | grep 'Watchdog timeout (limit 2s)!'");
+    assert_eq!(machine.inside(|| portal.users()), users);
+    machine
+        .run("rm -r /etc/systemd/system/pbx-portal.service.d; systemctl daemon-reload; systemctl restart pbx-portal");
+}
+
+fn is_restarted_after(machine: &Machine, signal: &str) {
+    let former = main_pid(machine);
+    machine.run(&format!("kill -{signal} {former}"));
+    wait_until(secs(60), "systemd has restarted the portal", || {
+        ![former.as_str(), "0"].contains(&main_pid(machine).as_str())
+            && machine.try_run("systemctl is-active pbx-portal").status.success()
     });
 }
 
