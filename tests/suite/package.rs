@@ -236,21 +236,6 @@ fn is_ready_only_with_its_database(machine: &Machine) {
     wait_until(secs(60), "the portal is ready", || machine.try_run("systemctl is-active pbx-portal").status.success());
 }
 
-/// The unit's minute is three seconds here.
-fn is_restarted_when_it_hangs(machine: &Machine, portal: &Portal, users: &[Value]) {
-    let folder = "/run/systemd/system/pbx-portal.service.d";
-    machine.run(&format!("mkdir -p {folder}; printf '[Service]\nWatchdogSec=3\n' >{folder}/watchdog.conf"));
-    machine.run("systemctl daemon-reload; systemctl restart pbx-portal");
-    let hung = main_pid(machine);
-    machine.run("sleep 5");
-    assert_eq!(main_pid(machine), hung, "it lives, and says so");
-    machine.run(&format!("kill -STOP {hung}"));
-    wait_until(secs(30), "it is restarted", || ![hung.as_str(), "0"].contains(&main_pid(machine).as_str()));
-    wait_until(secs(30), "it answers", || machine.inside(|| portal.try_request("GET", "/users", None)).is_ok());
-    assert_eq!(machine.inside(|| portal.users()), users);
-    machine.run(&format!("rm {folder}/watchdog.conf; systemctl daemon-reload; systemctl restart pbx-portal"));
-}
-
 fn is_restarted_after_a_crash(machine: &Machine, portal: &Portal, users: &[Value]) {
     is_restarted_after(machine, "KILL");
     machine.inside(|| {
