@@ -173,9 +173,12 @@ impl Applier {
         progress: &mut Progress,
         evictions_settled: &mut Instant,
     ) -> Result<usize, StepError> {
-        // The command is a process, which takes as long as all else before the first change.
-        let prepared = self.prepared(lock, progress, evictions_settled);
-        let (prepared, command) = join!(prepared, self.host.same_asterisk());
+        // The command is a process, which takes as long as all else before the first change. Asterisk must be booted for it.
+        let command = async {
+            self.host.asterisk().await?;
+            self.host.same_asterisk().await
+        };
+        let (prepared, command) = join!(self.prepared(lock, progress, evictions_settled), command);
         let (mut run, changing, endpoints, routing) = prepared?;
         command?;
         if changing.is_empty() {

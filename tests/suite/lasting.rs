@@ -118,6 +118,8 @@ fn a_reader_of_asterisks_database_brings_nobody_back() {
         drop(reader);
         scene.belongs_to_its_owner(&old, &point);
     }
+    scene.change_hands();
+    scene.portal.apply("suite");
     assert_eq!(scene.asterisk.rx("database show pbx-portal").trim(), "0 results found.", "no mark is left");
 }
 
