@@ -27,7 +27,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-/// How long a start waits for a database that is not there yet.
+/// How long a start waits for a database that is not available yet.
 const DATABASE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long a stop waits for requests that are being answered; applies are waited for to their end. By then each request that
@@ -36,7 +36,7 @@ const STOP_PATIENCE: Duration =
     server::HEAD_PATIENCE.saturating_add(server::BODY_PATIENCE).saturating_add(Duration::from_secs(1));
 
 fn main() -> ExitCode {
-    // Nothing that is made here is for others, until it is given to them.
+    // Other users cannot read any file that this process makes, unless it says otherwise.
     rustix::process::umask(Mode::from_raw_mode(0o077));
     if let Err(error) = keep_memory_private() {
         return fail(&format!("core dumps can't be turned off: {error}"));
@@ -47,7 +47,7 @@ fn main() -> ExitCode {
     let cli = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) if !error.use_stderr() => error.exit(),
-        // A setting, that is: a flag that there isn't is no setting.
+        // The value of a setting is invalid. An unknown flag is another kind of error.
         Err(error) if asks("check") && error.kind() == ErrorKind::ValueValidation => {
             return report(&Report::of_settings(&one_line(&error)), asks("--json"));
         }
@@ -73,7 +73,7 @@ fn main() -> ExitCode {
             }
         };
     start_log(&settings);
-    // One thread: what blocks, applies and SQLite, has threads of its own. Waking a second one for each request only costs.
+    // One thread: applies and SQLite, which block, have threads of their own.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("no event loop can be started: {error}")),
@@ -109,7 +109,7 @@ fn asks(word: &str) -> bool {
     std::env::args_os().any(|argument| argument == word)
 }
 
-/// What is to be done with settings that make sense.
+/// What to do once the settings are valid.
 #[derive(PartialEq, Eq)]
 enum Task {
     Serve,
@@ -135,14 +135,14 @@ fn report(report: &Report, json: bool) -> ExitCode {
     if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// No core dump holds a secret. The limit is for dumps to files, the children's too; a kernel that hands dumps to a program
-/// minds only the other, which also keeps the environment in /proc from others of the same user.
+/// Keeps secrets out of core dumps. The limit stops dumps to files, the children's too. A kernel that pipes dumps to a program
+/// ignores the limit, but not the other call, which also hides the environment in /proc from other processes of this user.
 fn keep_memory_private() -> rustix::io::Result<()> {
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
 }
 
-/// A setting that makes no sense: one line, exit status 2.
+/// An invalid setting: one line, exit status 2.
 fn refuse(why: &str) -> ExitCode {
     eprintln!("pbx-portal: {why}");
     ExitCode::from(2)
@@ -159,17 +159,17 @@ fn one_line(error: &clap::Error) -> String {
     text[..end].trim_start_matches("error: ").replace(char::is_control, " ").trim_end().to_owned()
 }
 
-/// Everything else that stops a start: one line, exit status 1.
+/// Any other reason not to start: one line, exit status 1.
 fn fail(why: &str) -> ExitCode {
     eprintln!("pbx-portal: {why}");
     ExitCode::FAILURE
 }
 
-/// Reads `./.env` if there is one. One that is there but can't be read or understood must not be passed over.
+/// Reads `./.env` if it exists. One that cannot be read or parsed is an error.
 fn read_dotenv() -> Result<(), String> {
     let path = Path::new("./.env");
     let text = std::fs::read_to_string(path).unwrap_or_default();
-    // Outside single quotes a $ is replaced by a variable: half of a password would be lost without a word.
+    // Outside single quotes, a variable replaces a $: half of a password would silently be lost.
     let expands = |line: &str| {
         line.split_once('=').is_some_and(|(_, value)| value.contains('$') && !value.trim_start().starts_with('\''))
     };
@@ -189,12 +189,12 @@ fn dotenv_problem(error: &dotenvy::Error) -> String {
         dotenvy::Error::LineParse(_, at) => {
             format!("a line does not have the form NAME=value (at character {at} of it)")
         }
-        _ => "it makes no sense".to_owned(),
+        _ => "it is invalid".to_owned(),
     }
 }
 
 fn start_log(settings: &Settings) {
-    // Libraries tell what they do at length; here they only speak up when something is wrong.
+    // Libraries log only what is wrong.
     let level = settings.log_level.filter();
     let libraries = level.min(tracing::level_filters::LevelFilter::WARN);
     let targets = Targets::new()
@@ -209,7 +209,7 @@ fn start_log(settings: &Settings) {
     }
 }
 
-/// Waits a while for a database that does not answer yet, telling so.
+/// Waits a while for a database that does not answer yet, and logs that it waits.
 async fn migrate(storage: &Storage) -> Result<(), MigrationError> {
     let started = tokio::time::Instant::now();
     loop {
@@ -268,7 +268,7 @@ async fn feed_watchdog() {
     }
 }
 
-/// Tells systemd how far the service is, if it is systemd that started it (see `sd_notify(3)`).
+/// Tells systemd the state of the service, if systemd started it (see `sd_notify(3)`).
 fn tell_service_manager(state: &str) {
     let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return };
     let address = match socket.as_bytes().strip_prefix(b"@") {

@@ -112,7 +112,7 @@ pub(super) struct FailedApply {
     error: Phrase,
     /// What state Asterisk is in, and what to do.
     message: String,
-    /// The service's log tells it with each line about this request; it is the header `x-request-id` too.
+    /// Each line of the service's log about this request has it, and so has the header `x-request-id`.
     request_id: String,
     /// Its row in the audit log.
     audit_log_id: Uuid,
@@ -205,7 +205,7 @@ pub(super) async fn apply(
     Ok(Json(applied.into()))
 }
 
-/// Paths as JSON tells them.
+/// Paths as JSON shows them.
 fn texts(paths: &[PathBuf]) -> Vec<String> {
     paths.iter().map(|path| path.display().to_string()).collect()
 }

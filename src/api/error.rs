@@ -97,7 +97,7 @@ pub struct ErrorBody {
     pub error: Phrase,
     /// For a person: what happened, and what to do.
     pub message: String,
-    /// The service's log tells it with each line about this request; it is the header `x-request-id` too.
+    /// Each line of the service's log about this request has it, and so has the header `x-request-id`.
     pub request_id: String,
     /// With `Validation failed`: every bad field.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -158,8 +158,8 @@ impl ApiError {
         Self { more: Some(more), ..self }
     }
 
-    /// A failure of the database, logged here: 503, or 500 for a row that was edited by hand. `what` may have been written all the
-    /// same; `None` for an operation that only reads.
+    /// A failure of the database, logged here: 503, or 500 for a row that was edited by hand. `what` may have been written although
+    /// the call failed; `None` for an operation that only reads.
     pub fn database(failure: &StorageError, what: Option<&'static str>) -> Self {
         match failure {
             StorageError::Unavailable { reason, advice, maybe_written } => {

@@ -67,7 +67,7 @@ pub async fn serve(mut listener: TcpListener, router: Router, stopping: Cancella
     let accept = async {
         loop {
             let place = room.clone().acquire_owned().await.expect("nobody closes it");
-            // axum's own accept, which gets over errors.
+            // axum's own accept retries after an error.
             let (stream, _) = Listener::accept(&mut listener).await;
             tokio::spawn(converse(stream, router.clone(), connections.watcher(), place, room.clone()));
         }

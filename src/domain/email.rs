@@ -12,7 +12,7 @@ impl Email {
     /// The HTML standard's grammar of a valid e-mail address: ASCII only.
     pub const PATTERN: &str = r"^[a-zA-Z0-9.!#$%&'*+/=?^_`{|}~-]+@[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?(\.[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?)*$";
 
-    /// What is told to who typed something else.
+    /// The rule, for the person who typed something else.
     pub const INVALID: Invalid =
         Invalid("must be an e-mail address such as alice@example.com, at most 255 characters, ASCII only");
 
@@ -22,7 +22,7 @@ impl Email {
     /// Takes what was typed.
     ///
     /// # Errors
-    /// [`Invalid`] says the rule.
+    /// [`Invalid`] with the rule.
     pub fn parse(typed: &str) -> Result<Self, Invalid> {
         static RULE: LazyLock<Regex> = LazyLock::new(|| Regex::new(Email::PATTERN).expect("a pattern that compiles"));
         if typed.len() <= Self::MAX_LENGTH && RULE.is_match(typed) {

@@ -12,7 +12,7 @@ impl ExtensionNumber {
     /// The highest number of the pool.
     pub const LAST: u16 = 1999;
 
-    /// Takes exactly the four digits of a number of the pool; anything else is none of ours.
+    /// Takes exactly the four digits of a number of the pool, and nothing else.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let four_digits = text.len() == 4 && text.bytes().all(|b| b.is_ascii_digit());

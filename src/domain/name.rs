@@ -4,8 +4,8 @@ use regex::Regex;
 
 use super::Invalid;
 
-/// A person's name, or that of who triggered an apply: 1 to 255 characters of any script once the white space
-/// around it is taken off, none of them a control or line-breaking character.
+/// The name of a person, or of whoever triggered an apply: 1 to 255 characters of any script after trimming, without control
+/// or line-breaking characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Name(String);
 
@@ -20,14 +20,14 @@ impl Name {
         r"[\u0009-\u000d\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]*$",
     );
 
-    /// What is told to who typed something else.
+    /// The rule, for the person who typed something else.
     pub const INVALID: Invalid =
         Invalid("must be 1 to 255 characters, white space around it aside, without control characters or line breaks");
 
-    /// Takes what was typed; white space around it is not kept.
+    /// Takes what was typed, and trims it.
     ///
     /// # Errors
-    /// [`Invalid`] says the rule.
+    /// [`Invalid`] with the rule.
     pub fn parse(typed: &str) -> Result<Self, Invalid> {
         static RULE: LazyLock<Regex> = LazyLock::new(|| Regex::new(Name::PATTERN).expect("a pattern that compiles"));
         if RULE.is_match(typed) { Ok(Self(typed.trim().to_owned())) } else { Err(Self::INVALID) }

@@ -21,7 +21,7 @@ impl Secret {
     /// A new secret of at least 128 bits from the operating system's generator.
     ///
     /// # Panics
-    /// If the operating system gives no random bytes: there is nothing safe to go on with.
+    /// If the operating system gives no random bytes: nothing else would be safe.
     #[must_use]
     pub fn generate() -> Self {
         // The largest multiple of the alphabet's length that a byte holds: above it a letter would be likelier than another.
@@ -39,7 +39,7 @@ impl Secret {
     /// Takes a secret from the database.
     ///
     /// # Errors
-    /// [`Invalid`] where it is not made of letters and digits, so that the service cannot have made it.
+    /// [`Invalid`] if it has other characters than letters and digits: then the service did not make it.
     pub fn parse(stored: &str) -> Result<Self, Invalid> {
         if !stored.is_empty() && stored.len() <= 64 && stored.bytes().all(|b| b.is_ascii_alphanumeric()) {
             Ok(Self(stored.to_owned()))

@@ -64,7 +64,7 @@ impl DatabaseUrl {
     /// # Errors
     /// [`SettingError`], without the URL: it holds a password.
     pub fn parse(url: &str) -> Result<Self, SettingError> {
-        let invalid = |why: &dyn fmt::Display| SettingError(format!("DATABASE_URL makes no sense: {why}"));
+        let invalid = |why: &dyn fmt::Display| SettingError(format!("DATABASE_URL is invalid: {why}"));
         if url.starts_with("postgres://") || url.starts_with("postgresql://") {
             Self::parse_postgres(url).map_err(|why| invalid(&why))
         } else if let Some(path) = url.strip_prefix("sqlite://") {

@@ -1,4 +1,4 @@
-//! Settings: from the command line, the environment, or `./.env`, in this order. A setting that makes no sense stops the
+//! Settings: from the command line, the environment, or `./.env`, in this order. An invalid setting stops the
 //! start with one line that names it.
 
 mod database_url;
@@ -146,7 +146,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// A setting that makes no sense: names it, and says what it takes.
+/// An invalid setting: names it, and says what it takes.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct SettingError(String);
