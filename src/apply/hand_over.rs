@@ -25,7 +25,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::outcome::StepError;
-use super::{Run, proof};
+use super::{PATIENCE, Run, proof};
 use crate::asterisk::control::ControlError;
 use crate::asterisk::in_force::objects;
 use crate::asterisk::registrations::{self, COMMITTED_WITHIN, Look, Registration};
@@ -34,7 +34,7 @@ use crate::domain::{ExtensionNumber, some_of};
 use crate::host::files::Stage;
 use crate::render;
 
-/// How long to try until the evictions last.
+/// How long to try until the evictions last; less if the whole apply has less time.
 const EVICTIONS_LAST_WITHIN: Duration = Duration::from_secs(20);
 
 /// After a reload, its new secrets are in force within this; if they are not, Asterisk refused them.
@@ -65,10 +65,10 @@ impl Kept {
     /// # Errors
     /// If evictions do not last.
     pub(super) fn verdict(&self) -> Result<(), StepError> {
-        match self.taken_back.is_empty() {
-            true => Ok(()),
-            false => Err(StepError::EvictionsTakenBack(some_of(&self.taken_back))),
+        if self.taken_back.is_empty() {
+            return Ok(());
         }
+        Err(StepError::EvictionsTakenBack(some_of(&self.taken_back)))
     }
 }
 
@@ -153,7 +153,8 @@ impl Run<'_> {
         if !self.evicted_old && !registered.iter().any(|registration| changing.contains(&registration.number)) {
             return Ok(true);
         }
-        let lasts = timeout(EVICTIONS_LAST_WITHIN, self.evict_until_it_lasts(changing)).await;
+        let bound = EVICTIONS_LAST_WITHIN.min(self.host.command.bound * (PATIENCE - 2));
+        let lasts = timeout(bound, self.evict_until_it_lasts(changing)).await;
         registrations::forget_looks(&self.host.control).await?;
         lasts.map_or(Ok(false), |lasts| lasts.map(|()| true))
     }
@@ -169,13 +170,13 @@ impl Run<'_> {
             }
             let mut old = look.registrations.clone();
             old.retain(|registration| changing.contains(&registration.number) && !new_owners.contains(registration));
-            if !old.is_empty() {
-                self.evict(old).await?;
-            } else {
+            if old.is_empty() {
                 sleep(COMMITTED_WITHIN).await;
                 if look.holds(control).await? {
                     return Ok(());
                 }
+            } else {
+                self.evict(old).await?;
             }
             earlier = Some(look);
         }

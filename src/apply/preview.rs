@@ -20,7 +20,7 @@ pub async fn preview(host: &Host, storage: &Storage, findings: &mut Vec<Finding>
     let users = if readable && would_begin(findings) { storage.users().await.ok() } else { None };
     let possible = users.is_some();
     let users = users.unwrap_or_default();
-    findings.push(Finding::if_possible("the next apply", possible, next_apply(host, &users)).await);
+    findings.push(Finding::if_possible("the next apply", possible, Box::pin(next_apply(host, &users))).await);
     findings.push(Finding::if_possible("old registrations", possible, old_registrations(host, &users)).await);
 }
 

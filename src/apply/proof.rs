@@ -82,7 +82,9 @@ async fn objects(control: &Control, kind: ObjectType, users: &[User]) -> Result<
 
     let mut by_option: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for (number, options) in differing {
-        options.into_iter().for_each(|option| by_option.entry(option).or_default().push(number));
+        for option in options {
+            by_option.entry(option).or_default().push(number);
+        }
     }
     let objects = match kind {
         ObjectType::Endpoint => "endpoints",
@@ -118,12 +120,12 @@ async fn dialplan(control: &Control, users: &[User]) -> Result<Differences, Cont
     let missing = wanted.iter().copied().filter(|number| !routed.contains_key(number));
     add(&mut found, Remedy::Add, "dialplan extensions missing", missing);
     let (ours, left_over): (Vec<_>, Vec<_>) = routed.iter().partition(|(number, _)| wanted.contains(number));
-    add_placed(&mut found, Remedy::Remove, "dialplan extensions left over", left_over);
+    add_placed(&mut found, Remedy::Remove, "dialplan extensions left over", &left_over);
     let differ = ours.into_iter().filter(|(number, first)| !first.is_ours(&render::dial(**number)));
     let (quarantined, not_ours): (Vec<_>, Vec<_>) = differ.partition(|(_, first)| first.is_ours(render::QUARANTINED));
     let quarantined = quarantined.into_iter().map(|(number, _)| *number);
     add(&mut found, Remedy::Change, "dialplan extensions kept at 404", quarantined);
-    add_placed(&mut found, Remedy::Change, "dialplan extensions whose priority 1 is not ours", not_ours);
+    add_placed(&mut found, Remedy::Change, "dialplan extensions whose priority 1 is not ours", &not_ours);
     Ok(found)
 }
 
@@ -137,7 +139,7 @@ fn add(found: &mut Differences, remedy: Remedy, what: &str, numbers: impl IntoIt
 }
 
 /// Like [`add`], with the file and line of each number's priority 1.
-fn add_placed(found: &mut Differences, remedy: Remedy, what: &str, rows: Vec<(&ExtensionNumber, &FirstPriority)>) {
+fn add_placed(found: &mut Differences, remedy: Remedy, what: &str, rows: &[(&ExtensionNumber, &FirstPriority)]) {
     if !rows.is_empty() {
         let placed = rows.iter().map(|(number, first)| format!("{number} ({})", first.source));
         let text = format!("{what}: {}", some_of(placed));

@@ -232,7 +232,7 @@ mod tests {
     #[test]
     fn a_look_is_whole_or_none() {
         let marks = include_str!("../../tests/recordings/marks.txt").split_once('\n').expect("a command first").1;
-        let look = [ROWS, marks].map(|text| text.trim_end()).join(&format!("\n{PUT}\n"));
+        let look = [ROWS, marks].map(str::trim_end).join(&format!("\n{PUT}\n"));
         let look = format!("{PUT}\n{look}\n");
         let (registrations, marks) = parse_look(&look).expect("a whole look");
         let mark = "01234567-89ab-cdef-0123-456789abcdef";

@@ -79,13 +79,14 @@ fn a_generated_client_does_the_main_job() {
     assert_eq!(ask(&["list"])["users"], serde_json::json!([alice, bob]));
     assert_eq!(ask(&["apply", "admin@example.com"])["users_applied"], 2);
 
-    let [(caller, caller_secret), (called, called_secret)] = [&alice, &bob].map(account);
-    let caller = (caller.as_str(), caller_secret.as_str());
-    let phone = Phones::register(&asterisk, &[(&called, &called_secret)], Called::Answer);
-    assert_eq!(call(&asterisk, caller, &called), 200);
-    assert_eq!(phone.requests("INVITE", &called), 1);
+    let [alices, bobs] = [&alice, &bob].map(account);
+    let caller = (alices.0.as_str(), alices.1.as_str());
+    let number = bobs.0;
+    let phone = Phones::register(&asterisk, &[(&number, &bobs.1)], Called::Answer);
+    assert_eq!(call(&asterisk, caller, &number), 200);
+    assert_eq!(phone.requests("INVITE", &number), 1);
 
     assert_eq!(ask(&["delete", id(&bob)])["freed_extension"], 1001);
     assert_eq!(ask(&["apply", "admin@example.com"])["registrations_evicted"][0]["extension"], 1001);
-    assert_eq!(call(&asterisk, caller, &called), 404);
+    assert_eq!(call(&asterisk, caller, &number), 404);
 }

@@ -75,12 +75,12 @@ fn by_the_commands_as_written_its_phones_ring() {
 
     let portal = Portal::prepare(&Settings::default().with("PORTAL_LISTEN", "127.0.0.1:8000"));
     machine.inside(|| {
-        let [called, caller] = ["called", "caller"].map(|name| {
+        let [phone, caller] = ["called", "caller"].map(|name| {
             let (number, secret) = account(&portal.create_user(name, &format!("{name}@example.com")));
             Phone::new(SocketAddr::from(([127, 0, 0, 1], 5060)), &number, &secret)
         });
         portal.apply("suite");
-        assert_eq!(called.register(), Some(200));
-        assert_eq!((caller.call(&called.number), called.take_rings()), (Some(486), 1));
+        assert_eq!(phone.register(), Some(200));
+        assert_eq!((caller.call(&phone.number), phone.take_rings()), (Some(486), 1));
     });
 }

@@ -47,10 +47,10 @@ fn each_is_reported_mended_or_named() {
         let objects = if object == "aor" { "AORs".to_owned() } else { format!("{object}s") };
         let words = format!("{objects} with another {name}: {number}");
 
-        let lines = whole.lines().enumerate().map(|(index, line)| match index == line_number {
-            true => format!("{name}={other}\n"),
-            false => format!("{line}\n"),
-        });
+        let lines = whole
+            .lines()
+            .enumerate()
+            .map(|(index, line)| if index == line_number { format!("{name}={other}\n") } else { format!("{line}\n") });
         fs::write(&file, lines.collect::<String>()).expect("change the endpoints by hand");
         asterisk.rx("pjsip reload");
         let report = checked();

@@ -33,7 +33,9 @@ impl Manager {
             ("cdr.conf", "[general]\nenable=yes\nunanswered=yes\ncongestion=yes\n"),
             ("cdr_manager.conf", "[general]\nenabled=yes\n"),
         ];
-        files.into_iter().for_each(|(name, text)| asterisk.write_config(name, text));
+        for (name, text) in files {
+            asterisk.write_config(name, text);
+        }
         asterisk.restart();
         let mut stream = TcpStream::connect(address).expect("the manager interface");
         stream.set_read_timeout(Some(Duration::from_millis(300))).expect("a time-out");
@@ -45,7 +47,7 @@ impl Manager {
 
     /// The names of the events since the last time, once there are no more.
     fn events(&mut self) -> BTreeSet<String> {
-        let mut buffer = [0; 65536];
+        let mut buffer = [0; 8192];
         while let Ok(length @ 1..) = self.stream.read(&mut buffer) {
             self.read.push_str(&String::from_utf8_lossy(&buffer[..length]));
         }
