@@ -29,6 +29,11 @@ fn documentation_page_creates_a_user() {
         &[],
     );
     assert_eq!(listed, json!(["GET /users", "POST /users", "DELETE /users/{id}", "POST /apply"]));
+    let schemas = chromium.run("return document.querySelector('section.models').className", &[]);
+    assert_eq!(schemas, "models", "the list of schemas is folded");
+    chromium.click("#operations-Apply-apply .opblock-summary-control");
+    let example = chromium.text("#operations-Apply-apply .opblock-section-request-body code");
+    assert!(example.contains(r#""triggered_by": "admin@example.com""#), "{example}");
 
     chromium.click(".btn.authorize");
     chromium.type_into(".auth-container input", "s3cret-token");

@@ -10,6 +10,7 @@ mod calls;
 mod check;
 mod commands;
 mod contract;
+mod contributing;
 mod database_during_apply;
 mod databases;
 mod diagnosis;
