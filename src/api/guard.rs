@@ -1,5 +1,5 @@
-//! Who may use the API. With a token, whoever presents it. Without one, whoever reaches the listener, but no web page in an
-//! administrator's browser: the browser names a page of another origin in `Origin`, and a page whose host name now resolves to a
+//! Who may use the API. With a token, every client that presents it. Without one, every client that reaches the listener, but no
+//! web page in an administrator's browser: the browser names a page of another origin in `Origin`, and a page whose host name now resolves to a
 //! loopback address (DNS rebinding) in `Host`. The documentation is open to everybody.
 
 use std::net::IpAddr;

@@ -125,7 +125,7 @@ impl Run<'_> {
     }
 
     /// Afterwards no phone with an old secret can register as one of the `changing` numbers, but for those that it gives: their
-    /// old secrets are in force still. Whoever was let in before is listed.
+    /// old secrets are in force still. The registrations that Asterisk accepted before are listed.
     async fn new_secrets(
         &self,
         changing: &BTreeSet<ExtensionNumber>,

@@ -19,7 +19,7 @@ use crate::host::foreign;
 use crate::preflight::probes::{Host, Trouble};
 use crate::render;
 
-/// What our two files say, whoever wrote them last.
+/// What our two files say, also if somebody edited them.
 #[derive(Default)]
 pub(super) struct OnDisk {
     secrets: BTreeMap<ExtensionNumber, String>,

@@ -4,7 +4,7 @@ use regex::Regex;
 
 use super::Invalid;
 
-/// The name of a person, or of whoever triggered an apply: 1 to 255 characters of any script after trimming, without control
+/// The name of a user, or of the person who triggered an apply: 1 to 255 characters of any script after trimming, without control
 /// or line-breaking characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Name(String);
