@@ -276,6 +276,6 @@ fn tell_service_manager(state: &str) {
         None => SocketAddr::from_pathname(&socket),
     };
     if let Err(error) = address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address)) {
-        warn!(%error, state, "the service manager can't be told");
+        warn!(%error, state, "systemd cannot be notified");
     }
 }

@@ -159,6 +159,7 @@ impl Run<'_> {
         lasts.map_or(Ok(false), |lasts| lasts.map(|()| true))
     }
 
+    /// Like [`Run::evict_for_good`], however long it takes.
     async fn evict_until_it_lasts(&mut self, changing: &BTreeSet<ExtensionNumber>) -> Result<(), StepError> {
         let control = &self.host.control;
         let mut new_owners: Vec<Registration> = Vec::new();

@@ -15,9 +15,11 @@
 //! 9. **Prove** that Asterisk serves the snapshot, no more and no less, option by option ([`proof`]).
 //! 10. **Finish** the audit row, then release the lock.
 //!
-//! If numbers change hands, the steps run strictly one after another. If none does, Asterisk reads both files at once. If a step fails, the apply ends: what is on disk stays, the row says why, and the next
-//! apply repairs everything, because each apply starts from what Asterisk and the disk say, not from what an earlier one meant to
-//! do. A client that hangs up does not end an apply.
+//! If numbers change hands, the steps run strictly one after another. If none does, Asterisk reads both files at once.
+//!
+//! If a step fails, the apply ends: what is on disk stays, the row says why, and the next apply repairs everything, because each
+//! apply starts from what Asterisk and the disk say, not from what an earlier one meant to do. A client that hangs up does not end
+//! an apply.
 
 mod hand_over;
 mod outcome;

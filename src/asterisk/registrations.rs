@@ -10,7 +10,12 @@
 //! Asterisk commits its database up to a second after a change ([`COMMITTED_WITHIN`]). If another process reads the file at that
 //! moment, the commit fails and Asterisk takes all changes of that second back. What Asterisk lists is therefore not yet what
 //! it keeps. A [`Look`] finds out: it leaves a mark in the database before it lists the registrations and another one
-//! after it. As long as both are there, Asterisk has taken nothing back that belongs to the look.
+//! after it. As long as both are there, Asterisk cannot go back to a state from before the listing:
+//!
+//! - A state that was committed before the first mark does not have that mark.
+//! - A state that was committed between the two marks does not have the second one. The commit that would fail and lead back to
+//!   it comes a second later at the earliest, when the second mark is set: it would take that mark away. So a look that takes
+//!   longer than [`ONE_COMMIT`] does not count.
 
 use std::collections::BTreeSet;
 use std::sync::LazyLock;

@@ -53,7 +53,7 @@ pub enum Command {
         /// As JSON, for scripts
         #[arg(long)]
         json: bool,
-        /// The same as of serve
+        /// The settings of serve
         #[command(flatten)]
         settings: Box<Settings>,
     },
@@ -232,7 +232,7 @@ fn system_host_name() -> String {
 }
 
 impl LogLevel {
-    /// The same for the log itself.
+    /// As the log takes it.
     #[must_use]
     pub fn filter(self) -> tracing::level_filters::LevelFilter {
         use tracing::level_filters::LevelFilter;

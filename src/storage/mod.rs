@@ -108,7 +108,7 @@ pub struct Inspection {
 pub struct Wire {
     /// Whether it is encrypted and the server verified, in words.
     pub found: String,
-    /// What to add to `DATABASE_URL`, if secrets leave this machine unprotected.
+    /// What to add to `DATABASE_URL`, if secrets leave this machine and the server is not verified.
     pub advice: Option<&'static str>,
 }
 

@@ -133,7 +133,7 @@ impl Server {
             (_, _, false) => "not encrypted",
         };
         let advice = (remote && !matches!(mode, PgSslMode::VerifyFull)).then_some(
-            "SIP secrets cross the network unprotected: add sslmode=verify-full to DATABASE_URL, and sslrootcert=FILE for an authority of your own",
+            "SIP secrets may reach another machine than the database's: add sslmode=verify-full to DATABASE_URL, and sslrootcert=FILE for an authority of your own",
         );
         Wire { found: found.to_owned(), advice }
     }

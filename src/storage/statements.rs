@@ -4,7 +4,8 @@
 //! shows. `ask!` therefore compiles each statement twice, once for each kind of connection, with `Id` as that database's
 //! identifier.
 //!
-//! No statement is prepared under a name, because a PgBouncer may lend another server connection to each transaction.
+//! No statement here is prepared under a name, because a PgBouncer may lend another server connection to each transaction. Only
+//! sqlx's migrator prepares named ones.
 
 use sqlx::pool::PoolConnection;
 use sqlx::{Postgres, Row, Sqlite};
