@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::account::user_name;
 use crate::preflight::probes::{Finding, Host, Probed, State, Trouble};
 use crate::settings::{ApiToken, DatabaseUrl, Secrets, Settings};
-use crate::storage::{SCHEMA_MAJOR_VERSION, Storage, Wire};
+use crate::storage::{Storage, Wire};
 
 /// What the line about the database is called.
 pub const DATABASE: &str = "the database";
@@ -102,12 +102,6 @@ async fn database(url: &DatabaseUrl, storage: &Storage) -> Probed {
         .inspect()
         .await
         .map_err(|error| Trouble::Failure(format!("it can't be used: {error} Look at DATABASE_URL, too")))?;
-    let later = found.schema.map(|version| version / 1000).filter(|major| *major > SCHEMA_MAJOR_VERSION);
-    if let Some(major) = later {
-        return Err(Trouble::Failure(format!(
-            "its schema is of major version {major}, this program's is {SCHEMA_MAJOR_VERSION}; install the release that made it"
-        )));
-    }
     if let Some(obstacle) = found.obstacle {
         return Err(Trouble::Failure(obstacle));
     }

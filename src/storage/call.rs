@@ -1,5 +1,6 @@
 //! A call to the database, from its connection to its COMMIT: the same for both.
 
+use std::io;
 use std::pin::Pin;
 
 use sqlx::pool::PoolConnection;
@@ -28,30 +29,13 @@ pub(super) enum Access {
     Create,
 }
 
-/// Why the database does not do what it should.
-#[derive(Debug, Clone)]
-pub(super) struct Unavailable {
-    /// For the log.
-    pub(super) reason: String,
-    /// For the client.
-    pub(super) advice: &'static str,
-}
-
-impl Unavailable {
-    pub(super) fn error(self, maybe_written: bool) -> StorageError {
-        StorageError::Unavailable { reason: self.reason, advice: self.advice, maybe_written }
-    }
-}
-
 /// Why a call failed inside its transaction.
 #[derive(Debug)]
 pub(super) enum Failure {
     /// A statement failed.
     Statement(sqlx::Error),
-    /// The database works, but cannot do this.
+    /// The database works, but cannot do this; or SQLite's file is not what it was.
     Refused(StorageError),
-    /// SQLite's file is not what it was.
-    Unavailable(Unavailable),
 }
 
 impl From<sqlx::Error> for Failure {
@@ -60,8 +44,34 @@ impl From<sqlx::Error> for Failure {
     }
 }
 
+impl From<StorageError> for Failure {
+    fn from(refusal: StorageError) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
 /// The statements of a call.
 pub(super) type Work<'c, T> = Pin<Box<dyn Future<Output = Result<T, Failure>> + Send + 'c>>;
+
+/// The error of a database that gives no answer within its bound.
+pub(super) fn no_answer() -> sqlx::Error {
+    io::Error::from(io::ErrorKind::TimedOut).into()
+}
+
+/// Whether it is the error of [`no_answer`], or a pool's.
+pub(super) fn is_no_answer(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::PoolTimedOut)
+        || matches!(error, sqlx::Error::Io(cause) if cause.kind() == io::ErrorKind::TimedOut)
+}
+
+/// The database's own words.
+pub(super) fn text(error: &sqlx::Error) -> String {
+    match error {
+        sqlx::Error::Database(refusal) => refusal.message().to_owned(),
+        error if is_no_answer(error) => "no answer in time".to_owned(),
+        other => other.to_string(),
+    }
+}
 
 impl Database {
     /// Does `work` in a transaction on a connection of a pool, within the deadline.
@@ -71,36 +81,39 @@ impl Database {
         work: impl for<'c> FnOnce(&'c mut Connection) -> Work<'c, T>,
     ) -> Result<T, StorageError> {
         let deadline = Instant::now() + DEADLINE;
-        let mut borrowed = Borrowed(Some(self.connection(access, deadline).await.map_err(|why| why.error(false))?));
-        let connection = borrowed.connection();
+        let mut borrowed = Borrowed(Some(self.connection(access, deadline).await?));
+        let connection = borrowed.0.as_mut().expect("it is there until it is given back");
         let mut committing = false;
         let ended = timeout_at(deadline, async {
             self.begin(connection, access, deadline).await?;
             let done = work(connection).await?;
             committing = access != Access::Read;
             connection.execute("COMMIT").await?;
+            self.check()?;
             Ok(done)
         })
         .await;
-        match ended {
+        let mut failure = match ended {
             Ok(Ok(done)) => {
-                self.check().map_err(|why| why.error(access != Access::Read))?;
-                borrowed.give_back();
-                Ok(done)
+                drop(borrowed.0.take());
+                return Ok(done);
             }
             Ok(Err(Failure::Refused(refusal))) => {
                 if let Ok(Ok(())) = timeout_at(deadline, connection.execute("ROLLBACK")).await {
-                    borrowed.give_back();
+                    drop(borrowed.0.take());
                 }
-                Err(refusal)
+                refusal
             }
-            Ok(Err(Failure::Unavailable(why))) => Err(why.error(committing)),
-            Ok(Err(Failure::Statement(error))) => Err(self.explain(&error).error(committing)),
-            Err(_) => Err(self.no_answer().error(committing)),
+            Ok(Err(Failure::Statement(error))) => self.explain(&error),
+            Err(_) => self.explain(&no_answer()),
+        };
+        if let StorageError::Unavailable { maybe_written, .. } = &mut failure {
+            *maybe_written = committing;
         }
+        Err(failure)
     }
 
-    async fn connection(&self, access: Access, deadline: Instant) -> Result<Connection, Unavailable> {
+    async fn connection(&self, access: Access, deadline: Instant) -> Result<Connection, StorageError> {
         match self {
             Self::Postgres(server) => server.connection(deadline).await.map(Connection::Postgres),
             Self::Sqlite(file) => file.connection(access, deadline).await.map(Connection::Sqlite),
@@ -110,47 +123,29 @@ impl Database {
     /// Begins a transaction, with the lock that the access needs.
     async fn begin(&self, connection: &mut Connection, access: Access, deadline: Instant) -> Result<(), Failure> {
         match self {
-            Self::Postgres(_) => Ok(postgres::begin(connection, access).await?),
-            Self::Sqlite(_) if access == Access::Read => Ok(connection.execute("BEGIN").await?),
-            Self::Sqlite(file) => file.begin(connection, deadline).await,
+            Self::Postgres(_) => Ok(connection.execute(postgres::begin(access)).await?),
+            Self::Sqlite(file) => file.begin(connection, access, deadline).await,
         }
     }
 
     /// Whether the database is still the one that the service was started on. Only SQLite needs to be asked.
-    fn check(&self) -> Result<(), Unavailable> {
+    fn check(&self) -> Result<(), StorageError> {
         match self {
             Self::Postgres(_) => Ok(()),
             Self::Sqlite(file) => file.check(),
         }
     }
 
-    fn explain(&self, error: &sqlx::Error) -> Unavailable {
+    fn explain(&self, error: &sqlx::Error) -> StorageError {
         match self {
             Self::Postgres(_) => postgres::explain(error),
             Self::Sqlite(file) => file.explain(error),
         }
     }
-
-    fn no_answer(&self) -> Unavailable {
-        match self {
-            Self::Postgres(_) => postgres::no_answer(),
-            Self::Sqlite(file) => file.no_answer(),
-        }
-    }
 }
 
-/// A connection that is closed when it is dropped, after a panic too, unless it is given back.
+/// A connection that is closed when it is dropped, after a panic too, unless it was taken out and so given back to its pool.
 struct Borrowed(Option<Connection>);
-
-impl Borrowed {
-    fn connection(&mut self) -> &mut Connection {
-        self.0.as_mut().expect("it is there until it is given back")
-    }
-
-    fn give_back(mut self) {
-        drop(self.0.take());
-    }
-}
 
 impl Drop for Borrowed {
     fn drop(&mut self) {

@@ -20,13 +20,14 @@ mod statements;
 use std::time::Duration;
 
 use serde_json::Value;
+use sqlx::migrate::{Migrate, MigrateError, Migrator};
 use time::OffsetDateTime;
 use tokio::runtime::Handle;
 use uuid::{Uuid, uuid};
 
 use crate::domain::{Email, Extension, ExtensionNumber, Name, Secret, User};
 use crate::settings::DatabaseUrl;
-use call::{Access, Database, Failure, Unavailable, Work};
+use call::{Access, Database, Work};
 use statements::Connection;
 
 /// The one tenant, made by the first migration.
@@ -36,7 +37,7 @@ pub const DEFAULT_TENANT: Uuid = uuid!("a0000000-0000-0000-0000-000000000000");
 pub const DEADLINE: Duration = Duration::from_millis(4250);
 
 /// The schema's major version: migrations 1001 to 1999.
-pub const SCHEMA_MAJOR_VERSION: i64 = 1;
+const SCHEMA_MAJOR_VERSION: i64 = 1;
 
 /// What to do where nothing better is known.
 pub const LOOK_AND_TRY_AGAIN: &str = "Look at the service's log, then try again.";
@@ -55,9 +56,9 @@ pub enum StorageError {
     /// It cannot be reached, did not answer in time, or failed.
     #[error("{reason}; {advice}")]
     Unavailable {
-        /// What it said; never a URL, a password or a value.
+        /// What it said, for the log; never a URL, a password or a value.
         reason: String,
-        /// What to do about it.
+        /// What to do about it, for the client.
         advice: &'static str,
         /// Whether a write may have happened all the same.
         maybe_written: bool,
@@ -76,6 +77,13 @@ pub enum StorageError {
     UserNotFound,
 }
 
+impl StorageError {
+    /// A failure before anything was written.
+    fn unavailable(reason: String, advice: &'static str) -> Self {
+        Self::Unavailable { reason, advice, maybe_written: false }
+    }
+}
+
 /// Why the service cannot start on a database.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrationError {
@@ -85,11 +93,6 @@ pub enum MigrationError {
     /// It can be reached but not used, or a migration failed, of which nothing is kept.
     #[error("the database can't be used: {0}")]
     Failed(String),
-    /// It belongs to a later major version.
-    #[error(
-        "the database's schema is of major version {0}, this program's is {SCHEMA_MAJOR_VERSION}: install the release that made it"
-    )]
-    TooNew(i64),
 }
 
 /// What a database says of itself.
@@ -101,6 +104,22 @@ pub struct Inspection {
     pub schema: Option<i64>,
     /// What keeps the service from working with it, and how to mend that.
     pub obstacle: Option<String>,
+}
+
+impl Inspection {
+    fn new(server: String, schema: Option<i64>, obstacle: Option<String>) -> Self {
+        let major = schema.unwrap_or_default() / 1000;
+        let too_new = (major > SCHEMA_MAJOR_VERSION).then(|| {
+            format!(
+                "its schema is of major version {major}, this program's is {SCHEMA_MAJOR_VERSION}; install the release that made it"
+            )
+        });
+        Self { server, schema, obstacle: obstacle.or(too_new) }
+    }
+
+    fn refuse_obstacle(&self) -> Result<(), MigrationError> {
+        self.obstacle.clone().map_or(Ok(()), |obstacle| Err(MigrationError::Failed(obstacle)))
+    }
 }
 
 /// How the service is connected to its database.
@@ -154,12 +173,13 @@ impl NewUser {
     }
 }
 
-/// Refuses a schema whose latest migration is of a later major version; `None` is one without a migration.
-fn refuse_later(version: Option<i64>) -> Result<(), MigrationError> {
-    match version.unwrap_or_default() / 1000 {
-        major if major > SCHEMA_MAJOR_VERSION => Err(MigrationError::TooNew(major)),
-        _ => Ok(()),
-    }
+/// Runs the migrations that are missing. The caller holds a lock, and a transaction that it commits.
+async fn run_migrations(mut migrator: Migrator, transaction: &mut impl Migrate) -> sqlx::Result<()> {
+    migrator.set_ignore_missing(true).set_locking(false);
+    migrator.run_direct(None, transaction, false).await.map_err(|error| match error {
+        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => error,
+        other => other.into(),
+    })
 }
 
 impl Storage {
@@ -192,11 +212,10 @@ impl Storage {
     /// # Errors
     /// [`StorageError::Unavailable`].
     pub async fn inspect(&self) -> Result<Inspection, StorageError> {
-        let inspection = match &self.database {
+        match &self.database {
             Database::Postgres(server) => server.inspect().await,
             Database::Sqlite(file) => file.inspect().await,
-        };
-        inspection.map_err(|unavailable| unavailable.error(false))
+        }
     }
 
     /// How the service is connected; `None` for a file.
@@ -238,11 +257,7 @@ impl Storage {
         self.call(Access::Write, move |connection| {
             Box::pin(async move {
                 let number = connection.delete_extension(id).await?;
-                if connection.delete_user(id).await? {
-                    Ok(number)
-                } else {
-                    Err(Failure::Refused(StorageError::UserNotFound))
-                }
+                if connection.delete_user(id).await? { Ok(number) } else { Err(StorageError::UserNotFound.into()) }
             })
         })
         .await
@@ -281,7 +296,8 @@ impl Storage {
         let database = self.database.clone();
         let task = self.runtime.spawn(async move { database.call(access, work).await });
         task.await.unwrap_or_else(|panic| {
-            Err(Unavailable { reason: panic.to_string(), advice: LOOK_AND_TRY_AGAIN }.error(true))
+            let (reason, advice) = (panic.to_string(), LOOK_AND_TRY_AGAIN);
+            Err(StorageError::Unavailable { reason, advice, maybe_written: true })
         })
     }
 }

@@ -11,16 +11,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::error::DatabaseError;
-use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::migrate::Migrator;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow, PgSslMode};
-use sqlx::{ConnectOptions as _, Connection as _, PgConnection, Pool, Postgres, Row as _};
+use sqlx::{ConnectOptions as _, Connection as _, FromRow as _, PgConnection, Pool, Postgres, Row as _};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::call::{Access, Unavailable};
-use super::statements::Connection;
-use super::{DEADLINE, Inspection, LOOK_AND_TRY_AGAIN, MigrationError, Wire, refuse_later};
+use super::call::{Access, no_answer, text};
+use super::{DEADLINE, Inspection, LOOK_AND_TRY_AGAIN, MigrationError, StorageError, Wire, run_migrations};
 
 /// Enough to keep a server busy. Ten hosts stay well below a server's default of 100.
 const CONNECTIONS: u32 = 8;
@@ -65,51 +64,35 @@ impl Server {
         Self { pool: pool.connect_lazy_with(options.clone()), options: Arc::new(options), asking: Arc::default() }
     }
 
+    async fn connect(&self, deadline: Instant) -> sqlx::Result<PgConnection> {
+        timeout_at(deadline, PgConnection::connect_with(&self.options)).await.unwrap_or_else(|_| Err(no_answer()))
+    }
+
     /// One transaction holds an advisory lock from the first look to the last migration.
     pub(super) async fn migrate(&self) -> Result<(), MigrationError> {
-        let connected = timeout(DEADLINE, PgConnection::connect_with(&self.options)).await;
-        let mut connection = connected
-            .map_err(|_| MigrationError::Unavailable(no_answer().reason))?
-            .map_err(|error| self.cannot_connect(&error))?;
-        self.run_migrations(&mut connection).await?;
+        let connected = self.connect(Instant::now() + DEADLINE).await;
+        let mut connection = connected.map_err(|error| self.cannot_connect(&error))?;
+        let failed = |error: sqlx::Error| MigrationError::Failed(explain(&error).to_string());
+        let inspection = inspect(&mut connection).await.map_err(failed)?;
+        inspection.refuse_obstacle()?;
+        // sqlx prepares its statements under names, which an untracked PgBouncer mixes up. Usually there is nothing to do.
+        let migrator = sqlx::migrate!("migrations/postgres");
+        if inspection.schema.is_none() || !is_up_to_date(&mut connection, &migrator).await.map_err(failed)? {
+            let mut transaction = connection.begin().await.map_err(failed)?;
+            sqlx::raw_sql(LOCK_MIGRATIONS).execute(&mut *transaction).await.map_err(failed)?;
+            run_migrations(migrator, &mut *transaction).await.map_err(failed)?;
+            transaction.commit().await.map_err(failed)?;
+        }
         let _ = connection.close().await;
         Ok(())
     }
 
-    async fn run_migrations(&self, connection: &mut PgConnection) -> Result<(), MigrationError> {
-        let failed = |error: sqlx::Error| MigrationError::Failed(format!("{}; {}", text(&error), advice(&error)));
-        let inspection = inspect(connection).await.map_err(failed)?;
-        refuse_later(inspection.schema)?;
-        if let Some(obstacle) = inspection.obstacle {
-            return Err(MigrationError::Failed(obstacle));
-        }
-        let mut migrator = sqlx::migrate!("migrations/postgres");
-        migrator.set_ignore_missing(true).set_locking(false);
-        // sqlx prepares its statements under names, which an untracked PgBouncer mixes up. Usually there is nothing to do.
-        if inspection.schema.is_some() && is_up_to_date(connection, &migrator).await.map_err(failed)? {
-            return Ok(());
-        }
-        let mut transaction = connection.begin().await.map_err(failed)?;
-        sqlx::raw_sql(LOCK_MIGRATIONS).execute(&mut *transaction).await.map_err(failed)?;
-        match migrator.run_direct(None, &mut *transaction, false).await {
-            Err(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) => return Err(failed(error)),
-            Err(error) => return Err(MigrationError::Failed(error.to_string())),
-            Ok(()) => {}
-        }
-        transaction.commit().await.map_err(failed)
-    }
-
-    pub(super) async fn inspect(&self) -> Result<Inspection, Unavailable> {
-        let ask = async {
-            let mut connection = match PgConnection::connect_with(&self.options).await {
-                Err(error) => return Err(Unavailable { reason: self.refusal(&error), advice: advice(&error) }),
-                Ok(connection) => connection,
-            };
-            let inspection = inspect(&mut connection).await.map_err(|error| explain(&error));
-            let _ = connection.close().await;
-            inspection
-        };
-        timeout(DEADLINE, ask).await.unwrap_or_else(|_| Err(no_answer()))
+    pub(super) async fn inspect(&self) -> Result<Inspection, StorageError> {
+        let deadline = Instant::now() + DEADLINE;
+        let mut connection = self.connect(deadline).await.map_err(|error| self.cannot_be_reached(&error))?;
+        let inspection = timeout_at(deadline, inspect(&mut connection)).await.unwrap_or_else(|_| Err(no_answer()));
+        let _ = connection.close().await;
+        inspection.map_err(|error| explain(&error))
     }
 
     /// How this process is connected to the server that `DATABASE_URL` names.
@@ -138,29 +121,28 @@ impl Server {
         Wire { found: found.to_owned(), advice }
     }
 
-    pub(super) async fn connection(&self, deadline: Instant) -> Result<PoolConnection<Postgres>, Unavailable> {
+    pub(super) async fn connection(&self, deadline: Instant) -> Result<PoolConnection<Postgres>, StorageError> {
         match self.pool.acquire().await {
-            Ok(connection) => Ok(connection),
             Err(sqlx::Error::PoolTimedOut) => Err(self.why_no_connection(deadline).await),
-            Err(error) => Err(Unavailable { reason: self.refusal(&error), advice: advice(&error) }),
+            connection => connection.map_err(|error| self.cannot_be_reached(&error)),
         }
     }
 
     /// The pool only says that it took too long. One call at a time finds out why: a slow server must not get one more
     /// connection for each call that waits.
-    async fn why_no_connection(&self, deadline: Instant) -> Unavailable {
-        let ask = async {
-            let _turn = self.asking.lock().await;
-            PgConnection::connect_with(&self.options).await
-        };
-        match timeout_at(deadline, ask).await {
-            Ok(Ok(_)) => Unavailable {
-                reason: "all connections to it were busy".to_owned(),
-                advice: "The database is too slow, or somebody holds its locks: look at pg_stat_activity, then try again.",
-            },
-            Ok(Err(error)) => Unavailable { reason: self.refusal(&error), advice: advice(&error) },
-            Err(_) => no_answer(),
+    async fn why_no_connection(&self, deadline: Instant) -> StorageError {
+        let Ok(_turn) = timeout_at(deadline, self.asking.lock()).await else { return explain(&no_answer()) };
+        match self.connect(deadline).await {
+            Ok(_) => StorageError::unavailable(
+                "all connections to it were busy".to_owned(),
+                "The database is too slow, or somebody holds its locks: look at pg_stat_activity, then try again.",
+            ),
+            Err(error) => self.cannot_be_reached(&error),
         }
+    }
+
+    fn cannot_be_reached(&self, error: &sqlx::Error) -> StorageError {
+        StorageError::unavailable(self.refusal(error), advice(error))
     }
 
     /// At start, only failures that may pass by themselves are retried.
@@ -209,8 +191,8 @@ impl Server {
 }
 
 /// Begins a transaction, a create with its lock, in one message.
-pub(super) async fn begin(connection: &mut Connection, access: Access) -> sqlx::Result<()> {
-    connection.execute(if access == Access::Create { BEGIN_CREATE } else { BEGIN }).await
+pub(super) fn begin(access: Access) -> &'static str {
+    if access == Access::Create { BEGIN_CREATE } else { BEGIN }
 }
 
 /// Whether each migration was run as it is.
@@ -237,30 +219,22 @@ async fn inspect(connection: &mut PgConnection) -> sqlx::Result<Inspection> {
     )
     .fetch_one(&mut *connection)
     .await?;
-    let found = Found {
-        encoding: row.try_get("encoding")?,
-        role: row.try_get("role")?,
-        database: row.try_get("database")?,
-        schema: row.try_get("schema")?,
-        standby: row.try_get("standby")?,
-        read_only: row.try_get("read_only")?,
-        may_create: row.try_get("may_create")?,
-        migrated: row.try_get("migrated")?,
-        closed: row.try_get("closed")?,
-    };
-    let obstacle = found.obstacle();
+    let found = Found::from_row(&row)?;
     let schema = if found.migrated && found.closed.is_none() {
         let version = sqlx::raw_sql("SELECT max(version) FROM _sqlx_migrations").fetch_one(connection).await?;
         version.try_get(0)?
     } else {
         None
     };
-    Ok(Inspection { server: row.try_get("server")?, schema, obstacle })
+    let obstacle = found.obstacle();
+    Ok(Inspection::new(found.server, schema, obstacle))
 }
 
 /// What a server says of the database and of the portal's role in it.
+#[derive(sqlx::FromRow)]
 #[expect(clippy::struct_excessive_bools, reason = "the server's own answers")]
 struct Found {
+    server: String,
     encoding: String,
     role: String,
     database: String,
@@ -321,17 +295,9 @@ fn is_this_machine(host: &str) -> bool {
     host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-pub(super) fn explain(error: &sqlx::Error) -> Unavailable {
-    Unavailable { reason: text(error), advice: advice(error) }
-}
-
-pub(super) fn no_answer() -> Unavailable {
-    Unavailable { reason: "no answer in time".to_owned(), advice: NO_ANSWER }
-}
-
-/// The server's own words, without the line of its source.
-fn text(error: &sqlx::Error) -> String {
-    error.as_database_error().map_or_else(|| error.to_string(), |refusal| refusal.message().to_owned())
+/// What an error of a connection that was open means.
+pub(super) fn explain(error: &sqlx::Error) -> StorageError {
+    StorageError::unavailable(text(error), advice(error))
 }
 
 /// PostgreSQL's code of an error; empty for an error that is not its own.
@@ -339,10 +305,9 @@ fn sqlstate(error: &sqlx::Error) -> String {
     error.as_database_error().and_then(DatabaseError::code).unwrap_or_default().into_owned()
 }
 
-const NO_ANSWER: &str = "Check that its server is running and can be reached from this host, and look in pg_stat_activity for who holds its locks; then try again.";
-
 /// What to do about an error.
 fn advice(error: &sqlx::Error) -> &'static str {
+    const NO_ANSWER: &str = "Check that its server is running and can be reached from this host, and look in pg_stat_activity for who holds its locks; then try again.";
     const NO_TABLES: &str = "The database lacks the portal's tables or rows: it is another one than before. Bring the right one back; only for a new one restart the service, which makes them.";
     match (error, sqlstate(error).as_str()) {
         (sqlx::Error::Io(_), _) => NO_ANSWER,

@@ -14,15 +14,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use sqlx::migrate::MigrateError;
 use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions as _, Connection as _, Pool, Sqlite, SqliteConnection};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::call::{Access, Failure, Unavailable};
+use super::call::{Access, Failure, is_no_answer, no_answer, text};
 use super::statements::Connection;
-use super::{DEADLINE, Inspection, LOOK_AND_TRY_AGAIN, MigrationError, refuse_later};
+use super::{DEADLINE, Inspection, LOOK_AND_TRY_AGAIN, MigrationError, StorageError, run_migrations};
 
 /// Enough for the disk and the two cores of a small server.
 const READERS: u32 = 4;
@@ -33,9 +32,6 @@ const ROWS_AHEAD: usize = 1000;
 /// How long SQLite itself waits for a lock before a write begins again.
 const PAUSE: Duration = Duration::from_millis(5);
 
-const LOCKED: &str = "Another process holds the lock of the database's file: end it, then try again.";
-const NO_ANSWER: &str =
-    "Another process holds the lock of the database's file, or its disk does not answer: look at both, then try again.";
 const RESTORE: &str = "The database's file is damaged, or not in its place: stop the service, restore a backup, start the service; its log has the line that does so.";
 
 /// A database file.
@@ -86,36 +82,17 @@ impl File {
                 ))
             })?;
         }
-        let mut connection = SqliteConnectOptions::clone(&self.options)
-            .create_if_missing(true)
-            .connect()
-            .await
-            .map_err(|error| self.cannot_migrate(&error))?;
-        self.run_migrations(&mut connection).await?;
+        let failed = |error: sqlx::Error| self.cannot_migrate(&error);
+        let options = SqliteConnectOptions::clone(&self.options).create_if_missing(true);
+        let mut connection = options.connect().await.map_err(failed)?;
+        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+        self.inspected(&mut transaction).await.map_err(failed)?.refuse_obstacle()?;
+        run_migrations(sqlx::migrate!("migrations/sqlite"), &mut *transaction).await.map_err(failed)?;
+        transaction.commit().await.map_err(failed)?;
         let _ = connection.close().await;
-        let identity =
-            identity(path).map_err(|error| MigrationError::Failed(format!("{}: {error}", path.display())))?;
+        let identity = identity(path).map_err(|error| failed(error.into()))?;
         self.started_on.get_or_init(|| identity);
         Ok(())
-    }
-
-    async fn run_migrations(&self, connection: &mut SqliteConnection) -> Result<(), MigrationError> {
-        let failed = |error: sqlx::Error| self.cannot_migrate(&error);
-        let quick_check = sqlx::query_scalar("PRAGMA quick_check(1)");
-        let found: String = quick_check.fetch_one(&mut *connection).await.map_err(failed)?;
-        if found != "ok" {
-            return Err(MigrationError::Failed(self.restore(&found)));
-        }
-        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
-        refuse_later(schema_version(&mut transaction).await.map_err(failed)?)?;
-        let mut migrator = sqlx::migrate!("migrations/sqlite");
-        migrator.set_ignore_missing(true);
-        match migrator.run_direct(None, &mut *transaction, false).await {
-            Err(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) => return Err(failed(error)),
-            Err(error) => return Err(MigrationError::Failed(format!("{}: {error}", self.path.display()))),
-            Ok(()) => {}
-        }
-        transaction.commit().await.map_err(failed)
     }
 
     fn cannot_migrate(&self, error: &sqlx::Error) -> MigrationError {
@@ -130,17 +107,21 @@ impl File {
         }
     }
 
-    pub(super) async fn inspect(&self) -> Result<Inspection, Unavailable> {
-        let ask = async {
-            let mut connection = self.readers.acquire().await?;
-            let version: String = sqlx::query_scalar("SELECT sqlite_version()").fetch_one(&mut *connection).await?;
-            let schema = schema_version(&mut connection).await?;
-            Ok(Inspection { server: format!("SQLite {version}"), schema, obstacle: None })
+    pub(super) async fn inspect(&self) -> Result<Inspection, StorageError> {
+        let ask = async { self.inspected(&mut *self.readers.acquire().await?).await };
+        let inspection = timeout(DEADLINE, ask).await.unwrap_or_else(|_| Err(no_answer()));
+        inspection.map_err(|error| self.explain(&error))
+    }
+
+    async fn inspected(&self, connection: &mut SqliteConnection) -> sqlx::Result<Inspection> {
+        let version: String = sqlx::query_scalar("SELECT sqlite_version()").fetch_one(&mut *connection).await?;
+        let damage: String = sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(&mut *connection).await?;
+        let obstacle = (damage != "ok").then(|| self.restore(&damage));
+        let schema = match sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations").fetch_one(connection).await {
+            Err(error) if lacks_table(&error) => None,
+            version => version?,
         };
-        match timeout(DEADLINE, ask).await {
-            Ok(inspection) => inspection.map_err(|error| self.explain(&error)),
-            Err(_) => Err(self.no_answer()),
-        }
+        Ok(Inspection::new(format!("SQLite {version}"), schema, obstacle))
     }
 
     /// Takes a connection from the pool that the call needs.
@@ -148,56 +129,57 @@ impl File {
         &self,
         access: Access,
         deadline: Instant,
-    ) -> Result<PoolConnection<Sqlite>, Unavailable> {
+    ) -> Result<PoolConnection<Sqlite>, StorageError> {
         self.check()?;
         let pool = if access == Access::Read { &self.readers } else { &self.writer };
-        match timeout_at(deadline, pool.acquire()).await {
-            Ok(Err(sqlx::Error::PoolTimedOut)) | Err(_) => Err(self.no_answer()),
-            Ok(connection) => connection.map_err(|error| self.check().err().unwrap_or_else(|| self.explain(&error))),
-        }
+        let connection = timeout_at(deadline, pool.acquire()).await.unwrap_or_else(|_| Err(no_answer()));
+        connection.map_err(|error| self.explain(&error))
     }
 
-    /// Takes the write lock.
-    pub(super) async fn begin(&self, connection: &mut Connection, deadline: Instant) -> Result<(), Failure> {
+    /// Begins a transaction; one that writes takes the write lock.
+    pub(super) async fn begin(
+        &self,
+        connection: &mut Connection,
+        access: Access,
+        deadline: Instant,
+    ) -> Result<(), Failure> {
+        let statement = if access == Access::Read { "BEGIN" } else { "BEGIN IMMEDIATE" };
         // An answer needs a moment, too.
         let last = deadline - 2 * PAUSE;
         loop {
-            match connection.execute("BEGIN IMMEDIATE").await {
+            match connection.execute(statement).await {
                 Err(error) if code(&error) == Some(BUSY) && Instant::now() < last => {}
                 begun => break begun?,
             }
         }
         // The file may have been replaced while the lock was waited for.
-        self.check().map_err(Failure::Unavailable)
+        Ok(self.check()?)
     }
 
     /// Whether the file is still the one that the service was started on, and not known to be damaged.
-    pub(super) fn check(&self) -> Result<(), Unavailable> {
-        let restore = |what: &str| Err(Unavailable { reason: self.restore(what), advice: RESTORE });
-        if let Some(damage) = self.damage.get() {
-            return restore(damage);
-        }
-        match (identity(&self.path), self.started_on.get()) {
-            (Ok(found), Some(expected)) if found != *expected => {
-                restore("this is not the file that the service was started on")
+    pub(super) fn check(&self) -> Result<(), StorageError> {
+        let problem = match (self.damage.get(), identity(&self.path), self.started_on.get()) {
+            (Some(damage), _, _) => damage.clone(),
+            (None, Ok(found), Some(expected)) if found != *expected => {
+                "this is not the file that the service was started on".to_owned()
             }
-            (Err(error), Some(_)) => restore(&error.to_string()),
-            _ => Ok(()),
-        }
+            (None, Err(error), Some(_)) => error.to_string(),
+            _ => return Ok(()),
+        };
+        Err(StorageError::unavailable(self.restore(&problem), RESTORE))
     }
 
     /// What an error means. Remembers damage.
-    pub(super) fn explain(&self, error: &sqlx::Error) -> Unavailable {
+    pub(super) fn explain(&self, error: &sqlx::Error) -> StorageError {
+        if is_damage(error) && self.check().is_ok() {
+            self.damage.get_or_init(|| text(error));
+        }
         // In a file that was replaced, an error says nothing about the service's own.
         if let Err(replaced) = self.check() {
             return replaced;
         }
-        if is_damage(error) {
-            let damage = self.damage.get_or_init(|| text(error));
-            return Unavailable { reason: self.restore(damage), advice: RESTORE };
-        }
         let advice = match code(error) {
-            Some(BUSY) => LOCKED,
+            Some(BUSY) => "Another process holds the lock of the database's file: end it, then try again.",
             Some(READONLY) => {
                 "The database's file or its disk is read-only: make it writable for the portal's user, then try again."
             }
@@ -206,15 +188,12 @@ impl File {
             Some(CANTOPEN) => {
                 "The database's file can't be opened: look at who may use it and its folder, then try again."
             }
+            None if is_no_answer(error) => {
+                "Another process holds the lock of the database's file, or its disk does not answer: look at both, then try again."
+            }
             _ => LOOK_AND_TRY_AGAIN,
         };
-        Unavailable { reason: format!("{}: {}", self.path.display(), text(error)), advice }
-    }
-
-    pub(super) fn no_answer(&self) -> Unavailable {
-        let path = self.path.display();
-        let reason = format!("{path}: another process holds its lock, or its disk does not answer");
-        Unavailable { reason, advice: NO_ANSWER }
+        StorageError::unavailable(format!("{}: {}", self.path.display(), text(error)), advice)
     }
 
     /// What is wrong with the file, and the commands that restore a backup. They remove the old -wal, because SQLite would read
@@ -244,11 +223,6 @@ fn code(error: &sqlx::Error) -> Option<i32> {
     Some(code & 0xff)
 }
 
-/// SQLite's own words.
-fn text(error: &sqlx::Error) -> String {
-    error.as_database_error().map_or_else(|| error.to_string(), |error| error.message().to_owned())
-}
-
 /// Whether the file is no longer what it was. A file without the tables is none of the service's.
 fn is_damage(error: &sqlx::Error) -> bool {
     matches!(code(error), Some(CORRUPT | NOTADB)) || lacks_table(error)
@@ -260,12 +234,4 @@ fn lacks_table(error: &sqlx::Error) -> bool {
 
 fn identity(file: &Path) -> io::Result<(u64, u64)> {
     std::fs::metadata(file).map(|file| (file.dev(), file.ino()))
-}
-
-/// The number of the latest migration; `None` before the first.
-async fn schema_version(connection: &mut SqliteConnection) -> sqlx::Result<Option<i64>> {
-    match sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations").fetch_one(connection).await {
-        Err(error) if lacks_table(&error) => Ok(None),
-        version => version,
-    }
 }

@@ -7,9 +7,12 @@
 //! No statement here is prepared under a name, because a PgBouncer may lend another server connection to each transaction. Only
 //! sqlx's migrator prepares named ones.
 
+use std::array;
+
 use sqlx::pool::PoolConnection;
-use sqlx::{Postgres, Row, Sqlite};
+use sqlx::{Postgres, Row as _, Sqlite};
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
 
@@ -38,10 +41,24 @@ const INSERT_AUDIT: &str = "INSERT INTO apply_audit_logs \
 const UPDATE_AUDIT: &str = "UPDATE apply_audit_logs \
     SET outcome = $2, error_details = $3, files_written = $4, reload_results = $5 WHERE id = $1";
 
-/// A user without an extension is a damaged row, so it is read too.
-const USERS: &str = "SELECT CAST(users.id AS text), CAST(users.tenant_id AS text), users.name, users.email, users.created_at, \
-    extensions.number, extensions.secret \
-    FROM users LEFT JOIN extensions ON extensions.user_id = users.id ORDER BY extensions.number";
+/// All columns as text, so that a value that somebody edited by hand can be read and reported, whatever it is. A user without an
+/// extension is such a damaged row, too. The two databases differ in how they show a time as RFC 3339.
+macro_rules! users {
+    ($created_at:literal) => {
+        concat!(
+            "SELECT CAST(users.id AS text), CAST(users.tenant_id AS text), users.name, users.email, ",
+            $created_at,
+            ", CAST(extensions.number AS text), extensions.secret ",
+            "FROM users LEFT JOIN extensions ON extensions.user_id = users.id ORDER BY extensions.number"
+        )
+    };
+}
+const POSTGRES_USERS: &str =
+    users!("to_char(users.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')");
+const SQLITE_USERS: &str = users!("users.created_at");
+
+/// The columns of these, as they were found.
+type UserRow = [Option<String>; 7];
 
 /// A connection from a pool.
 #[derive(Debug)]
@@ -85,7 +102,7 @@ impl Connection {
         });
         match inserted {
             Err(sqlx::Error::Database(refusal)) if refusal.message().contains("users_email_key") => {
-                return Err(Failure::Refused(StorageError::EmailInUse));
+                return Err(StorageError::EmailInUse.into());
             }
             inserted => inserted?,
         }
@@ -94,7 +111,7 @@ impl Connection {
             let extension = extension.bind(Id::from(new.id)).bind(new.secret.reveal()).bind(new.created_at);
             extension.fetch_optional(connection).await?
         });
-        let number = number.ok_or(Failure::Refused(StorageError::PoolExhausted))?;
+        let number = number.ok_or(StorageError::PoolExhausted)?;
         Ok(ExtensionNumber::try_from(i64::from(number)).expect("the statement stays within the pool"))
     }
 
@@ -137,78 +154,58 @@ impl Connection {
 
     /// All users, by number.
     ///
-    /// PostgreSQL plans this anew each time, because it has no name. It would keep the plan of a named statement until it counts
+    /// Without values, PostgreSQL plans and runs this in one message. It would keep the plan of a named statement until it counts
     /// the rows again: a plan for a few users takes 40 ms for a thousand.
     pub(super) async fn users(&mut self) -> Result<Vec<User>, Failure> {
+        let sql = match self {
+            Self::Postgres(_) => POSTGRES_USERS,
+            Self::Sqlite(_) => SQLITE_USERS,
+        };
         let rows: Vec<UserRow> = ask!(self, |connection| {
-            let rows = sqlx::query(USERS).persistent(false).fetch_all(connection).await?;
-            let text = |row: &_, column: usize| Row::try_get::<String, _>(row, column).unwrap_or_default();
-            rows.iter()
-                .map(|row| UserRow {
-                    id: text(row, 0),
-                    tenant_id: text(row, 1),
-                    name: text(row, 2),
-                    email: text(row, 3),
-                    created_at: row.try_get(4).ok(),
-                    number: Row::try_get::<Option<i32>, _>(row, 5).ok().flatten(),
-                    secret: text(row, 6),
-                })
-                .collect()
+            let rows = sqlx::raw_sql(sql).fetch_all(connection).await?;
+            rows.iter().map(|row| array::from_fn(|column| row.try_get(column).ok())).collect()
         });
-        rows.into_iter()
-            .map(|row| row.parse().map_err(|which| Failure::Refused(StorageError::DamagedRow(which))))
-            .collect()
+        let users = rows.into_iter().map(|row| parse(row.map(Option::unwrap_or_default)));
+        users.map(|user| user.map_err(|which| StorageError::DamagedRow(which).into())).collect()
     }
 }
 
-/// A user's row, as it was found. A value that cannot be read at all is empty.
-struct UserRow {
-    id: String,
-    tenant_id: String,
-    name: String,
-    email: String,
-    created_at: Option<OffsetDateTime>,
-    number: Option<i32>,
-    secret: String,
-}
-
-impl UserRow {
-    /// The service writes no row that fails here. Somebody edited it, so the error says which column, and how to correct it.
-    fn parse(self) -> Result<User, String> {
-        let id = &self.id;
-        let invalid = |table: &str, column: &str, key: &str, rule: &str| {
-            format!(
-                "{column} of user {id} in table {table} was edited by hand: it {rule}; correct it with UPDATE {table} SET {column} = '…' WHERE {key} = '{id}', or delete the user with DELETE /users/{id}"
-            )
-        };
-        let user = |column: &str, rule: &str| invalid("users", column, "id", rule);
-        let extension = |column: &str, rule: &str| invalid("extensions", column, "user_id", rule);
-        let uuid = |text: &str| {
-            let uuid = Uuid::parse_str(text).ok()?;
-            (uuid.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == text).then_some(uuid)
-        };
-        let Some(parsed_id) = uuid(id) else {
-            return Err(format!(
-                "id of a user in table users was edited by hand: '{id}' is not a UUID in lower case; delete the row with DELETE FROM users WHERE id = '{id}'"
-            ));
-        };
-        let Some(number) = self.number else {
-            return Err(format!(
-                "user {id} has no extension: its row was deleted by hand; insert it again, or delete the user with DELETE /users/{id}"
-            ));
-        };
-        Ok(User {
-            id: parsed_id,
-            tenant_id: uuid(&self.tenant_id).ok_or_else(|| user("tenant_id", "must be a UUID in lower case"))?,
-            name: Name::parse(&self.name).map_err(|rule| user("name", rule.0))?,
-            email: Email::parse(&self.email).map_err(|rule| user("email", rule.0))?,
-            extension: Extension {
-                number: ExtensionNumber::try_from(i64::from(number)).map_err(|rule| extension("number", rule.0))?,
-                secret: Secret::parse(&self.secret).map_err(|rule| extension("secret", rule.0))?,
-            },
-            created_at: self
-                .created_at
-                .ok_or_else(|| user("created_at", "must be a time such as 2026-11-21T08:00:00Z"))?,
-        })
+/// Parses the columns of a user; one that is missing is empty.
+///
+/// The service writes no row that fails here. Somebody edited it, so the error says which column, and how to correct it.
+fn parse([id, tenant_id, name, email, created_at, number, secret]: [String; 7]) -> Result<User, String> {
+    let invalid = |table: &str, column: &str, key: &str, rule: &str| {
+        format!(
+            "{column} of user {id} in table {table} was edited by hand: it {rule}; correct it with UPDATE {table} SET {column} = '…' WHERE {key} = '{id}', or delete the user with DELETE /users/{id}"
+        )
+    };
+    let user = |column: &str, rule: &str| invalid("users", column, "id", rule);
+    let extension = |column: &str, rule: &str| invalid("extensions", column, "user_id", rule);
+    let uuid = |text: &str| {
+        let uuid = Uuid::parse_str(text).ok()?;
+        (uuid.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == text).then_some(uuid)
+    };
+    let Some(parsed_id) = uuid(&id) else {
+        return Err(format!(
+            "id of a user in table users was edited by hand: '{id}' is not a UUID in lower case; delete the row with DELETE FROM users WHERE id = '{id}'"
+        ));
+    };
+    if number.is_empty() {
+        return Err(format!(
+            "user {id} has no extension: its row was deleted by hand; insert it again, or delete the user with DELETE /users/{id}"
+        ));
     }
+    Ok(User {
+        id: parsed_id,
+        tenant_id: uuid(&tenant_id).ok_or_else(|| user("tenant_id", "must be a UUID in lower case"))?,
+        name: Name::parse(&name).map_err(|rule| user("name", rule.0))?,
+        email: Email::parse(&email).map_err(|rule| user("email", rule.0))?,
+        extension: Extension {
+            number: ExtensionNumber::parse(&number)
+                .ok_or_else(|| extension("number", "must be a number from 1000 to 1999"))?,
+            secret: Secret::parse(&secret).map_err(|rule| extension("secret", rule.0))?,
+        },
+        created_at: OffsetDateTime::parse(&created_at, &Rfc3339)
+            .map_err(|_| user("created_at", "must be a time such as 2026-11-21T08:00:00Z"))?,
+    })
 }
