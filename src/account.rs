@@ -5,13 +5,11 @@ use std::fs;
 use rustix::process::geteuid;
 
 /// The user that this process runs as: its name, or its number if `/etc/passwd` does not list it.
-#[must_use]
 pub fn user_name() -> String {
     name_in("/etc/passwd", geteuid().as_raw())
 }
 
 /// The name of a group, or its number if `/etc/group` does not list it.
-#[must_use]
 pub fn group_name(group: u32) -> String {
     name_in("/etc/group", group)
 }

@@ -19,13 +19,13 @@
 //! - [`render`]: users become the bytes of the two files.
 //! - [`account`]: names of this system's users and groups, for messages.
 
-pub mod account;
+mod account;
 pub mod api;
 pub mod apply;
-pub mod asterisk;
+mod asterisk;
 pub mod domain;
-pub mod host;
+mod host;
 pub mod preflight;
-pub mod render;
+mod render;
 pub mod settings;
 pub mod storage;

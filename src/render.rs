@@ -37,7 +37,6 @@ impl ObjectType {
     pub const ALL: [Self; 3] = [Self::Endpoint, Self::Auth, Self::Aor];
 
     /// As `type=` gives it.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Endpoint => "endpoint",
@@ -48,7 +47,6 @@ impl ObjectType {
 }
 
 /// The options of a user's object, in the order of the file. The file and the proof take them from here.
-#[must_use]
 pub fn options(kind: ObjectType, user: &User) -> Vec<(&'static str, Cow<'_, str>)> {
     let number = || Cow::Owned(user.extension.number.to_string());
     match kind {
@@ -81,7 +79,6 @@ pub fn options(kind: ObjectType, user: &User) -> Vec<(&'static str, Cow<'_, str>
 }
 
 /// How the file writes a value that `pjsip show` shows: Asterisk shows `yes` as `true` or `Yes`, and codecs as `(ulaw|alaw)`.
-#[must_use]
 pub fn as_written<'v>(name: &str, shown: &'v str) -> Cow<'v, str> {
     match shown {
         "true" | "Yes" => "yes".into(),
@@ -92,7 +89,6 @@ pub fn as_written<'v>(name: &str, shown: &'v str) -> Cow<'v, str> {
 }
 
 /// `generated_endpoints.conf`: the objects of each user.
-#[must_use]
 pub fn endpoints(users: &[User]) -> String {
     let mut text = String::from(HEADER);
     let objects = users.iter().flat_map(|user| ObjectType::ALL.map(|kind| (user, kind)));
@@ -111,7 +107,6 @@ pub fn endpoints(users: &[User]) -> String {
 /// The `Hangup` tells the caller the truth: 486 for busy, 480 for nobody there or no answer. Callers of a number in quarantine
 /// hear that it is unknown (404). It has a line of its own, because without one an administrator's pattern or include could
 /// answer for it.
-#[must_use]
 pub fn routing(numbers: &BTreeSet<ExtensionNumber>, quarantined: &BTreeSet<ExtensionNumber>) -> String {
     let mut text = format!("{HEADER}[{CONTEXT}]\n");
     for number in numbers {
@@ -130,7 +125,6 @@ pub fn routing(numbers: &BTreeSet<ExtensionNumber>, quarantined: &BTreeSet<Exten
 }
 
 /// Priority 1 of a number, as the file writes it and as `dialplan show` shows it.
-#[must_use]
 pub fn dial(number: ExtensionNumber) -> String {
     format!("Dial(PJSIP/{number},25)")
 }
@@ -143,7 +137,6 @@ pub const QUARANTINED: &str = "Hangup(1)";
 /// Left out of the name: `"` and `\` (they end or change the quoted text), `;` (starts a comment), `$`, `{` and `}`
 /// (a dialplan that evaluates a caller ID would run them), `<` and `>` (they delimit the number). What remains is cut
 /// to what Asterisk keeps, never inside a character. If nothing remains, the extension is the name.
-#[must_use]
 pub fn caller_id(name: &Name, number: ExtensionNumber) -> String {
     let mut shown: String = name.as_str().replace(['"', '\\', ';', '$', '{', '}', '<', '>'], "");
     shown.truncate(shown.floor_char_boundary(CALLER_ID_NAME_BYTES));

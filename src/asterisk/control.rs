@@ -45,7 +45,6 @@ pub struct Server {
 
 impl Server {
     /// The release line, such as 22; `None` if the version does not begin with one.
-    #[must_use]
     pub fn release(&self) -> Option<u32> {
         let version = ["GIT-", "certified/", "certified-"]
             .iter()
@@ -67,43 +66,22 @@ pub struct Control {
 pub enum ControlError {
     /// No process listens on the socket.
     #[error("Asterisk is not running: nothing answers on {} ({error}); start it (systemctl start asterisk), or set ASTERISK_RUN_DIR", socket.display())]
-    Down {
-        /// The socket.
-        socket: PathBuf,
-        /// The kernel's error.
-        error: io::Error,
-    },
+    Down { socket: PathBuf, error: io::Error },
     /// This user may not connect to the socket.
     #[error(
         "Asterisk's control socket {} refuses the portal's user ({error}); in asterisk.conf, section [files], set astctlpermissions = 0660 and astctlgroup to a group of that user, and restart Asterisk",
         socket.display()
     )]
-    Refused {
-        /// The socket.
-        socket: PathBuf,
-        /// The kernel's error.
-        error: io::Error,
-    },
+    Refused { socket: PathBuf, error: io::Error },
     /// The connection fails for another reason, so Asterisk may be running.
     #[error("Asterisk's control socket {} can't be reached: {error}; {}", socket.display(), connect_advice(error))]
-    Unreachable {
-        /// The socket.
-        socket: PathBuf,
-        /// The kernel's error.
-        error: io::Error,
-    },
+    Unreachable { socket: PathBuf, error: io::Error },
     /// The connection broke.
     #[error("Asterisk closed the connection during '{command}' ({error}); it may be restarting: apply again")]
-    Broken {
-        /// The command.
-        command: String,
-        /// The kernel's error.
-        error: io::Error,
-    },
+    Broken { command: String, error: io::Error },
     /// Asterisk gave no answer within the bound.
     #[error("Asterisk did not answer '{command}' within {} s: it hangs, or the machine is overloaded; look at 'core show locks', restart it, then apply again", bound.as_secs())]
     Hung {
-        /// The command.
         command: String,
         /// How long the portal waited.
         bound: Duration,
@@ -127,7 +105,6 @@ pub enum ControlError {
         "Asterisk gave an unexpected answer to '{command}': {answer}; look at Asterisk's own log (messages.log), then apply again"
     )]
     Unexpected {
-        /// The command.
         command: String,
         /// The beginning of the answer.
         answer: String,
@@ -174,15 +151,11 @@ pub(super) fn refusal(answer: &str) -> Result<(), ControlError> {
 
 impl Control {
     /// The control socket in `run_dir`; `bound` is how long a command may take.
-    #[must_use]
     pub fn new(run_dir: &Path, bound: Duration) -> Self {
         Self { socket: run_dir.join("asterisk.ctl"), bound }
     }
 
     /// Runs a command and gives what Asterisk prints.
-    ///
-    /// # Errors
-    /// [`ControlError`].
     ///
     /// # Panics
     /// If the command is too long, is more than one, or is missing from [`COMMANDS`]: a mistake in this program.
@@ -191,12 +164,6 @@ impl Control {
     }
 
     /// Runs several commands on one connection and gives what Asterisk prints, in turn. The bound is for all of them together.
-    ///
-    /// # Errors
-    /// [`ControlError`].
-    ///
-    /// # Panics
-    /// As [`Control::ask`] does.
     pub async fn ask_all(&self, commands: &[impl AsRef<str>]) -> Result<String, ControlError> {
         if commands.is_empty() {
             return Ok(String::new());
@@ -246,9 +213,6 @@ impl Control {
     }
 
     /// Which Asterisk answers on this socket.
-    ///
-    /// # Errors
-    /// [`ControlError`].
     pub async fn identity(&self) -> Result<Identity, ControlError> {
         self.listing(identity::COMMAND, Identity::parse).await
     }
@@ -263,9 +227,6 @@ impl Control {
     }
 
     /// Who answers: the greeting says the version, the kernel says the user and its groups.
-    ///
-    /// # Errors
-    /// [`ControlError`].
     pub async fn server(&self) -> Result<Server, ControlError> {
         let hung = |_| ControlError::Hung { command: GREETING.to_owned(), bound: self.bound };
         timeout(self.bound, self.greeting()).await.map_err(hung)?

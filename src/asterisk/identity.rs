@@ -14,7 +14,6 @@ pub struct Identity {
 
 impl Identity {
     /// Reads the answer to [`COMMAND`]; `None` if it is not whole.
-    #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let value = |name: &str| {
             let line = text.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':'));

@@ -37,13 +37,11 @@ pub const COMMANDS: [Command; 17] = [
 ];
 
 /// Whether a line begins with one of [`COMMANDS`].
-#[must_use]
 pub fn is_listed(line: &str) -> bool {
     COMMANDS.iter().any(|command| line.starts_with(command.permit))
 }
 
 /// The lines of `cli_permissions.conf` that let the portal's user run what the portal needs, and nothing more.
-#[must_use]
 pub fn lines_to_add() -> String {
     let permits = COMMANDS.map(|command| format!(", permit={}", command.permit));
     format!("[{}]{}", user_name(), permits.concat())

@@ -70,17 +70,11 @@ pub struct Look {
 }
 
 /// All registrations of our numbers.
-///
-/// # Errors
-/// [`ControlError`].
 pub async fn list(control: &Control) -> Result<Vec<Registration>, ControlError> {
     control.listing(LIST, parse).await
 }
 
 /// Evicts registrations. They are gone from the listing then; whether they are gone from the disk, only a later [`Look`] tells.
-///
-/// # Errors
-/// [`ControlError`].
 pub async fn evict(control: &Control, registrations: &[Registration]) -> Result<(), ControlError> {
     if registrations.is_empty() {
         return Ok(());
@@ -105,9 +99,6 @@ pub async fn evict(control: &Control, registrations: &[Registration]) -> Result<
 
 impl Look {
     /// Looks now.
-    ///
-    /// # Errors
-    /// [`ControlError`].
     pub async fn now(control: &Control) -> Result<Self, ControlError> {
         let mut answer = String::new();
         for _ in 0..LOOKS {
@@ -126,22 +117,17 @@ impl Look {
     }
 
     /// Whether Asterisk had taken nothing back since `earlier` when it took this look.
-    #[must_use]
     pub fn continues(&self, earlier: &Self) -> bool {
         earlier.holds_in(&self.marks)
     }
 
     /// The registrations that `earlier` did not list.
-    #[must_use]
     pub fn registered_since(&self, earlier: &Self) -> Vec<Registration> {
         let new = |registration: &&Registration| !earlier.registrations.contains(registration);
         self.registrations.iter().filter(new).filter(|registration| !registration.is_evicted()).cloned().collect()
     }
 
     /// Whether Asterisk has taken nothing back since. [`COMMITTED_WITHIN`] after the look, this means that it is on the disk.
-    ///
-    /// # Errors
-    /// [`ControlError`].
     pub async fn holds(&self, control: &Control) -> Result<bool, ControlError> {
         Ok(self.holds_in(&control.listing(LIST_MARKS, parse_marks).await?))
     }
@@ -152,16 +138,12 @@ impl Look {
 }
 
 /// Removes the marks of all looks.
-///
-/// # Errors
-/// [`ControlError`].
 pub async fn forget_looks(control: &Control) -> Result<(), ControlError> {
     control.ask("database deltree pbx-portal").await.map(drop)
 }
 
 impl Registration {
     /// Whether it is the row that [`evict`] leaves until Asterisk removes it.
-    #[must_use]
     pub fn is_evicted(&self) -> bool {
         self.value == EVICTED
     }

@@ -71,59 +71,31 @@ pub struct CommandResult {
 pub enum ReloadError {
     /// The program cannot be started.
     #[error("cannot start {command}: {error}; set ASTERISK_BIN to Asterisk's program")]
-    NotStarted {
-        /// As it could be typed.
-        command: String,
-        /// The kernel's error.
-        error: std::io::Error,
-    },
+    NotStarted { command: String, error: std::io::Error },
     /// It took too long.
     #[error("{command} did not end within {} s (ASTERISK_TIMEOUT_SECS) and was killed: Asterisk hangs; restart it, then apply again", bound.as_secs())]
-    TimedOut {
-        /// As it could be typed.
-        command: String,
-        /// How long it may take.
-        bound: Duration,
-    },
+    TimedOut { command: String, bound: Duration },
     /// Its exit status is not 0.
     #[error(
         "{command} ended with {status}: {output}; look whether Asterisk runs (systemctl status asterisk), the portal's user may use its control socket, and ASTERISK_BIN is Asterisk's program"
     )]
-    Failed {
-        /// As it could be typed.
-        command: String,
-        /// How it ended.
-        status: String,
-        /// What it printed.
-        output: String,
-    },
+    Failed { command: String, status: String, output: String },
     /// Asterisk dropped it each time.
     #[error("{command}: Asterisk has been busy with other reloads for {} s; find out who reloads it all the time, then apply again", bound.as_secs())]
     Dropped {
-        /// As it could be typed.
         command: String,
         /// How long it was sent again.
         bound: Duration,
     },
     /// Asterisk does not know the command.
     #[error("{command}: Asterisk does not know this command: {output}; are its modules loaded (modules.conf)?")]
-    Unknown {
-        /// As it could be typed.
-        command: String,
-        /// What it printed.
-        output: String,
-    },
+    Unknown { command: String, output: String },
     /// Asterisk does not run it.
     #[error(transparent)]
     Refused(#[from] ControlError),
     /// The program is not Asterisk's.
     #[error("{command} prints nothing that Asterisk prints, but '{output}'; set ASTERISK_BIN to Asterisk's program")]
-    NotAsterisk {
-        /// As it could be typed.
-        command: String,
-        /// What it printed.
-        output: String,
-    },
+    NotAsterisk { command: String, output: String },
 }
 
 /// The process group of a command. Drop kills it: the program may be a wrapper with children.
@@ -149,12 +121,6 @@ pub struct AsteriskCommand {
 
 impl AsteriskCommand {
     /// Makes Asterisk read its files again. `last` gets the result of the last attempt, also if it failed.
-    ///
-    /// # Errors
-    /// [`ReloadError`].
-    ///
-    /// # Panics
-    /// Never: each reload has a command.
     pub async fn reload(&self, what: Reload, last: &mut Option<CommandResult>) -> Result<(), ReloadError> {
         let started = Instant::now();
         let mut commands = what.commands().iter();
@@ -179,9 +145,6 @@ impl AsteriskCommand {
     }
 
     /// Which Asterisk this program reaches.
-    ///
-    /// # Errors
-    /// [`ReloadError`].
     pub async fn identity(&self) -> Result<Identity, ReloadError> {
         let mut last = None;
         let CommandResult { command, stdout, stderr, .. } = self.run(identity::COMMAND, &mut last).await?;

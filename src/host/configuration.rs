@@ -65,7 +65,6 @@ pub struct MainFiles {
 
 impl MainFiles {
     /// Reads both in `config_dir`, Asterisk's configuration folder.
-    #[must_use]
     pub fn read(config_dir: &Path) -> Self {
         let read = |name| Config::read(config_dir, &config_dir.join(name));
         Self { pjsip: read("pjsip.conf"), extensions: read("extensions.conf") }
@@ -133,7 +132,6 @@ impl std::fmt::Display for Place {
 
 impl Place {
     /// Whether it lies in one of `files`, as [`Config::included`] gives them.
-    #[must_use]
     pub fn is_in(&self, files: &[Arc<Path>]) -> bool {
         files.contains(&self.file)
     }
@@ -162,21 +160,18 @@ impl Config {
     }
 
     /// The names under which `path` was read, links included; none if it is not included.
-    #[must_use]
     pub fn included(&self, path: &Path) -> Vec<Arc<Path>> {
         let Ok(wanted) = fs::canonicalize(path) else { return Vec::new() };
         self.files.iter().filter(|file| fs::canonicalize(file).is_ok_and(|file| file == wanted)).cloned().collect()
     }
 
     /// The values of `key` in a section, those that it inherits included.
-    #[must_use]
     pub fn values<'a>(&'a self, section: &'a Section, key: &str) -> Vec<&'a str> {
         let entries = self.entries(section).into_iter().filter(|entry| entry.has_key(key));
         entries.map(|entry| entry.value.as_str()).collect()
     }
 
     /// The lines of a section, then those that it inherits.
-    #[must_use]
     pub fn entries<'a>(&'a self, section: &'a Section) -> Vec<&'a Entry> {
         let mut entries: Vec<_> = section.entries.iter().collect();
         for base in &section.bases {
@@ -273,7 +268,6 @@ impl Entry {
     }
 
     /// Whether this is its key; Asterisk ignores the case.
-    #[must_use]
     pub fn has_key(&self, key: &str) -> bool {
         self.key.eq_ignore_ascii_case(key)
     }

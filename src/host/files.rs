@@ -59,9 +59,6 @@ pub fn check_targets(files: &GeneratedFiles) -> Result<(), FileError> {
 }
 
 /// Removes the temporary files of an apply that was killed.
-///
-/// # Errors
-/// [`FileError::Step`].
 pub fn remove_left_overs(files: &GeneratedFiles, _lock: &HostLock) -> Result<(), FileError> {
     for target in [&files.endpoints, &files.routing] {
         for path in [Stage::Quarantine, Stage::Final].map(|stage| stage.temporary(target)) {
@@ -102,7 +99,6 @@ pub enum FileError {
     /// The target is not a regular file.
     #[error("{} is {kind}, not a regular file; move it away, then apply again", path.display())]
     NotAFile {
-        /// The target.
         path: PathBuf,
         /// What it is.
         kind: &'static str,
@@ -110,39 +106,19 @@ pub enum FileError {
     /// No rename can replace the target.
     #[error("{} {how}, then apply again", path.display())]
     Fixed {
-        /// The target.
         path: PathBuf,
         /// Why, and what to do.
         how: &'static str,
     },
     /// The folder cannot be used.
     #[error("cannot use the folder {}: {error}; {mend}", path.display())]
-    Folder {
-        /// The folder.
-        path: PathBuf,
-        /// The kernel's error.
-        error: io::Error,
-        /// What to do.
-        mend: String,
-    },
+    Folder { path: PathBuf, error: io::Error, mend: String },
     /// This user may not give a file in the folder the folder's group.
     #[error("files in {} cannot get its group; {mend}", path.display())]
-    Group {
-        /// The folder.
-        path: PathBuf,
-        /// What to do.
-        mend: String,
-    },
+    Group { path: PathBuf, mend: String },
     /// A step of writing failed.
     #[error("{step} {} failed: {error}; {}", path.display(), advice(error))]
-    Step {
-        /// The step.
-        step: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// The kernel's error.
-        error: io::Error,
-    },
+    Step { step: &'static str, path: PathBuf, error: io::Error },
 }
 
 /// A temporary file, whole and flushed, that [`Prepared::publish`] makes the target. Drop removes it.
@@ -208,9 +184,6 @@ impl Prepared {
 }
 
 /// Flushes the folder of `target`, so that a rename in it survives a power cut.
-///
-/// # Errors
-/// [`FileError`].
 pub fn flush_folder(target: &Path) -> Result<(), FileError> {
     let step = |error| FileError::Step { step: "flushing the folder of", path: target.to_owned(), error };
     File::open(folder(target)).and_then(|folder| folder.sync_all()).map_err(step)

@@ -53,7 +53,6 @@ impl Include {
     }
 
     /// Whether it includes `path`, or will as soon as that file exists.
-    #[must_use]
     pub fn includes(&self, path: &Path) -> bool {
         let same =
             |found: &PathBuf| matches!((fs::canonicalize(found), fs::canonicalize(path)), (Ok(a), Ok(b)) if a == b);
@@ -61,7 +60,6 @@ impl Include {
     }
 
     /// Whether no file has such a name.
-    #[must_use]
     pub fn finds_nothing(&self) -> bool {
         self.found.is_empty()
     }

@@ -27,9 +27,7 @@ pub enum LockError {
     /// The lock file cannot be opened or locked.
     #[error("cannot use the lock file {}: {error}; {}", path.display(), advice(error, path, install))]
     Unusable {
-        /// The lock file.
         path: PathBuf,
-        /// The kernel's error.
         error: io::Error,
         /// The command that makes the folders.
         install: String,
@@ -56,12 +54,6 @@ fn advice(error: &io::Error, path: &Path, install: &str) -> String {
 
 impl HostLock {
     /// Takes the lock without waiting. It follows no symbolic link.
-    ///
-    /// # Errors
-    /// [`LockError`].
-    ///
-    /// # Panics
-    /// Never: an open flag fits.
     pub fn try_acquire(files: &GeneratedFiles) -> Result<Self, LockError> {
         let path = files.lock();
         let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).expect("an open flag fits");

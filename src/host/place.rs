@@ -16,7 +16,6 @@ pub struct GeneratedFiles {
 
 impl GeneratedFiles {
     /// The two files below `config_dir`, Asterisk's configuration folder.
-    #[must_use]
     pub fn under(config_dir: &Path) -> Self {
         Self {
             endpoints: config_dir.join("pjsip.d/synergycall/generated_endpoints.conf"),
@@ -25,13 +24,11 @@ impl GeneratedFiles {
     }
 
     /// The lock file, beside the endpoints.
-    #[must_use]
     pub fn lock(&self) -> PathBuf {
         folder(&self.endpoints).join(".pbx-portal.lock")
     }
 
     /// The command that makes the two folders, for error messages. The service itself never makes them.
-    #[must_use]
     pub fn install_command(&self) -> String {
         format!(
             "install -d -o pbx-portal -g asterisk -m 2750 {} {}",
@@ -42,10 +39,6 @@ impl GeneratedFiles {
 }
 
 /// The folder of a generated file.
-///
-/// # Panics
-/// Never: each generated file lies in a folder.
-#[must_use]
 pub fn folder(path: &Path) -> &Path {
     path.parent().expect("a generated file lies in a folder")
 }

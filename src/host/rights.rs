@@ -72,9 +72,6 @@ fn is_in(group: u32) -> bool {
 }
 
 /// Gives a file its folder's group, and its folder's owner if this process may.
-///
-/// # Errors
-/// The kernel's error.
 pub fn follow_the_folder(file: &File, folder: &Path) -> io::Result<()> {
     let (folder, own) = (fs::metadata(folder)?, file.metadata()?);
     if own.gid() != folder.gid() {

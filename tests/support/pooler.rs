@@ -94,7 +94,9 @@ impl HaProxy {
         let file = folder.path().join("haproxy.cfg");
         write_file(&file, postgres_user(), 0o600, &configuration);
         let mut command = command_as(postgres_user(), &[], "/usr/sbin/haproxy");
-        let process = Process::start(command.arg("-db").arg("-f").arg(&file), &folder.path().join("log"));
+        // It ends if it can't return to the folder that it was started in, as root's.
+        command.arg("-db").arg("-f").arg(&file).current_dir(folder.path());
+        let process = Process::start(&mut command, &folder.path().join("log"));
         Self { port, _folder: folder, _process: process }
     }
 

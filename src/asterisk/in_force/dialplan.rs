@@ -18,16 +18,12 @@ pub struct FirstPriority {
 
 impl FirstPriority {
     /// Whether it is this line of our file.
-    #[must_use]
     pub fn is_ours(&self, application: &str) -> bool {
         self.application == application && self.source.starts_with(&format!("{ROUTING_FILE_NAME}:"))
     }
 }
 
 /// Priority 1 of each of our numbers; `None` if the context is not in force.
-///
-/// # Errors
-/// [`ControlError`].
 pub async fn first_priorities(
     control: &Control,
 ) -> Result<Option<BTreeMap<ExtensionNumber, FirstPriority>>, ControlError> {

@@ -34,18 +34,12 @@ pub async fn wait_fully_booted(control: &Control) -> Result<(), ControlError> {
 }
 
 /// The needed modules that are not running.
-///
-/// # Errors
-/// [`ControlError`].
 pub async fn missing(control: &Control) -> Result<Vec<&'static str>, ControlError> {
     let running = control.listing("module show", parse).await?;
     Ok(MODULES.into_iter().filter(|module| !running.contains(*module)).collect())
 }
 
 /// Whether there is a transport: without one, no phone can reach Asterisk.
-///
-/// # Errors
-/// [`ControlError`].
 pub async fn has_transport(control: &Control) -> Result<bool, ControlError> {
     control.listing("pjsip show transports", parse_transports).await
 }

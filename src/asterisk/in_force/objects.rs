@@ -35,9 +35,6 @@ fn label(kind: ObjectType) -> &'static str {
 
 /// The numbers 1000 to 1999 that have an object of this type. Asterisk removes registrations that have expired when it lists
 /// their AORs.
-///
-/// # Errors
-/// [`ControlError`].
 pub async fn numbers(control: &Control, kind: ObjectType) -> Result<BTreeSet<ExtensionNumber>, ControlError> {
     // Without the pattern, thousands of other objects would take a second.
     let list = format!("{}s like ^1[0-9][0-9][0-9]$", command(kind));
