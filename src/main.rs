@@ -1,8 +1,5 @@
 //! `pbx-portal`: arguments, settings, logging, run.
 
-use std::os::linux::net::SocketAddrExt as _;
-use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -18,10 +15,12 @@ use pbx_control_portal::settings::{Cli, Command, LogFormat, Secrets, Settings};
 use pbx_control_portal::storage::{MigrationError, Storage};
 use rustix::fs::Mode;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::level_filters::LevelFilter;
 use tracing::{info, warn};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -195,8 +194,8 @@ fn dotenv_problem(error: &dotenvy::Error) -> String {
 
 fn start_log(settings: &Settings) {
     // Libraries log only what is wrong.
-    let level = settings.log_level.filter();
-    let libraries = level.min(tracing::level_filters::LevelFilter::WARN);
+    let level = settings.log_level;
+    let libraries = level.min(LevelFilter::WARN);
     let targets = Targets::new()
         .with_target("pbx_control_portal", level)
         .with_target("pbx_portal", level)
@@ -237,7 +236,7 @@ async fn serve(settings: &Settings, secrets: Secrets, storage: Storage) -> Resul
     };
     let router = api::router(Portal { storage, applier }, guard);
     info!(address = %settings.listen, version = env!("CARGO_PKG_VERSION"), "serving; the documentation is at /docs");
-    tell_service_manager("READY=1");
+    tell_service_manager(NotifyState::Ready);
     tokio::spawn(feed_watchdog());
 
     let mut server = tokio::spawn(server::serve(listener, router, stopping.clone()));
@@ -246,7 +245,7 @@ async fn serve(settings: &Settings, secrets: Secrets, storage: Storage) -> Resul
         _ = interrupt.recv() => {}
     }
     info!("stopping; an apply that runs goes on to its end");
-    tell_service_manager("STOPPING=1");
+    tell_service_manager(NotifyState::Stopping);
     stopping.cancel();
     // Requests that are being sent may still begin an apply, so they come first; then every apply ends, and is answered.
     let drained = tokio::time::timeout(STOP_PATIENCE, &mut server).await.is_ok();
@@ -260,22 +259,17 @@ async fn serve(settings: &Settings, secrets: Secrets, storage: Storage) -> Resul
 
 /// Tells systemd twice in each `WatchdogSec=` that the event loop lives; a hung service is silent, and systemd restarts it.
 async fn feed_watchdog() {
-    let Some(bound) = std::env::var("WATCHDOG_USEC").ok().and_then(|bound| bound.parse().ok()) else { return };
-    let mut ticks = tokio::time::interval((Duration::from_micros(bound) / 2).max(Duration::from_millis(1)));
+    let Some(bound) = sd_notify::watchdog_enabled() else { return };
+    let mut ticks = tokio::time::interval((bound / 2).max(Duration::from_millis(1)));
     loop {
         ticks.tick().await;
-        tell_service_manager("WATCHDOG=1");
+        tell_service_manager(NotifyState::Watchdog);
     }
 }
 
-/// Tells systemd the state of the service, if systemd started it (see `sd_notify(3)`).
-fn tell_service_manager(state: &str) {
-    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let address = match socket.as_bytes().strip_prefix(b"@") {
-        Some(name) => SocketAddr::from_abstract_name(name),
-        None => SocketAddr::from_pathname(&socket),
-    };
-    if let Err(error) = address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address)) {
-        warn!(%error, state, "systemd cannot be notified");
+/// Tells systemd the state of the service, if systemd started it.
+fn tell_service_manager(state: NotifyState) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        warn!(%error, "systemd cannot be notified");
     }
 }

@@ -10,7 +10,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, FromArgMatches as _, Parser, Subcommand, ValueEnum};
+use tracing::level_filters::LevelFilter;
 
 use crate::domain::Name;
 pub use database_url::DatabaseUrl;
@@ -97,8 +99,8 @@ pub struct Settings {
     #[arg(long, env = "ASTERISK_TIMEOUT_SECS", value_name = "ASTERISK_TIMEOUT_SECS", default_value = "30", value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub asterisk_timeout_secs: u64,
     /// The least important lines that are logged
-    #[arg(long, env = "LOG_LEVEL", value_name = "LOG_LEVEL", default_value = "info", ignore_case = true)]
-    pub log_level: LogLevel,
+    #[arg(long, env = "LOG_LEVEL", value_name = "LOG_LEVEL", default_value = "info", ignore_case = true, value_parser = log_level())]
+    pub log_level: LevelFilter,
     /// How log lines look
     #[arg(long, env = "LOG_FORMAT", value_name = "LOG_FORMAT", default_value = "text", ignore_case = true)]
     pub log_format: LogFormat,
@@ -124,17 +126,6 @@ impl Settings {
         }
         Ok(())
     }
-}
-
-/// The least important lines that are logged.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-#[expect(missing_docs, reason = "the names say it")]
-pub enum LogLevel {
-    Error,
-    Warn,
-    Info,
-    Debug,
-    Trace,
 }
 
 /// How log lines look.
@@ -231,19 +222,8 @@ fn system_host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-impl LogLevel {
-    /// As the log takes it.
-    #[must_use]
-    pub fn filter(self) -> tracing::level_filters::LevelFilter {
-        use tracing::level_filters::LevelFilter;
-        match self {
-            Self::Error => LevelFilter::ERROR,
-            Self::Warn => LevelFilter::WARN,
-            Self::Info => LevelFilter::INFO,
-            Self::Debug => LevelFilter::DEBUG,
-            Self::Trace => LevelFilter::TRACE,
-        }
-    }
+fn log_level() -> impl TypedValueParser<Value = LevelFilter> {
+    PossibleValuesParser::new(["error", "warn", "info", "debug", "trace"]).try_map(|level| level.parse())
 }
 
 #[cfg(test)]
