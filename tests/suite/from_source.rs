@@ -1,5 +1,5 @@
-//! A server whose Asterisk was built by hand: under `/usr/local`, running as root, without a group. The commands of
-//! docs/operations.md lead from there to a phone that rings.
+//! A server whose Asterisk was built by hand: under `/usr/local`, running as root or as a user of its own, without a group. The
+//! commands of docs/operations.md lead from there to a phone that rings.
 
 use std::net::SocketAddr;
 
@@ -61,8 +61,20 @@ systemctl daemon-reload
 systemctl start asterisk
 "#;
 
+/// The same Asterisk, from now on as a user of its own.
+const AS_ITS_OWN_USER: &str = r"
+systemctl stop asterisk
+useradd --system --user-group tel
+chown -R tel:tel /usr/local/var
+sed -i 's|asterisk -f|asterisk -U tel -f|' /etc/systemd/system/asterisk.service
+systemctl daemon-reload
+";
+
+/// What the section tells for such a user.
+const JOIN_THE_GROUP: &str = "usermod --append --groups asterisk NAME";
+
 #[test]
-fn by_the_commands_as_written_its_phones_ring() {
+fn by_the_commands_as_written_its_phones_ring_whoever_it_runs_as() {
     let machine = Machine::boot();
     let package = package(&machine, "0.1.0-1");
     machine.run(BUILT);
@@ -70,13 +82,23 @@ fn by_the_commands_as_written_its_phones_ring() {
     let blocks: Vec<_> = commands("docs/operations.md").into_iter().filter(|block| block.heading == HEADING).collect();
     assert_eq!(blocks.len(), 2);
     let printed: Vec<_> = blocks.iter().map(|block| machine.run(&block.text)).collect();
-    assert!(printed[1].contains("An apply has what it needs."), "{}", printed[1]);
-    assert_eq!(machine.run("ps -o user= -C asterisk | sort -u"), "root");
+    its_phones_ring(&machine, "root", &printed[1]);
 
+    machine.run(AS_ITS_OWN_USER);
+    assert!(include_str!("../../docs/operations.md").contains(JOIN_THE_GROUP));
+    machine.run(&JOIN_THE_GROUP.replace("NAME", "tel"));
+    let (_, restart) = blocks[1].text.split_once("\nsystemctl restart").expect("the last commands");
+    let printed = machine.run(&format!("systemctl restart{restart}"));
+    its_phones_ring(&machine, "tel", &printed);
+}
+
+fn its_phones_ring(machine: &Machine, user: &str, check: &str) {
+    assert!(check.contains("An apply has what it needs."), "{check}");
+    assert_eq!(machine.run("ps -o user= -C asterisk | sort -u"), user);
     let portal = Portal::prepare(&Settings::default().with("PORTAL_LISTEN", "127.0.0.1:8000"));
     machine.inside(|| {
         let [phone, caller] = ["called", "caller"].map(|name| {
-            let (number, secret) = account(&portal.create_user(name, &format!("{name}@example.com")));
+            let (number, secret) = account(&portal.create_user(name, &format!("{name}-{user}@example.com")));
             Phone::new(SocketAddr::from(([127, 0, 0, 1], 5060)), &number, &secret)
         });
         portal.apply("suite");
