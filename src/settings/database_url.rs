@@ -69,12 +69,12 @@ impl DatabaseUrl {
             Self::parse_postgres(url).map_err(|why| invalid(&why))
         } else if let Some(path) = url.strip_prefix("sqlite://") {
             let (path, query) = path.split_once('?').unwrap_or((path, ""));
-            // That the file is made goes without saying here.
+            // The file is always made, so mode=rwc changes nothing.
             if !["", "mode=rwc"].contains(&query) {
                 return Err(invalid(&"a sqlite:// URL takes no parameters but mode=rwc"));
             }
             let path = percent_decode_str(path).collect::<Vec<_>>();
-            // To SQLite, these are none.
+            // SQLite gives these a special meaning: they name no file.
             if path.is_empty() || path.starts_with(b":") || path.starts_with(b"file:") {
                 return Err(invalid(&"a sqlite:// URL names a file, as in sqlite:///var/lib/pbx-portal/portal.db"));
             }
