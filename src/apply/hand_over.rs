@@ -22,11 +22,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use anyhow::{Result, bail, ensure};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::outcome::StepError;
 use super::{PATIENCE, Run, proof};
-use crate::asterisk::control::ControlError;
 use crate::asterisk::in_force::objects;
 use crate::asterisk::registrations::{self, COMMITTED_WITHIN, Look, Registration};
 use crate::asterisk::reload::Reload;
@@ -62,20 +61,21 @@ impl Kept {
         &self.old_secrets | &self.taken_back
     }
 
-    /// # Errors
-    /// If evictions do not last.
-    pub(super) fn verdict(&self) -> Result<(), StepError> {
-        if self.taken_back.is_empty() {
-            return Ok(());
-        }
-        Err(StepError::EvictionsTakenBack(some_of(&self.taken_back)))
+    /// Fails if evictions do not last.
+    pub(super) fn verdict(&self) -> Result<()> {
+        ensure!(
+            self.taken_back.is_empty(),
+            "Asterisk cannot write its database, and takes back that it dropped old registrations of {}; a process that reads astdb.sqlite3 while Asterisk writes it (a backup, a monitor) is the usual cause: find it (fuser -v on that file), stop it, then apply again; until then, calls to these numbers get 404",
+            some_of(&self.taken_back)
+        );
+        Ok(())
     }
 }
 
 impl Run<'_> {
     /// Step 6. Afterwards calls to the `changing` numbers get 404, over any crash or restart, until step 8. Their registrations are
     /// evicted once, for dialplans that dial the endpoint directly.
-    pub(super) async fn quarantine(&mut self, changing: &BTreeSet<ExtensionNumber>) -> Result<(), StepError> {
+    pub(super) async fn quarantine(&mut self, changing: &BTreeSet<ExtensionNumber>) -> Result<()> {
         let target = &self.host.files.routing;
         let quarantine = self.prepare(target, Stage::Quarantine, &render::routing(&self.numbers, changing))?;
         self.publish(quarantine, target)?;
@@ -87,7 +87,7 @@ impl Run<'_> {
                 "these extensions change hands, but Asterisk does not keep them at 404, so their old phones could ring: {}",
                 some_of(still_routed)
             );
-            return Err(self.not_proven(found).await);
+            bail!(self.not_proven(found).await);
         }
         let mut registered = registrations::list(&self.host.control).await?;
         registered.retain(|registration| changing.contains(&registration.number));
@@ -99,7 +99,7 @@ impl Run<'_> {
 
     /// Evicts the registrations of numbers without a user. Afterwards none is listed. Asterisk may take that back; but without an
     /// AOR it reaches nobody, and an apply that gives the number away waits until it would be listed, and evicts it.
-    pub(super) async fn evict_nobodys(&mut self) -> Result<(), StepError> {
+    pub(super) async fn evict_nobodys(&mut self) -> Result<()> {
         let mut registered = registrations::list(&self.host.control).await?;
         registered.retain(|registration| !self.numbers.contains(&registration.number));
         if !registered.is_empty() {
@@ -111,7 +111,7 @@ impl Run<'_> {
 
     /// The second part of step 7. Afterwards each of the `changing` numbers belongs to its new owner alone, but for those that it
     /// gives.
-    pub(super) async fn hand_over(&mut self, changing: BTreeSet<ExtensionNumber>) -> Result<Kept, StepError> {
+    pub(super) async fn hand_over(&mut self, changing: BTreeSet<ExtensionNumber>) -> Result<Kept> {
         let mut kept = Kept::default();
         if !changing.is_empty() {
             kept.old_secrets = self.new_secrets(&changing).await?;
@@ -126,10 +126,7 @@ impl Run<'_> {
 
     /// Afterwards no phone with an old secret can register as one of the `changing` numbers, but for those that it gives: their
     /// old secrets are in force still. The registrations that Asterisk accepted before are listed.
-    async fn new_secrets(
-        &self,
-        changing: &BTreeSet<ExtensionNumber>,
-    ) -> Result<BTreeSet<ExtensionNumber>, ControlError> {
+    async fn new_secrets(&self, changing: &BTreeSet<ExtensionNumber>) -> Result<BTreeSet<ExtensionNumber>> {
         let users = self.users.iter().filter(|user| changing.contains(&user.extension.number));
         let new: BTreeMap<_, _> = users.map(|user| (user.extension.number, user.extension.secret.reveal())).collect();
         let numbers: Vec<_> = new.keys().copied().collect();
@@ -148,7 +145,7 @@ impl Run<'_> {
     }
 
     /// Afterwards, if it gives true, no registration that a former owner made of the `changing` numbers is left or can come back.
-    async fn evict_for_good(&mut self, changing: &BTreeSet<ExtensionNumber>) -> Result<bool, StepError> {
+    async fn evict_for_good(&mut self, changing: &BTreeSet<ExtensionNumber>) -> Result<bool> {
         let registered = registrations::list(&self.host.control).await?;
         if !self.evicted_old && !registered.iter().any(|registration| changing.contains(&registration.number)) {
             return Ok(true);
@@ -160,7 +157,7 @@ impl Run<'_> {
     }
 
     /// Like [`Run::evict_for_good`], however long it takes.
-    async fn evict_until_it_lasts(&mut self, changing: &BTreeSet<ExtensionNumber>) -> Result<(), StepError> {
+    async fn evict_until_it_lasts(&mut self, changing: &BTreeSet<ExtensionNumber>) -> Result<()> {
         let control = &self.host.control;
         let mut new_owners: Vec<Registration> = Vec::new();
         let mut earlier: Option<Look> = None;
@@ -184,7 +181,7 @@ impl Run<'_> {
     }
 
     /// Evicts registrations, and notes them for the answer.
-    async fn evict(&mut self, registrations: Vec<Registration>) -> Result<(), ControlError> {
+    async fn evict(&mut self, registrations: Vec<Registration>) -> Result<()> {
         registrations::evict(&self.host.control, &registrations).await?;
         self.progress.note_evicted(registrations);
         Ok(())

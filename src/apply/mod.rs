@@ -33,6 +33,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::{Error, Result, anyhow, bail};
 use serde_json::json;
 use tokio::join;
 use tokio::runtime::{Builder, Handle};
@@ -47,14 +48,13 @@ use crate::asterisk::in_force::objects;
 use crate::asterisk::registrations::{self, COMMITTED_WITHIN};
 use crate::asterisk::reload::Reload;
 use crate::domain::{ExtensionNumber, Name, User};
-use crate::host::files::{self, FileError, Prepared, Stage};
-use crate::host::lock::{HostLock, LockError};
+use crate::host::files::{self, Prepared, Stage};
+use crate::host::lock::HostLock;
 use crate::host::place::GeneratedFiles;
 use crate::preflight::probes::{Host, Trouble};
 use crate::render;
 use crate::settings::Settings;
 use crate::storage::{self, AuditEntry, Storage, StorageError};
-use outcome::StepError;
 pub use outcome::{Applied, ApplyError, Progress, ReloadResults};
 use ownership::{OnDisk, Served};
 
@@ -131,8 +131,9 @@ impl Applier {
         evictions_settled: &mut Instant,
     ) -> Result<Applied, ApplyError> {
         let lock = match HostLock::try_acquire(&self.host.files) {
-            Err(LockError::Held) => return Err(ApplyError::InProgress),
-            lock => lock,
+            Ok(None) => return Err(ApplyError::InProgress),
+            Ok(Some(lock)) => Ok(lock),
+            Err(error) => Err(error),
         };
         let mut row = AuditEntry {
             id: Uuid::new_v4(),
@@ -147,15 +148,18 @@ impl Applier {
         info!(audit_log_id = %row.id, "apply begins");
 
         let mut progress = Progress::new();
-        let outcome = match &lock {
-            Ok(lock) => {
-                let steps = self.steps(lock, &mut progress, evictions_settled);
-                let bound = self.host.command.bound * PATIENCE;
-                let outcome = timeout(bound, steps.instrument(info_span!("apply", audit_log_id = %row.id))).await;
-                outcome.unwrap_or(Err(StepError::TooSlow(bound.as_secs())))
-            }
-            Err(error) => Err(StepError::Trouble(error.to_string())),
+        let steps = async {
+            let lock = lock.as_ref().map_err(|error| anyhow!("{error}"))?;
+            let bound = self.host.command.bound * PATIENCE;
+            let steps = self.steps(lock, &mut progress, evictions_settled);
+            timeout(bound, steps).await.unwrap_or_else(|_| {
+                bail!(
+                    "Asterisk is too slow: the apply was given up after {} s; look at the machine's load and at 'core show locks', then apply again",
+                    bound.as_secs()
+                )
+            })
         };
+        let outcome = steps.instrument(info_span!("apply", audit_log_id = %row.id)).await;
 
         row.error_details = outcome.as_ref().err().map(ToString::to_string);
         row.files_written = json!(progress.files_written);
@@ -169,12 +173,7 @@ impl Applier {
     }
 
     /// Steps 3 to 9; gives the number of users.
-    async fn steps(
-        &self,
-        lock: &HostLock,
-        progress: &mut Progress,
-        evictions_settled: &mut Instant,
-    ) -> Result<usize, StepError> {
+    async fn steps(&self, lock: &HostLock, progress: &mut Progress, evictions_settled: &mut Instant) -> Result<usize> {
         // The command is a process, which takes as long as all else before the first change. Asterisk must be booted for it.
         let command = async {
             self.host.asterisk().await?;
@@ -204,8 +203,8 @@ impl Applier {
         lock: &'a HostLock,
         progress: &'a mut Progress,
         evictions_settled: &'a mut Instant,
-    ) -> Result<(Run<'a>, BTreeSet<ExtensionNumber>, Prepared, Prepared), StepError> {
-        let users = self.storage.users().await?;
+    ) -> Result<(Run<'a>, BTreeSet<ExtensionNumber>, Prepared, Prepared)> {
+        let users = self.storage.users().await.map_err(|error| anyhow!("the users can't be read: {error}"))?;
         let numbers = proof::numbers(&users);
         let (endpoints, routing) = (render::endpoints(&users), render::routing(&numbers, &BTreeSet::new()));
         progress.done("snapshot and render");
@@ -222,7 +221,7 @@ impl Applier {
 
 impl Run<'_> {
     /// Step 4. Afterwards an apply has what it needs. Gives the numbers that change hands.
-    async fn look(&mut self) -> Result<BTreeSet<ExtensionNumber>, StepError> {
+    async fn look(&mut self) -> Result<BTreeSet<ExtensionNumber>> {
         self.host.asterisk().await?;
         let numbers: Vec<_> = self.numbers.iter().copied().collect();
         let control = &self.host.control;
@@ -246,12 +245,12 @@ impl Run<'_> {
     }
 
     /// Step 5, for one file. Afterwards its temporary file is on the disk, whole.
-    fn prepare(&self, target: &Path, stage: Stage, content: &str) -> Result<Prepared, FileError> {
+    fn prepare(&self, target: &Path, stage: Stage, content: &str) -> Result<Prepared> {
         files::prepare(self.lock, target, stage, content)
     }
 
     /// The first part of step 7. Afterwards Asterisk has read the endpoints, and accepted or refused them.
-    async fn serve_endpoints(&mut self, endpoints: Prepared) -> Result<(), StepError> {
+    async fn serve_endpoints(&mut self, endpoints: Prepared) -> Result<()> {
         self.publish(endpoints, &self.host.files.endpoints)?;
         let result = &mut self.progress.reload_results.pjsip_reload;
         self.host.command.reload(Reload::Pjsip, result).await?;
@@ -260,11 +259,7 @@ impl Run<'_> {
     }
 
     /// Step 8. Afterwards calls reach every number but those in `quarantined`.
-    async fn serve_routing(
-        &mut self,
-        mut routing: Prepared,
-        quarantined: &BTreeSet<ExtensionNumber>,
-    ) -> Result<(), StepError> {
+    async fn serve_routing(&mut self, mut routing: Prepared, quarantined: &BTreeSet<ExtensionNumber>) -> Result<()> {
         let target = &self.host.files.routing;
         if !quarantined.is_empty() {
             drop(routing);
@@ -278,7 +273,7 @@ impl Run<'_> {
     }
 
     /// Steps 7 and 8 if no number changes hands: then their order protects nobody, and Asterisk reads both files at once.
-    async fn serve_both(&mut self, endpoints: Prepared, routing: Prepared) -> Result<(), StepError> {
+    async fn serve_both(&mut self, endpoints: Prepared, routing: Prepared) -> Result<()> {
         self.publish(endpoints, &self.host.files.endpoints)?;
         self.publish(routing, &self.host.files.routing)?;
         let ReloadResults { pjsip_reload, dialplan_reload } = &mut self.progress.reload_results;
@@ -292,11 +287,11 @@ impl Run<'_> {
     }
 
     /// Step 9. Afterwards it is known that Asterisk serves the snapshot, no more and no less.
-    async fn prove(&mut self) -> Result<(), StepError> {
+    async fn prove(&mut self) -> Result<()> {
         let differences = proof::differences(&self.host.control, &self.users);
         let (differences, transport) = join!(differences, self.host.transport());
         if let Err(found) = proof::verdict(&differences?) {
-            return Err(self.not_proven(found).await);
+            bail!(self.not_proven(found).await);
         }
         // Without a user there is nothing that Asterisk could show: then the include lines are the proof.
         if self.users.is_empty() {
@@ -311,7 +306,7 @@ impl Run<'_> {
     }
 
     /// Replaces a target by its temporary file, on the disk, too.
-    fn publish(&mut self, prepared: Prepared, target: &Path) -> Result<(), FileError> {
+    fn publish(&mut self, prepared: Prepared, target: &Path) -> Result<()> {
         prepared.publish(self.lock)?;
         let GeneratedFiles { endpoints, routing } = &self.host.files;
         let files_written = &mut self.progress.files_written;
@@ -320,16 +315,15 @@ impl Run<'_> {
         files::flush_folder(target)
     }
 
-    async fn not_proven(&self, found: String) -> StepError {
-        let cause = self.host.likely_cause().await;
-        StepError::Trouble(format!("{found}; likely cause: {cause}"))
+    async fn not_proven(&self, found: String) -> Error {
+        anyhow!("{found}; likely cause: {}", self.host.likely_cause().await)
     }
 }
 
 /// The result of an apply, from those of its steps and of its last write to the database.
 fn conclude(
     audit_log_id: Uuid,
-    outcome: Result<usize, StepError>,
+    outcome: Result<usize>,
     finished: Result<(), StorageError>,
     progress: Progress,
 ) -> Result<Applied, ApplyError> {

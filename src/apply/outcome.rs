@@ -8,12 +8,8 @@ use tracing::{debug, info, warn};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::asterisk::control::ControlError;
 use crate::asterisk::registrations::Registration;
-use crate::asterisk::reload::{CommandResult, ReloadError};
-use crate::host::files::FileError;
-use crate::host::lock::LockError;
-use crate::preflight::probes::Trouble;
+use crate::asterisk::reload::CommandResult;
 use crate::storage::StorageError;
 
 /// What an apply has done so far.
@@ -73,38 +69,6 @@ pub enum ApplyError {
         /// What was done until then.
         progress: Box<Progress>,
     },
-}
-
-/// Why a step failed.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum StepError {
-    #[error(transparent)]
-    Lock(#[from] LockError),
-    #[error("the users can't be read: {0}")]
-    Storage(#[from] StorageError),
-    #[error(transparent)]
-    Control(#[from] ControlError),
-    #[error(transparent)]
-    File(#[from] FileError),
-    #[error(transparent)]
-    Reload(#[from] ReloadError),
-    #[error("{0}")]
-    Trouble(String),
-    #[error(
-        "Asterisk cannot write its database, and takes back that it dropped old registrations of {0}; a process that reads astdb.sqlite3 while Asterisk writes it (a backup, a monitor) is the usual cause: find it (fuser -v on that file), stop it, then apply again; until then, calls to these numbers get 404"
-    )]
-    EvictionsTakenBack(String),
-    #[error(
-        "Asterisk is too slow: the apply was given up after {0} s; look at the machine's load and at 'core show locks', then apply again"
-    )]
-    TooSlow(u64),
-}
-
-impl From<Trouble> for StepError {
-    fn from(trouble: Trouble) -> Self {
-        let (Trouble::Warning(text) | Trouble::Failure(text)) = trouble;
-        Self::Trouble(text)
-    }
 }
 
 impl Progress {

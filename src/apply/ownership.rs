@@ -12,11 +12,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use anyhow::Result;
+
 use crate::asterisk::registrations::Registration;
 use crate::domain::{ExtensionNumber, User};
-use crate::host::configuration::{Config, MainFiles, Section, Unreadable};
+use crate::host::configuration::{Config, MainFiles, Section};
 use crate::host::foreign;
-use crate::preflight::probes::{Host, Trouble};
+use crate::preflight::probes::Host;
 use crate::render;
 
 /// What our two files say, also if somebody edited them.
@@ -30,10 +32,7 @@ pub(super) struct OnDisk {
 
 impl OnDisk {
     /// Takes both files from what includes them in `main`. Reads a file by itself if nothing includes it; an absent one is empty.
-    ///
-    /// # Errors
-    /// Which file can't be read.
-    pub(super) fn of(host: &Host, main: &MainFiles) -> Result<Self, Trouble> {
+    pub(super) fn of(host: &Host, main: &MainFiles) -> Result<Self> {
         let mut on_disk = Self::default();
         each_section(host, main.pjsip()?, &host.files.endpoints, |config, section| {
             let Some(number) = ExtensionNumber::parse(&section.name) else { return };
@@ -53,12 +52,7 @@ impl OnDisk {
     }
 }
 
-fn each_section(
-    host: &Host,
-    main: &Config,
-    path: &Path,
-    mut take: impl FnMut(&Config, &Section),
-) -> Result<(), Unreadable> {
+fn each_section(host: &Host, main: &Config, path: &Path, mut take: impl FnMut(&Config, &Section)) -> Result<()> {
     let files = main.included(path);
     let alone;
     let config = if files.is_empty() {

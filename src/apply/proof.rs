@@ -6,9 +6,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use anyhow::Result;
 use tokio::try_join;
 
-use crate::asterisk::control::{Control, ControlError};
+use crate::asterisk::control::Control;
 use crate::asterisk::in_force::dialplan::{FirstPriority, first_priorities};
 use crate::asterisk::in_force::objects::{self, Options};
 use crate::domain::{ExtensionNumber, User, some_of};
@@ -37,7 +38,7 @@ pub(super) enum Remedy {
 }
 
 /// Compares everything that Asterisk serves with `users`.
-pub(super) async fn differences(control: &Control, users: &[User]) -> Result<Differences, ControlError> {
+pub(super) async fn differences(control: &Control, users: &[User]) -> Result<Differences> {
     let (endpoints, auths, aors, dialplan) = try_join!(
         objects(control, ObjectType::Endpoint, users),
         objects(control, ObjectType::Auth, users),
@@ -60,7 +61,7 @@ pub(super) fn verdict(differences: &Differences) -> Result<(), String> {
 pub(super) async fn not_quarantined(
     control: &Control,
     changing: &BTreeSet<ExtensionNumber>,
-) -> Result<BTreeSet<ExtensionNumber>, ControlError> {
+) -> Result<BTreeSet<ExtensionNumber>> {
     let routed = first_priorities(control).await?.unwrap_or_default();
     let kept = |number: &ExtensionNumber| routed.get(number).is_some_and(|first| first.is_ours(render::QUARANTINED));
     Ok(changing.iter().copied().filter(|number| !kept(number)).collect())
@@ -71,7 +72,7 @@ pub(super) fn numbers(users: &[User]) -> BTreeSet<ExtensionNumber> {
     users.iter().map(|user| user.extension.number).collect()
 }
 
-async fn objects(control: &Control, kind: ObjectType, users: &[User]) -> Result<Differences, ControlError> {
+async fn objects(control: &Control, kind: ObjectType, users: &[User]) -> Result<Differences> {
     let users: BTreeMap<_, _> = users.iter().map(|user| (user.extension.number, user)).collect();
     let wanted: Vec<_> = users.keys().copied().collect();
     let differing = |number, shown: &Options| differing_options(kind, users[&number], shown);
@@ -110,7 +111,7 @@ fn differing_options(kind: ObjectType, user: &User, shown: &Options) -> Vec<&'st
     shown.iter().filter_map(differs).collect()
 }
 
-async fn dialplan(control: &Control, users: &[User]) -> Result<Differences, ControlError> {
+async fn dialplan(control: &Control, users: &[User]) -> Result<Differences> {
     let wanted = numbers(users);
     let mut found = Differences::new();
     let Some(routed) = first_priorities(control).await? else {

@@ -10,6 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::{Error, Result, anyhow, bail, ensure};
 use rustix::io::Errno;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
@@ -61,90 +62,35 @@ pub struct Control {
     bound: Duration,
 }
 
-/// Why Asterisk gave no answer.
-#[derive(Debug, thiserror::Error)]
-pub enum ControlError {
-    /// No process listens on the socket.
-    #[error("Asterisk is not running: nothing answers on {} ({error}); start it (systemctl start asterisk), or set ASTERISK_RUN_DIR", socket.display())]
-    Down { socket: PathBuf, error: io::Error },
-    /// This user may not connect to the socket.
-    #[error(
-        "Asterisk's control socket {} refuses the portal's user ({error}); in asterisk.conf, section [files], set astctlpermissions = 0660 and astctlgroup to a group of that user, and restart Asterisk",
-        socket.display()
-    )]
-    Refused { socket: PathBuf, error: io::Error },
-    /// The connection fails for another reason, so Asterisk may be running.
-    #[error("Asterisk's control socket {} can't be reached: {error}; {}", socket.display(), connect_advice(error))]
-    Unreachable { socket: PathBuf, error: io::Error },
-    /// The connection broke.
-    #[error("Asterisk closed the connection during '{command}' ({error}); it may be restarting: apply again")]
-    Broken { command: String, error: io::Error },
-    /// Asterisk gave no answer within the bound.
-    #[error("Asterisk did not answer '{command}' within {} s: it hangs, or the machine is overloaded; look at 'core show locks', restart it, then apply again", bound.as_secs())]
-    Hung {
-        command: String,
-        /// How long the portal waited.
-        bound: Duration,
-    },
-    /// `cli_permissions.conf` denies a command.
-    #[error(
-        "Asterisk does not let the portal's user run '{command}' (cli_permissions.conf); add these lines to it: {}; then run 'cli reload permissions' in Asterisk, and apply again",
-        permissions::lines_to_add()
-    )]
-    NotPermitted {
-        /// The command; Asterisk cuts it at 64 bytes.
-        command: String,
-    },
-    /// Asterisk waits for calls to end before it stops.
-    #[error(
-        "Asterisk is shutting down and runs no commands; wait until its calls have ended and it is running again, or keep it running with 'core abort shutdown', then apply again"
-    )]
-    ShuttingDown,
-    /// The answer has not the form that this command's answer has.
-    #[error(
-        "Asterisk gave an unexpected answer to '{command}': {answer}; look at Asterisk's own log (messages.log), then apply again"
-    )]
-    Unexpected {
-        command: String,
-        /// The beginning of the answer.
-        answer: String,
-    },
+/// The error of an answer that has not the form that this command's answer has. What shows auths shows secrets, so it is not
+/// quoted.
+pub(super) fn unexpected(command: &str, answer: &str) -> Error {
+    let beginning: String = answer.trim().chars().filter(|c| *c != '\0').take(200).collect();
+    let shown = match beginning.as_str() {
+        "" => "it is empty",
+        _ if command.contains("show auth") => "it is not whole",
+        shown => shown,
+    };
+    anyhow!(
+        "Asterisk gave an unexpected answer to '{command}': {shown}; look at Asterisk's own log (messages.log), then apply again"
+    )
 }
 
-impl ControlError {
-    /// An answer that has not the form that this command's answer has.
-    pub(super) fn unexpected(command: &str, answer: &str) -> Self {
-        let mut beginning: String = answer.trim().chars().filter(|c| *c != '\0').take(200).collect();
-        if beginning.is_empty() {
-            beginning.push_str("it is empty");
-        }
-        Self::Unexpected { command: command.to_owned(), answer: beginning }
-    }
-
-    /// Removes an answer that shows a part of an auth, and so perhaps its secret.
-    pub(super) fn without_secrets(self) -> Self {
-        match self {
-            Self::Unexpected { command, answer } if answer.contains("Auth") || answer.contains("password") => {
-                Self::Unexpected { command, answer: "it is not whole".to_owned() }
-            }
-            other => other,
-        }
-    }
-}
-
-/// Why Asterisk ran none of a command, if the answer says so.
-///
-/// # Errors
-/// [`ControlError::NotPermitted`], [`ControlError::ShuttingDown`].
-pub(super) fn refusal(answer: &str) -> Result<(), ControlError> {
+/// Fails if the answer says that Asterisk ran none of a command: it is not permitted, or Asterisk is shutting down.
+pub(super) fn refusal(answer: &str) -> Result<()> {
     for line in answer.lines() {
         if let Some(rest) = line.strip_prefix("You don't have permissions to run '") {
-            let command = rest.strip_suffix("' command").unwrap_or(rest).to_owned();
-            return Err(ControlError::NotPermitted { command });
+            // Asterisk cuts the command at 64 bytes.
+            bail!(
+                "Asterisk does not let the portal's user run '{}' (cli_permissions.conf); add these lines to it: {}; then run 'cli reload permissions' in Asterisk, and apply again",
+                rest.strip_suffix("' command").unwrap_or(rest),
+                permissions::lines_to_add()
+            );
         }
-        if line.starts_with("Command '") && line.ends_with("' cannot be run during shutdown") {
-            return Err(ControlError::ShuttingDown);
-        }
+        ensure!(
+            !(line.starts_with("Command '") && line.ends_with("' cannot be run during shutdown")),
+            "Asterisk is shutting down and runs no commands; wait until its calls have ended and it is running again, or keep it running with 'core abort shutdown', then apply again"
+        );
     }
     Ok(())
 }
@@ -159,12 +105,12 @@ impl Control {
     ///
     /// # Panics
     /// If the command is too long, is more than one, or is missing from [`COMMANDS`]: a mistake in this program.
-    pub async fn ask(&self, command: &str) -> Result<String, ControlError> {
+    pub async fn ask(&self, command: &str) -> Result<String> {
         self.ask_all(&[command]).await
     }
 
     /// Runs several commands on one connection and gives what Asterisk prints, in turn. The bound is for all of them together.
-    pub async fn ask_all(&self, commands: &[impl AsRef<str>]) -> Result<String, ControlError> {
+    pub async fn ask_all(&self, commands: &[impl AsRef<str>]) -> Result<String> {
         if commands.is_empty() {
             return Ok(String::new());
         }
@@ -176,8 +122,7 @@ impl Control {
             lines.extend_from_slice(command.as_bytes());
             lines.push(0);
         }
-        let hung = |_| ControlError::Hung { command: named.clone(), bound: self.bound };
-        let answer = timeout(self.bound, self.exchange(&named, &lines)).await.map_err(hung)??;
+        let answer = timeout(self.bound, self.exchange(&named, &lines)).await.map_err(|_| self.hung(&named))??;
         // Asterisk refuses all commands or none; only `permitted` sends several of which it may refuse some.
         refusal(answer.lines().next().unwrap_or_default())?;
         Ok(answer)
@@ -185,22 +130,12 @@ impl Control {
 
     /// Runs a command that lists something. Asterisk drops lines if the reader is slow; `parse` gives `None` for such a listing,
     /// and it is read again, a few times.
-    ///
-    /// # Errors
-    /// [`ControlError`]; `Unexpected` if no listing was whole.
-    pub async fn listing<T>(&self, command: &str, parse: impl Fn(&str) -> Option<T>) -> Result<T, ControlError> {
+    pub async fn listing<T>(&self, command: &str, parse: impl Fn(&str) -> Option<T>) -> Result<T> {
         self.listings(&[command], parse).await
     }
 
     /// Like [`Control::listing`], for several commands; `parse` gets their answers as one text.
-    ///
-    /// # Errors
-    /// [`ControlError`]; `Unexpected` if no listing was whole.
-    pub async fn listings<T>(
-        &self,
-        commands: &[impl AsRef<str>],
-        parse: impl Fn(&str) -> Option<T>,
-    ) -> Result<T, ControlError> {
+    pub async fn listings<T>(&self, commands: &[impl AsRef<str>], parse: impl Fn(&str) -> Option<T>) -> Result<T> {
         let mut answer = String::new();
         for _ in 0..READINGS {
             answer = self.ask_all(commands).await?;
@@ -209,36 +144,32 @@ impl Control {
             }
             info!(command = first_and_last(commands), "the listing lost lines; it is read again");
         }
-        Err(ControlError::unexpected(&first_and_last(commands), &answer))
+        Err(unexpected(&first_and_last(commands), &answer))
     }
 
     /// Which Asterisk answers on this socket.
-    pub async fn identity(&self) -> Result<Identity, ControlError> {
+    pub async fn identity(&self) -> Result<Identity> {
         self.listing(identity::COMMAND, Identity::parse).await
     }
 
-    /// Finds out whether Asterisk lets this user run all that the portal needs, and changes nothing.
-    ///
-    /// # Errors
-    /// [`ControlError`]; `NotPermitted` with the first command that is denied.
-    pub async fn permitted(&self) -> Result<(), ControlError> {
+    /// Fails if Asterisk does not let this user run all that the portal needs. Changes nothing.
+    pub async fn permitted(&self) -> Result<()> {
         let harmless: Vec<_> = COMMANDS.iter().filter_map(|command| command.harmless).collect();
         refusal(&self.ask_all(&harmless).await?)
     }
 
     /// Who answers: the greeting says the version, the kernel says the user and its groups.
-    pub async fn server(&self) -> Result<Server, ControlError> {
-        let hung = |_| ControlError::Hung { command: GREETING.to_owned(), bound: self.bound };
-        timeout(self.bound, self.greeting()).await.map_err(hung)?
+    pub async fn server(&self) -> Result<Server> {
+        timeout(self.bound, self.greeting()).await.map_err(|_| self.hung(GREETING))?
     }
 
-    async fn greeting(&self) -> Result<Server, ControlError> {
-        let broken = |error| ControlError::Broken { command: GREETING.to_owned(), error };
+    async fn greeting(&self) -> Result<Server> {
+        let broken = |error| broken(GREETING, &error);
         let mut stream = BufReader::new(self.connect().await?);
         let mut greeting = String::new();
         stream.read_line(&mut greeting).await.map_err(broken)?;
         let Some(version) = greeting.trim_end().splitn(3, '/').nth(2) else {
-            return Err(ControlError::unexpected(GREETING, &greeting));
+            return Err(unexpected(GREETING, &greeting));
         };
         let peer = stream.get_ref().peer_cred().map_err(broken)?;
         let status =
@@ -248,8 +179,8 @@ impl Control {
         Ok(Server { version: version.to_owned(), uid: peer.uid(), groups })
     }
 
-    async fn exchange(&self, command: &str, lines: &[u8]) -> Result<String, ControlError> {
-        let broken = |error| ControlError::Broken { command: command.to_owned(), error };
+    async fn exchange(&self, command: &str, lines: &[u8]) -> Result<String> {
+        let broken = |error| broken(command, &error);
         let mut stream = self.connect().await?;
         let (mut from, mut to) = stream.split();
         let mut answer = Vec::new();
@@ -266,32 +197,41 @@ impl Control {
         Ok(String::from_utf8(answer).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
     }
 
-    async fn connect(&self) -> Result<UnixStream, ControlError> {
+    async fn connect(&self) -> Result<UnixStream> {
+        let socket = self.socket.display();
         loop {
             let error = match UnixStream::connect(&self.socket).await {
                 Ok(stream) => return Ok(stream),
                 Err(error) => error,
             };
-            let socket = self.socket.clone();
-            match error.kind() {
-                io::ErrorKind::WouldBlock => sleep(QUEUE_RETRY).await,
-                io::ErrorKind::PermissionDenied => return Err(ControlError::Refused { socket, error }),
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                    return Err(ControlError::Down { socket, error });
-                }
-                _ => return Err(ControlError::Unreachable { socket, error }),
+            match Errno::from_io_error(&error) {
+                Some(Errno::AGAIN) => sleep(QUEUE_RETRY).await,
+                Some(Errno::ACCESS | Errno::PERM) => bail!(
+                    "Asterisk's control socket {socket} refuses the portal's user ({error}); in asterisk.conf, section [files], set astctlpermissions = 0660 and astctlgroup to a group of that user, and restart Asterisk"
+                ),
+                Some(Errno::NOENT | Errno::CONNREFUSED) => bail!(
+                    "Asterisk is not running: nothing answers on {socket} ({error}); start it (systemctl start asterisk), or set ASTERISK_RUN_DIR"
+                ),
+                Some(Errno::MFILE | Errno::NFILE) => bail!(
+                    "Asterisk's control socket {socket} can't be reached: {error}; the portal has no file handle left: raise its limit (LimitNOFILE= of its unit), then restart it"
+                ),
+                _ => bail!(
+                    "Asterisk's control socket {socket} can't be reached: {error}; set ASTERISK_RUN_DIR to the folder of Asterisk's asterisk.ctl, then apply again"
+                ),
             }
         }
     }
+
+    fn hung(&self, command: &str) -> Error {
+        anyhow!(
+            "Asterisk did not answer '{command}' within {} s: it hangs, or the machine is overloaded; look at 'core show locks', restart it, then apply again",
+            self.bound.as_secs()
+        )
+    }
 }
 
-fn connect_advice(error: &io::Error) -> &'static str {
-    match error.raw_os_error().map(Errno::from_raw_os_error) {
-        Some(Errno::MFILE | Errno::NFILE) => {
-            "the portal has no file handle left: raise its limit (LimitNOFILE= of its unit), then restart it"
-        }
-        _ => "set ASTERISK_RUN_DIR to the folder of Asterisk's asterisk.ctl, then apply again",
-    }
+fn broken(command: &str, error: &io::Error) -> Error {
+    anyhow!("Asterisk closed the connection during '{command}' ({error}); it may be restarting: apply again")
 }
 
 /// Names commands in an error: of many, the first and the last.
@@ -316,11 +256,19 @@ mod tests {
 
     #[test]
     fn an_answer_that_asterisk_refuses_is_an_error_of_its_own() {
-        let denied = refusal(include_str!("../../tests/recordings/not-permitted.txt"));
-        assert!(matches!(denied, Err(ControlError::NotPermitted { command }) if command == "core waitfullybooted"));
-        let shutting_down = refusal(include_str!("../../tests/recordings/shutting-down.txt"));
-        assert!(matches!(shutting_down, Err(ControlError::ShuttingDown)));
-        assert!(refusal(include_str!("../../tests/recordings/booted.txt")).is_ok());
+        let refused = |answer| refusal(answer).map_or_else(|error| error.to_string(), |()| "run".to_owned());
+        let denied = refused(include_str!("../../tests/recordings/not-permitted.txt"));
+        assert!(denied.starts_with("Asterisk does not let the portal's user run 'core waitfullybooted' ("), "{denied}");
+        let shutting_down = refused(include_str!("../../tests/recordings/shutting-down.txt"));
+        assert!(shutting_down.starts_with("Asterisk is shutting down"), "{shutting_down}");
+        assert_eq!(refused(include_str!("../../tests/recordings/booted.txt")), "run");
+    }
+
+    #[test]
+    fn an_error_quotes_no_secret() {
+        let auth = include_str!("../../tests/recordings/auth.txt");
+        let error = unexpected("pjsip show auth 1000", auth).to_string();
+        assert!(!error.contains("SECRET") && error.contains("it is not whole"), "{error}");
     }
 
     #[test]

@@ -21,11 +21,12 @@ use std::collections::BTreeSet;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
+use anyhow::Result;
 use regex::Regex;
 use tracing::info;
 use uuid::Uuid;
 
-use super::control::{Control, ControlError};
+use super::control::{Control, unexpected};
 use super::in_force::objects;
 use crate::domain::ExtensionNumber;
 use crate::render::ObjectType;
@@ -70,12 +71,12 @@ pub struct Look {
 }
 
 /// All registrations of our numbers.
-pub async fn list(control: &Control) -> Result<Vec<Registration>, ControlError> {
+pub async fn list(control: &Control) -> Result<Vec<Registration>> {
     control.listing(LIST, parse).await
 }
 
 /// Evicts registrations. They are gone from the listing then; whether they are gone from the disk, only a later [`Look`] tells.
-pub async fn evict(control: &Control, registrations: &[Registration]) -> Result<(), ControlError> {
+pub async fn evict(control: &Control, registrations: &[Registration]) -> Result<()> {
     if registrations.is_empty() {
         return Ok(());
     }
@@ -99,7 +100,7 @@ pub async fn evict(control: &Control, registrations: &[Registration]) -> Result<
 
 impl Look {
     /// Looks now.
-    pub async fn now(control: &Control) -> Result<Self, ControlError> {
+    pub async fn now(control: &Control) -> Result<Self> {
         let mut answer = String::new();
         for _ in 0..LOOKS {
             let mark = Uuid::new_v4().to_string();
@@ -113,7 +114,7 @@ impl Look {
             }
             info!(command = LIST, "the listing lost lines or took too long; it is read again");
         }
-        Err(ControlError::unexpected(LIST, &answer))
+        Err(unexpected(LIST, &answer))
     }
 
     /// Whether Asterisk had taken nothing back since `earlier` when it took this look.
@@ -128,7 +129,7 @@ impl Look {
     }
 
     /// Whether Asterisk has taken nothing back since. [`COMMITTED_WITHIN`] after the look, this means that it is on the disk.
-    pub async fn holds(&self, control: &Control) -> Result<bool, ControlError> {
+    pub async fn holds(&self, control: &Control) -> Result<bool> {
         Ok(self.holds_in(&control.listing(LIST_MARKS, parse_marks).await?))
     }
 
@@ -138,7 +139,7 @@ impl Look {
 }
 
 /// Removes the marks of all looks.
-pub async fn forget_looks(control: &Control) -> Result<(), ControlError> {
+pub async fn forget_looks(control: &Control) -> Result<()> {
     control.ask("database deltree pbx-portal").await.map(drop)
 }
 

@@ -6,12 +6,13 @@
 //! - "already in progress": Asterisk dropped the request, or one module's part of it. "cannot reload a module yet": Asterisk
 //!   is starting, and only queued it. Both are sent again until the bound of a command is over.
 //! - "No such command" for `pjsip reload`: the server has no `cli_aliases.conf`, so the command behind the alias is sent.
-//! - Asterisk does not permit the command, or is shutting down ([`ControlError`]).
+//! - Asterisk does not permit the command, or is shutting down.
 
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
+use anyhow::{Result, anyhow, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
@@ -19,7 +20,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::info;
 use utoipa::ToSchema;
 
-use super::control::{self, ControlError};
+use super::control;
 use super::identity::{self, Identity};
 use super::permissions;
 
@@ -66,38 +67,6 @@ pub struct CommandResult {
     pub stderr: String,
 }
 
-/// Why a command did not do its work.
-#[derive(Debug, thiserror::Error)]
-pub enum ReloadError {
-    /// The program cannot be started.
-    #[error("cannot start {command}: {error}; set ASTERISK_BIN to Asterisk's program")]
-    NotStarted { command: String, error: std::io::Error },
-    /// It took too long.
-    #[error("{command} did not end within {} s (ASTERISK_TIMEOUT_SECS) and was killed: Asterisk hangs; restart it, then apply again", bound.as_secs())]
-    TimedOut { command: String, bound: Duration },
-    /// Its exit status is not 0.
-    #[error(
-        "{command} ended with {status}: {output}; look whether Asterisk runs (systemctl status asterisk), the portal's user may use its control socket, and ASTERISK_BIN is Asterisk's program"
-    )]
-    Failed { command: String, status: String, output: String },
-    /// Asterisk dropped it each time.
-    #[error("{command}: Asterisk has been busy with other reloads for {} s; find out who reloads it all the time, then apply again", bound.as_secs())]
-    Dropped {
-        command: String,
-        /// How long it was sent again.
-        bound: Duration,
-    },
-    /// Asterisk does not know the command.
-    #[error("{command}: Asterisk does not know this command: {output}; are its modules loaded (modules.conf)?")]
-    Unknown { command: String, output: String },
-    /// Asterisk does not run it.
-    #[error(transparent)]
-    Refused(#[from] ControlError),
-    /// The program is not Asterisk's.
-    #[error("{command} prints nothing that Asterisk prints, but '{output}'; set ASTERISK_BIN to Asterisk's program")]
-    NotAsterisk { command: String, output: String },
-}
-
 /// The process group of a command. Drop kills it: the program may be a wrapper with children.
 struct Group(Option<Pid>);
 
@@ -121,7 +90,7 @@ pub struct AsteriskCommand {
 
 impl AsteriskCommand {
     /// Makes Asterisk read its files again. `last` gets the result of the last attempt, also if it failed.
-    pub async fn reload(&self, what: Reload, last: &mut Option<CommandResult>) -> Result<(), ReloadError> {
+    pub async fn reload(&self, what: Reload, last: &mut Option<CommandResult>) -> Result<()> {
         let started = Instant::now();
         let mut commands = what.commands().iter();
         let mut command = *commands.next().expect("a reload has a command");
@@ -130,14 +99,21 @@ impl AsteriskCommand {
             let output = format!("{stdout}{stderr}");
             control::refusal(&output)?;
             if output.contains("already in progress") || output.contains("cannot reload a module yet") {
-                if started.elapsed() >= self.bound {
-                    return Err(ReloadError::Dropped { command: typed, bound: self.bound });
-                }
+                ensure!(
+                    started.elapsed() < self.bound,
+                    "{typed}: Asterisk has been busy with other reloads for {} s; find out who reloads it all the time, then apply again",
+                    self.bound.as_secs()
+                );
                 info!(command = typed, "Asterisk dropped the reload; it is sent again");
                 sleep(RETRY).await;
             } else if output.contains("No such command") {
-                let unknown = ReloadError::Unknown { command: typed, output: output.trim().to_owned() };
-                command = commands.next().ok_or(unknown)?;
+                let Some(next) = commands.next() else {
+                    bail!(
+                        "{typed}: Asterisk does not know this command: {}; are its modules loaded (modules.conf)?",
+                        output.trim()
+                    );
+                };
+                command = next;
             } else {
                 return Ok(());
             }
@@ -145,26 +121,24 @@ impl AsteriskCommand {
     }
 
     /// Which Asterisk this program reaches.
-    pub async fn identity(&self) -> Result<Identity, ReloadError> {
+    pub async fn identity(&self) -> Result<Identity> {
         let mut last = None;
         let CommandResult { command, stdout, stderr, .. } = self.run(identity::COMMAND, &mut last).await?;
         let output = format!("{stdout}{stderr}");
         control::refusal(&output)?;
         Identity::parse(&output).ok_or_else(|| {
-            let output = output.trim().chars().take(200).collect();
-            ReloadError::NotAsterisk { command: command.clone(), output }
+            let output: String = output.trim().chars().take(200).collect();
+            anyhow!(
+                "{command} prints nothing that Asterisk prints, but '{output}'; set ASTERISK_BIN to Asterisk's program"
+            )
         })
     }
 
     /// Runs `program -rx command` in a process group of its own, and kills the whole group if it takes too long.
-    async fn run<'r>(
-        &self,
-        command: &str,
-        last: &'r mut Option<CommandResult>,
-    ) -> Result<&'r CommandResult, ReloadError> {
+    async fn run<'r>(&self, command: &str, last: &'r mut Option<CommandResult>) -> Result<&'r CommandResult> {
         assert!(permissions::is_listed(command), "it is in the list of permissions: {command}");
         let typed = format!("{} -rx '{command}'", self.program.display());
-        let not_started = |error| ReloadError::NotStarted { command: typed.clone(), error };
+        let not_started = |error| anyhow!("cannot start {typed}: {error}; set ASTERISK_BIN to Asterisk's program");
         let result = last.insert(CommandResult {
             command: typed.clone(),
             exit_code: None,
@@ -184,17 +158,24 @@ impl AsteriskCommand {
             .spawn()
             .map_err(not_started)?;
         let mut group = Group(child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw));
-        let timed_out = |_| ReloadError::TimedOut { command: typed.clone(), bound: self.bound };
+        let timed_out = |_| {
+            anyhow!(
+                "{typed} did not end within {} s (ASTERISK_TIMEOUT_SECS) and was killed: Asterisk hangs; restart it, then apply again",
+                self.bound.as_secs()
+            )
+        };
         let output = timeout(self.bound, child.wait_with_output()).await.map_err(timed_out)?.map_err(not_started)?;
         group.0 = None;
         // No database stores a NUL in a text.
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).replace('\0', "");
         (result.stdout, result.stderr) = (text(&output.stdout), text(&output.stderr));
         result.exit_code = output.status.code();
-        if output.status.success() {
-            return Ok(result);
-        }
-        let printed = format!("{}{}", result.stdout, result.stderr).trim().to_owned();
-        Err(ReloadError::Failed { command: typed, status: output.status.to_string(), output: printed })
+        ensure!(
+            output.status.success(),
+            "{typed} ended with {}: {}; look whether Asterisk runs (systemctl status asterisk), the portal's user may use its control socket, and ASTERISK_BIN is Asterisk's program",
+            output.status,
+            format!("{}{}", result.stdout, result.stderr).trim()
+        );
+        Ok(result)
     }
 }

@@ -9,9 +9,10 @@
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
+use anyhow::{Error, Result, anyhow};
 use rustix::fs::OFlags;
 
 use super::includes::Include;
@@ -20,29 +21,19 @@ use super::rights;
 /// `MAX_INCLUDE_LEVEL` of `main/config.c`.
 const MAX_INCLUDE_DEPTH: usize = 10;
 
-/// A file cannot be read, so nobody knows what Asterisk would make of it.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot read {}: {error}; {}", path.display(), self.advice())]
-pub struct Unreadable {
-    /// The file.
-    pub path: PathBuf,
-    /// The kernel's error.
-    pub error: io::Error,
-}
-
-impl Unreadable {
-    fn advice(&self) -> String {
-        match self.error.kind() {
-            io::ErrorKind::NotFound => {
-                "it is missing: make it, or set ASTERISK_CONFIG_DIR to Asterisk's own folder, then apply again".to_owned()
-            }
-            io::ErrorKind::PermissionDenied => rights::closed_above(&self.path).unwrap_or_else(|| {
-                "it is part of Asterisk's configuration: make it readable for the portal's user (by its group, say: chgrp asterisk and chmod g+r)".to_owned()
-            }),
-            io::ErrorKind::InvalidInput => "put a file in its place, or remove the line that includes it".to_owned(),
-            _ => rights::advice(&self.error).to_owned(),
+/// The error of a file that cannot be read, so that nobody knows what Asterisk would make of it.
+pub(super) fn unreadable(path: &Path, error: &io::Error) -> Error {
+    let advice = match error.kind() {
+        io::ErrorKind::NotFound => {
+            "it is missing: make it, or set ASTERISK_CONFIG_DIR to Asterisk's own folder, then apply again".to_owned()
         }
-    }
+        io::ErrorKind::PermissionDenied => rights::closed_above(path).unwrap_or_else(|| {
+            "it is part of Asterisk's configuration: make it readable for the portal's user (by its group, say: chgrp asterisk and chmod g+r)".to_owned()
+        }),
+        io::ErrorKind::InvalidInput => "put a file in its place, or remove the line that includes it".to_owned(),
+        _ => rights::advice(error).to_owned(),
+    };
+    anyhow!("cannot read {}: {error}; {advice}", path.display())
 }
 
 /// A configuration file with everything that it includes.
@@ -56,11 +47,11 @@ pub struct Config {
     pub includes: Vec<Include>,
 }
 
-/// Asterisk's two files that include ours.
+/// Asterisk's two files that include ours, or why one cannot be read.
 #[derive(Debug)]
 pub struct MainFiles {
-    pjsip: Result<Config, Unreadable>,
-    extensions: Result<Config, Unreadable>,
+    pjsip: Result<Config>,
+    extensions: Result<Config>,
 }
 
 impl MainFiles {
@@ -71,19 +62,13 @@ impl MainFiles {
     }
 
     /// `pjsip.conf`.
-    ///
-    /// # Errors
-    /// Which file cannot be read, of all that it includes.
-    pub fn pjsip(&self) -> Result<&Config, &Unreadable> {
-        self.pjsip.as_ref()
+    pub fn pjsip(&self) -> Result<&Config> {
+        self.pjsip.as_ref().map_err(|error| anyhow!("{error}"))
     }
 
     /// `extensions.conf`.
-    ///
-    /// # Errors
-    /// Which file cannot be read, of all that it includes.
-    pub fn extensions(&self) -> Result<&Config, &Unreadable> {
-        self.extensions.as_ref()
+    pub fn extensions(&self) -> Result<&Config> {
+        self.extensions.as_ref().map_err(|error| anyhow!("{error}"))
     }
 }
 
@@ -139,23 +124,17 @@ impl Place {
 
 impl Config {
     /// Reads `file` and what it includes; relative names are relative to `config_dir`.
-    ///
-    /// # Errors
-    /// [`Unreadable`] if `file` does not exist, or if any file cannot be read.
-    pub fn read(config_dir: &Path, file: &Path) -> Result<Self, Unreadable> {
+    pub fn read(config_dir: &Path, file: &Path) -> Result<Self> {
         let mut config = Self::default();
         config.read_file(config_dir, file, None, 0)?;
         Ok(config)
     }
 
     /// Like [`Config::read`], but an absent `file` is an empty one.
-    ///
-    /// # Errors
-    /// [`Unreadable`] if any file cannot be read.
-    pub fn read_if_there(config_dir: &Path, file: &Path) -> Result<Self, Unreadable> {
-        match Self::read(config_dir, file) {
-            Err(Unreadable { error, .. }) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
-            read => read,
+    pub fn read_if_there(config_dir: &Path, file: &Path) -> Result<Self> {
+        match fs::metadata(file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            _ => Self::read(config_dir, file),
         }
     }
 
@@ -185,14 +164,8 @@ impl Config {
     }
 
     /// `section` is the index of the section that the next lines belong to.
-    fn read_file(
-        &mut self,
-        config_dir: &Path,
-        path: &Path,
-        mut section: Option<usize>,
-        depth: usize,
-    ) -> Result<(), Unreadable> {
-        let bytes = read_regular(path).map_err(|error| Unreadable { path: path.to_owned(), error })?;
+    fn read_file(&mut self, config_dir: &Path, path: &Path, mut section: Option<usize>, depth: usize) -> Result<()> {
+        let bytes = read_regular(path).map_err(|error| unreadable(path, &error))?;
         let text = String::from_utf8_lossy(&bytes);
         let file: Arc<Path> = path.into();
         self.files.push(file.clone());
@@ -222,7 +195,7 @@ impl Config {
         place: Place,
         section: Option<usize>,
         depth: usize,
-    ) -> Result<(), Unreadable> {
+    ) -> Result<()> {
         if depth >= MAX_INCLUDE_DEPTH {
             return Ok(());
         }

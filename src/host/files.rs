@@ -10,6 +10,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use anyhow::{Error, Result, anyhow, bail, ensure};
 use rustix::fs::{Access, AtFlags, CWD, StatxAttributes, StatxFlags, accessat, statx};
 use rustix::io::Errno;
 use rustix::process::geteuid;
@@ -18,11 +19,8 @@ use super::lock::HostLock;
 use super::place::{GeneratedFiles, folder};
 use super::rights::{self, STICKY, advice, closed_above, group_out_of_reach};
 
-/// Looks whether both targets can be replaced: each is a regular file, or absent, in a folder that this user may write into.
-///
-/// # Errors
-/// What is in the way, and how to mend it.
-pub fn check_targets(files: &GeneratedFiles) -> Result<(), FileError> {
+/// Fails unless both targets can be replaced: each is a regular file, or absent, in a folder that this user may write into.
+pub fn check_targets(files: &GeneratedFiles) -> Result<()> {
     for path in [&files.endpoints, &files.routing] {
         let folder = folder(path);
         let unusable = |error: io::Error| {
@@ -32,7 +30,7 @@ pub fn check_targets(files: &GeneratedFiles) -> Result<(), FileError> {
                 Some(Errno::ACCESS) => closed_above(folder).unwrap_or_else(make),
                 _ => advice(&error).to_owned(),
             };
-            FileError::Folder { path: folder.to_owned(), error, mend }
+            anyhow!("cannot use the folder {}: {error}; {mend}", folder.display())
         };
         match fs::symlink_metadata(path) {
             Ok(found) if found.is_file() => replaceable(path, &found)?,
@@ -44,7 +42,7 @@ pub fn check_targets(files: &GeneratedFiles) -> Result<(), FileError> {
                 } else {
                     "a special file"
                 };
-                return Err(FileError::NotAFile { path: path.clone(), kind });
+                bail!("{} is {kind}, not a regular file; move it away, then apply again", path.display());
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(unusable(error)),
@@ -52,19 +50,19 @@ pub fn check_targets(files: &GeneratedFiles) -> Result<(), FileError> {
         let may_write = accessat(CWD, folder, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS);
         may_write.map_err(|error| unusable(error.into()))?;
         if let Some(mend) = group_out_of_reach(folder) {
-            return Err(FileError::Group { path: folder.to_owned(), mend });
+            bail!("files in {} cannot get its group; {mend}", folder.display());
         }
     }
     Ok(())
 }
 
 /// Removes the temporary files of an apply that was killed.
-pub fn remove_left_overs(files: &GeneratedFiles, _lock: &HostLock) -> Result<(), FileError> {
+pub fn remove_left_overs(files: &GeneratedFiles, _lock: &HostLock) -> Result<()> {
     for target in [&files.endpoints, &files.routing] {
         for path in [Stage::Quarantine, Stage::Final].map(|stage| stage.temporary(target)) {
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(FileError::Step { step: "removing the temporary file", path, error });
+                    return Err(failed("removing the temporary file", &path)(error));
                 }
                 _ => {}
             }
@@ -73,52 +71,29 @@ pub fn remove_left_overs(files: &GeneratedFiles, _lock: &HostLock) -> Result<(),
     Ok(())
 }
 
-/// Whether a rename can replace a regular file, as far as its owner and attributes tell.
-fn replaceable(path: &Path, file: &fs::Metadata) -> Result<(), FileError> {
-    let fixed = |how| Err(FileError::Fixed { path: path.to_owned(), how });
-    let user = geteuid();
+/// Fails if no rename can replace a regular file, as far as its owner and attributes tell.
+fn replaceable(path: &Path, file: &fs::Metadata) -> Result<()> {
+    let (user, shown) = (geteuid(), path.display());
     let theirs = |owner| !user.is_root() && owner != user.as_raw();
-    if fs::metadata(folder(path)).is_ok_and(|f| f.mode() & STICKY != 0 && theirs(f.uid()) && theirs(file.uid())) {
-        return fixed(
-            "belongs to another user in a sticky folder; remove it, or clear the folder's sticky bit (chmod -t)",
-        );
-    }
+    ensure!(
+        !fs::metadata(folder(path)).is_ok_and(|f| f.mode() & STICKY != 0 && theirs(f.uid()) && theirs(file.uid())),
+        "{shown} belongs to another user in a sticky folder; remove it, or clear the folder's sticky bit (chmod -t), then apply again"
+    );
     let Ok(found) = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty()) else { return Ok(()) };
-    if found.stx_attributes.intersects(StatxAttributes::IMMUTABLE | StatxAttributes::APPEND) {
-        fixed("is immutable or append-only (lsattr shows an i or an a); clear that (chattr -i -a)")
-    } else if found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
-        fixed("is a mount point; mount its folder instead")
-    } else {
-        Ok(())
-    }
+    ensure!(
+        !found.stx_attributes.intersects(StatxAttributes::IMMUTABLE | StatxAttributes::APPEND),
+        "{shown} is immutable or append-only (lsattr shows an i or an a); clear that (chattr -i -a), then apply again"
+    );
+    ensure!(
+        !found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT),
+        "{shown} is a mount point; mount its folder instead, then apply again"
+    );
+    Ok(())
 }
 
-/// Why a file could not be written. The old file is untouched.
-#[derive(Debug, thiserror::Error)]
-pub enum FileError {
-    /// The target is not a regular file.
-    #[error("{} is {kind}, not a regular file; move it away, then apply again", path.display())]
-    NotAFile {
-        path: PathBuf,
-        /// What it is.
-        kind: &'static str,
-    },
-    /// No rename can replace the target.
-    #[error("{} {how}, then apply again", path.display())]
-    Fixed {
-        path: PathBuf,
-        /// Why, and what to do.
-        how: &'static str,
-    },
-    /// The folder cannot be used.
-    #[error("cannot use the folder {}: {error}; {mend}", path.display())]
-    Folder { path: PathBuf, error: io::Error, mend: String },
-    /// This user may not give a file in the folder the folder's group.
-    #[error("files in {} cannot get its group; {mend}", path.display())]
-    Group { path: PathBuf, mend: String },
-    /// A step of writing failed.
-    #[error("{step} {} failed: {error}; {}", path.display(), advice(error))]
-    Step { step: &'static str, path: PathBuf, error: io::Error },
+/// The error of a step of writing.
+fn failed(step: &str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    move |error| anyhow!("{step} {} failed: {error}; {}", path.display(), advice(&error))
 }
 
 /// A temporary file, whole and flushed, that [`Prepared::publish`] makes the target. Drop removes it.
@@ -150,16 +125,10 @@ impl Stage {
 }
 
 /// Writes `content` beside `target` and flushes it. The mode is 0640, the group is the folder's; so is the owner if this
-/// process may change it (only root may).
-///
-/// # Errors
-/// [`FileError`]; no temporary file is left.
-pub fn prepare(_lock: &HostLock, target: &Path, stage: Stage, content: &str) -> Result<Prepared, FileError> {
+/// process may change it (only root may). If it fails, no temporary file is left.
+pub fn prepare(_lock: &HostLock, target: &Path, stage: Stage, content: &str) -> Result<Prepared> {
     let temporary = stage.temporary(target);
-    let step = |step| {
-        let path = temporary.clone();
-        move |error| FileError::Step { step, path, error }
-    };
+    let step = |step| failed(step, &temporary);
     let mut options = OpenOptions::new();
     let mut file = options.write(true).create_new(true).mode(0o600).open(&temporary).map_err(step("creating"))?;
     let prepared = Prepared { temporary: temporary.clone(), target: target.to_owned(), published: false };
@@ -171,22 +140,17 @@ pub fn prepare(_lock: &HostLock, target: &Path, stage: Stage, content: &str) -> 
 }
 
 impl Prepared {
-    /// Renames the temporary file over the target. Call [`flush_folder`] afterwards.
-    ///
-    /// # Errors
-    /// [`FileError`]; the old file is still there.
-    pub fn publish(mut self, _lock: &HostLock) -> Result<(), FileError> {
-        let step = |error| FileError::Step { step: "renaming the temporary file to", path: self.target.clone(), error };
-        fs::rename(&self.temporary, &self.target).map_err(step)?;
+    /// Renames the temporary file over the target. Call [`flush_folder`] afterwards. If it fails, the old file is still there.
+    pub fn publish(mut self, _lock: &HostLock) -> Result<()> {
+        fs::rename(&self.temporary, &self.target).map_err(failed("renaming the temporary file to", &self.target))?;
         self.published = true;
         Ok(())
     }
 }
 
 /// Flushes the folder of `target`, so that a rename in it survives a power cut.
-pub fn flush_folder(target: &Path) -> Result<(), FileError> {
-    let step = |error| FileError::Step { step: "flushing the folder of", path: target.to_owned(), error };
-    File::open(folder(target)).and_then(|folder| folder.sync_all()).map_err(step)
+pub fn flush_folder(target: &Path) -> Result<()> {
+    File::open(folder(target)).and_then(|folder| folder.sync_all()).map_err(failed("flushing the folder of", target))
 }
 
 impl Drop for Prepared {

@@ -4,28 +4,21 @@
 //! `[1000](+type=endpoint)` adds to ours, and breaks all of pjsip.conf once 1000 is deleted. Of two priorities 1 of a number,
 //! Asterisk uses only one.
 
+use anyhow::{Result, bail};
+
 use super::configuration::{Config, Entry, Place, Section};
 use super::place::GeneratedFiles;
 use crate::domain::ExtensionNumber;
 use crate::render::CONTEXT;
 
-/// Somebody else defines one of our numbers.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "{place}: {what} {number} is one of the numbers 1000 to 1999, which only the portal may define; rename or remove it, then apply again"
-)]
-pub struct Foreign {
-    place: Place,
-    what: &'static str,
-    number: ExtensionNumber,
-}
-
-/// Looks through `pjsip.conf`, `pjsip_wizard.conf` and `extensions.conf`, each with what it includes.
-///
-/// # Errors
-/// The first one found.
-pub fn check(pjsip: &Config, wizards: &Config, extensions: &Config, ours: &GeneratedFiles) -> Result<(), Foreign> {
-    let stands = |place: &Place, what, number| Err(Foreign { place: place.clone(), what, number });
+/// Looks through `pjsip.conf`, `pjsip_wizard.conf` and `extensions.conf`, each with what it includes. Fails if somebody else
+/// defines one of our numbers.
+pub fn check(pjsip: &Config, wizards: &Config, extensions: &Config, ours: &GeneratedFiles) -> Result<()> {
+    let stands = |place: &Place, what, number| {
+        bail!(
+            "{place}: {what} {number} is one of the numbers 1000 to 1999, which only the portal may define; rename or remove it, then apply again"
+        )
+    };
     let generated = pjsip.included(&ours.endpoints);
     for section in pjsip.sections.iter().filter(|s| !s.template && !s.place.is_in(&generated)) {
         if let (Some(number), Some(what)) = (ExtensionNumber::parse(&section.name), collides(pjsip, section)) {

@@ -4,7 +4,9 @@ use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use super::configuration::{Place, Unreadable};
+use anyhow::Result;
+
+use super::configuration::{Place, unreadable};
 
 /// How Asterisk reads `*` in a name.
 const AS_THE_SHELL: glob::MatchOptions =
@@ -24,11 +26,9 @@ pub struct Include {
 }
 
 impl Include {
-    /// Reads a line that begins with `#`; `None` if it includes nothing or its pattern is invalid.
-    ///
-    /// # Errors
-    /// [`Unreadable`] if a folder is closed to this user.
-    pub(super) fn parse(directive: &str, place: Place, config_dir: &Path) -> Result<Option<Self>, Unreadable> {
+    /// Reads a line that begins with `#`; `None` if it includes nothing or its pattern is invalid. Fails if
+    /// a folder is closed to this user.
+    pub(super) fn parse(directive: &str, place: Place, config_dir: &Path) -> Result<Option<Self>> {
         let (keyword, argument) = directive.split_once(char::is_whitespace).unwrap_or((directive, ""));
         let tries = keyword.eq_ignore_ascii_case("#tryinclude");
         if !tries && !keyword.eq_ignore_ascii_case("#include") {
@@ -88,9 +88,9 @@ fn alternatives(pattern: &str) -> Vec<String> {
 }
 
 /// The files that a pattern finds. Asterisk skips folders and broken links.
-fn files_among(pattern: &str, paths: glob::Paths) -> Result<Vec<PathBuf>, Unreadable> {
-    let found = paths.collect::<Result<Vec<_>, _>>();
-    let mut found = found.map_err(|error| Unreadable { path: error.path().to_owned(), error: error.into() })?;
+fn files_among(pattern: &str, paths: glob::Paths) -> Result<Vec<PathBuf>> {
+    let found: Result<Vec<_>, _> = paths.collect();
+    let mut found = found.map_err(|error| unreadable(error.path(), error.error()))?;
     found.retain(|path| match fs::metadata(path) {
         Ok(found) => found.is_file(),
         Err(error) => error.kind() != io::ErrorKind::NotFound,
@@ -100,7 +100,7 @@ fn files_among(pattern: &str, paths: glob::Paths) -> Result<Vec<PathBuf>, Unread
     let named: PathBuf = Path::new(pattern).components().take_while(|part| !has_wildcard(part)).collect();
     match fs::metadata(&named) {
         Err(error) if found.is_empty() && error.kind() == io::ErrorKind::PermissionDenied => {
-            Err(Unreadable { path: named, error })
+            Err(unreadable(&named, &error))
         }
         _ => Ok(found),
     }

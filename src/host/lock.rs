@@ -4,12 +4,13 @@
 use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use anyhow::{Result, anyhow};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use super::place::GeneratedFiles;
+use super::place::{GeneratedFiles, folder};
 use super::rights;
 
 /// The right to write this host's files and to make its Asterisk reload them.
@@ -18,25 +19,8 @@ pub struct HostLock {
     _file: File,
 }
 
-/// Why there is no lock.
-#[derive(Debug, thiserror::Error)]
-pub enum LockError {
-    /// Another apply holds it.
-    #[error("another apply is in progress on this host")]
-    Held,
-    /// The lock file cannot be opened or locked.
-    #[error("cannot use the lock file {}: {error}; {}", path.display(), advice(error, path, install))]
-    Unusable {
-        path: PathBuf,
-        error: io::Error,
-        /// The command that makes the folders.
-        install: String,
-    },
-}
-
 /// Says to remove the lock file only if no apply runs: otherwise two could run at once.
-fn advice(error: &io::Error, path: &Path, install: &str) -> String {
-    let folder = path.parent().expect("it lies in a folder");
+fn advice(error: &io::Error, folder: &Path, install: &str) -> String {
     match error.raw_os_error().map(Errno::from_raw_os_error) {
         Some(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS) => rights::closed_above(folder).unwrap_or_else(|| {
             format!(
@@ -53,26 +37,30 @@ fn advice(error: &io::Error, path: &Path, install: &str) -> String {
 }
 
 impl HostLock {
-    /// Takes the lock without waiting. It follows no symbolic link.
-    pub fn try_acquire(files: &GeneratedFiles) -> Result<Self, LockError> {
+    /// Takes the lock without waiting; `None` if another apply holds it. It follows no symbolic link.
+    pub fn try_acquire(files: &GeneratedFiles) -> Result<Option<Self>> {
         let path = files.lock();
+        let folder = folder(&path);
         let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).expect("an open flag fits");
         let mut options = OpenOptions::new();
         let opened = options.write(true).create(true).truncate(false).mode(0o600).custom_flags(flags).open(&path);
-        let unusable = |error| LockError::Unusable { path: path.clone(), error, install: files.install_command() };
+        let unusable = |error| {
+            let advice = advice(&error, folder, &files.install_command());
+            anyhow!("cannot use the lock file {}: {error}; {advice}", path.display())
+        };
         let file = opened.map_err(&unusable)?;
         // If root applies, the service's user must still be able to open the file later: it gets the folder's owner, as the
         // generated files do. No other user may open it: who can open it can hold the lock.
         let own = file.metadata().map_err(&unusable)?;
         if own.uid() == rustix::process::geteuid().as_raw() && own.mode() & 0o777 != 0o600 {
             file.set_permissions(Permissions::from_mode(0o600)).map_err(&unusable)?;
-            rights::follow_the_folder(&file, path.parent().expect("it lies in a folder")).map_err(&unusable)?;
+            rights::follow_the_folder(&file, folder).map_err(&unusable)?;
         }
         match file.try_lock() {
             // The file was removed before it was locked: the next apply would lock another one.
             Ok(()) if !is_at(&file, &path) => Self::try_acquire(files),
-            Ok(()) => Ok(Self { _file: file }),
-            Err(TryLockError::WouldBlock) => Err(LockError::Held),
+            Ok(()) => Ok(Some(Self { _file: file })),
+            Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => Err(unusable(error)),
         }
     }

@@ -64,7 +64,8 @@ pub struct Finding {
 }
 
 /// What is not as it should be, as `what is wrong; what to do`.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
 pub enum Trouble {
     /// Worth a look.
     Warning(String),
@@ -72,8 +73,8 @@ pub enum Trouble {
     Failure(String),
 }
 
-impl<E: std::error::Error> From<E> for Trouble {
-    fn from(error: E) -> Self {
+impl From<anyhow::Error> for Trouble {
+    fn from(error: anyhow::Error) -> Self {
         Self::Failure(error.to_string())
     }
 }

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::asterisk::control::{Control, ControlError};
+use anyhow::Result;
+
+use crate::asterisk::control::Control;
 use crate::domain::ExtensionNumber;
 use crate::host::place::ROUTING_FILE_NAME;
 use crate::render::CONTEXT;
@@ -24,9 +26,7 @@ impl FirstPriority {
 }
 
 /// Priority 1 of each of our numbers; `None` if the context is not in force.
-pub async fn first_priorities(
-    control: &Control,
-) -> Result<Option<BTreeMap<ExtensionNumber, FirstPriority>>, ControlError> {
+pub async fn first_priorities(control: &Control) -> Result<Option<BTreeMap<ExtensionNumber, FirstPriority>>> {
     let absent = |text: &str| text.contains("There is no existence of").then_some(None);
     let command = format!("dialplan show {CONTEXT}");
     control.listing(&command, |text| absent(text).or_else(|| parse(text).map(Some))).await

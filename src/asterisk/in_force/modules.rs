@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use anyhow::Result;
+
 use super::whole;
-use crate::asterisk::control::{Control, ControlError};
+use crate::asterisk::control::{Control, unexpected};
 
 /// Without any of these, a phone of ours cannot register or be called, or an apply cannot be proven.
 const MODULES: [&str; 14] = [
@@ -23,24 +25,21 @@ const MODULES: [&str; 14] = [
     "res_sorcery_config.so",
 ];
 
-/// Waits until Asterisk is fully booted: it answers before its modules are loaded.
-///
-/// # Errors
-/// [`ControlError`]; `Hung` if it is not within the bound of a command.
-pub async fn wait_fully_booted(control: &Control) -> Result<(), ControlError> {
+/// Waits until Asterisk is fully booted, within the bound of a command: it answers before its modules are loaded.
+pub async fn wait_fully_booted(control: &Control) -> Result<()> {
     let command = "core waitfullybooted";
     let answer = control.ask(command).await?;
-    if answer.contains("fully booted") { Ok(()) } else { Err(ControlError::unexpected(command, &answer)) }
+    if answer.contains("fully booted") { Ok(()) } else { Err(unexpected(command, &answer)) }
 }
 
 /// The needed modules that are not running.
-pub async fn missing(control: &Control) -> Result<Vec<&'static str>, ControlError> {
+pub async fn missing(control: &Control) -> Result<Vec<&'static str>> {
     let running = control.listing("module show", parse).await?;
     Ok(MODULES.into_iter().filter(|module| !running.contains(*module)).collect())
 }
 
 /// Whether there is a transport: without one, no phone can reach Asterisk.
-pub async fn has_transport(control: &Control) -> Result<bool, ControlError> {
+pub async fn has_transport(control: &Control) -> Result<bool> {
     control.listing("pjsip show transports", parse_transports).await
 }
 

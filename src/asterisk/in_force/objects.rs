@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use anyhow::Result;
 use tokio::try_join;
 
 use super::whole;
-use crate::asterisk::control::{Control, ControlError};
+use crate::asterisk::control::Control;
 use crate::domain::ExtensionNumber;
 use crate::render::ObjectType;
 
@@ -35,31 +36,28 @@ fn label(kind: ObjectType) -> &'static str {
 
 /// The numbers 1000 to 1999 that have an object of this type. Asterisk removes registrations that have expired when it lists
 /// their AORs.
-pub async fn numbers(control: &Control, kind: ObjectType) -> Result<BTreeSet<ExtensionNumber>, ControlError> {
+pub async fn numbers(control: &Control, kind: ObjectType) -> Result<BTreeSet<ExtensionNumber>> {
     // Without the pattern, thousands of other objects would take a second.
     let list = format!("{}s like ^1[0-9][0-9][0-9]$", command(kind));
     control.listing(&list, |text| parse_numbers(kind, text)).await
 }
 
 /// What `each` makes of the options of the objects of this type; a number without such an object is left out.
-///
-/// # Errors
-/// [`ControlError`], which contains no secret.
 pub async fn options<T>(
     control: &Control,
     kind: ObjectType,
     numbers: &[ExtensionNumber],
     each: impl Fn(ExtensionNumber, &Options) -> T,
-) -> Result<BTreeMap<ExtensionNumber, T>, ControlError> {
+) -> Result<BTreeMap<ExtensionNumber, T>> {
     // Asterisk answers each connection by a thread of its own. While one answers, another's answer is read.
     let ask = async |numbers: &[ExtensionNumber]| {
         let mut options = BTreeMap::new();
         for some in numbers.chunks(AT_ONCE) {
             let commands: Vec<_> = some.iter().map(|number| format!("{} {number}", command(kind))).collect();
             let parse = |text: &str| parse_options(kind, text, some, &each);
-            options.extend(control.listings(&commands, parse).await.map_err(ControlError::without_secrets)?);
+            options.extend(control.listings(&commands, parse).await?);
         }
-        Ok(options)
+        anyhow::Ok(options)
     };
     let (one, other) = numbers.split_at(numbers.len() / 2);
     let (mut options, others) = try_join!(ask(one), ask(other))?;
@@ -68,13 +66,7 @@ pub async fn options<T>(
 }
 
 /// The secrets in force of `numbers`; a number without an auth is left out.
-///
-/// # Errors
-/// [`ControlError`], which contains no secret.
-pub async fn secrets(
-    control: &Control,
-    numbers: &[ExtensionNumber],
-) -> Result<BTreeMap<ExtensionNumber, String>, ControlError> {
+pub async fn secrets(control: &Control, numbers: &[ExtensionNumber]) -> Result<BTreeMap<ExtensionNumber, String>> {
     let password = |_, options: &Options| {
         let password = options.iter().find(|(name, _)| *name == "password");
         password.map(|(_, value)| (*value).to_owned()).unwrap_or_default()
