@@ -1,4 +1,4 @@
-//! A call to the database, from its connection to its COMMIT: the same for both.
+//! A call to either database: take a connection, begin, run the statements, commit.
 
 use std::io;
 use std::pin::Pin;
@@ -18,14 +18,14 @@ pub(super) enum Database {
     Sqlite(sqlite::File),
 }
 
-/// What a call does with the database.
+/// What a call does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
     /// Reads.
     Read,
     /// Writes.
     Write,
-    /// Writes, with the lock that all creates queue on.
+    /// Writes, and holds the lock that creates queue on.
     Create,
 }
 
@@ -34,7 +34,7 @@ pub(super) enum Access {
 pub(super) enum Failure {
     /// A statement failed.
     Statement(sqlx::Error),
-    /// The database works, but cannot do this; or SQLite's file is not what it was.
+    /// The statements worked but the call must not go on; or SQLite's file was replaced or damaged.
     Refused(StorageError),
 }
 
@@ -53,18 +53,18 @@ impl From<StorageError> for Failure {
 /// The statements of a call.
 pub(super) type Work<'c, T> = Pin<Box<dyn Future<Output = Result<T, Failure>> + Send + 'c>>;
 
-/// The error of a database that gives no answer within its bound.
+/// The error of a database that does not answer in time.
 pub(super) fn no_answer() -> sqlx::Error {
     io::Error::from(io::ErrorKind::TimedOut).into()
 }
 
-/// Whether it is the error of [`no_answer`], or a pool's.
+/// Whether the error is [`no_answer`], or a pool's time-out.
 pub(super) fn is_no_answer(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::PoolTimedOut)
         || matches!(error, sqlx::Error::Io(cause) if cause.kind() == io::ErrorKind::TimedOut)
 }
 
-/// The database's own words.
+/// The database's own message.
 pub(super) fn text(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Database(refusal) => refusal.message().to_owned(),
@@ -74,7 +74,7 @@ pub(super) fn text(error: &sqlx::Error) -> String {
 }
 
 impl Database {
-    /// Does `work` in a transaction on a connection of a pool, within the deadline.
+    /// Runs `work` in a transaction on a pooled connection, within [`DEADLINE`].
     pub(super) async fn call<T>(
         &self,
         access: Access,
@@ -98,12 +98,14 @@ impl Database {
                 drop(borrowed.0.take());
                 return Ok(done);
             }
-            Ok(Err(Failure::Refused(refusal))) => {
+            // Not on a file that was replaced: this connection may be one to the wrong file.
+            Ok(Err(Failure::Refused(refusal))) if !matches!(refusal, StorageError::Unavailable { .. }) => {
                 if let Ok(Ok(())) = timeout_at(deadline, connection.execute("ROLLBACK")).await {
                     drop(borrowed.0.take());
                 }
                 refusal
             }
+            Ok(Err(Failure::Refused(unavailable))) => unavailable,
             Ok(Err(Failure::Statement(error))) => self.explain(&error),
             Err(_) => self.explain(&no_answer()),
         };
@@ -128,7 +130,7 @@ impl Database {
         }
     }
 
-    /// Whether the database is still the one that the service was started on. Only SQLite needs to be asked.
+    /// Fails if the database is not the one that the service was started on. Only SQLite can be replaced unnoticed.
     fn check(&self) -> Result<(), StorageError> {
         match self {
             Self::Postgres(_) => Ok(()),
@@ -144,7 +146,7 @@ impl Database {
     }
 }
 
-/// A connection that is closed when it is dropped, after a panic too, unless it was taken out and so given back to its pool.
+/// A connection. Drop closes it, after a panic too, unless it was taken out, which gives it back to its pool.
 struct Borrowed(Option<Connection>);
 
 impl Drop for Borrowed {

@@ -1,11 +1,13 @@
-//! SQLite: a file, one connection that writes and some that read.
+//! SQLite: a file, one connection that writes and some that read. [`super::call`] runs the transactions.
 //!
-//! - **The write lock.** Writes of this process queue for the one connection. Other processes may hold the lock, too: `BEGIN
-//!   IMMEDIATE` is repeated until the deadline, with short pauses. SQLite's own pauses grow to 100 ms, so a busy process would
+//! - **The write lock.** Writes of this process queue for the one connection. Another process may hold the lock, so [`File::begin`]
+//!   repeats `BEGIN IMMEDIATE` until the deadline, with short waits. SQLite's own waits grow to 100 ms, so a busy process would
 //!   hardly ever let another one in.
-//! - **The file.** SQLite keeps using a file that was deleted or replaced, and what is readable of a damaged one. Whatever it
-//!   took then would be lost. So [`File::check`] compares the path with the file that the service was started on, before and
-//!   after each call, and damage is remembered: from then on every call fails until a restart.
+//! - **The file.** SQLite keeps using a file that was deleted or replaced, and what is readable of a damaged one. Anything written
+//!   then would be lost. So each call compares device and inode of the path with those of the file that the service was started
+//!   on ([`File::check`]): when it takes a connection, when it has begun, and when it has committed. A file that is put back is
+//!   used again. Damage is remembered, because SQLite may not report it again: every call fails until a restart. A file that
+//!   is overwritten in place keeps its inode; only SQLite itself can find that, as damage.
 
 use std::fs::DirBuilder;
 use std::io;
@@ -29,10 +31,10 @@ const READERS: u32 = 4;
 /// How many rows a connection's thread reads ahead: a whole list, so that it need not wait.
 const ROWS_AHEAD: usize = 1000;
 
-/// How long SQLite itself waits for a lock before a write begins again.
-const PAUSE: Duration = Duration::from_millis(5);
+/// How long one `BEGIN IMMEDIATE` waits for the lock.
+const LOCK_WAIT: Duration = Duration::from_millis(5);
 
-const RESTORE: &str = "The database's file is damaged, or not in its place: stop the service, restore a backup, start the service; its log has the line that does so.";
+const RESTORE_ADVICE: &str = "The database's file is damaged, or not in its place: stop the service, restore a backup, start the service; its log has the line that does so.";
 
 /// A database file.
 #[derive(Debug, Clone)]
@@ -41,15 +43,15 @@ pub(super) struct File {
     options: Arc<SqliteConnectOptions>,
     readers: Pool<Sqlite>,
     writer: Pool<Sqlite>,
-    /// The device and inode that the service was started on.
+    /// The device and inode of the migrated file; unset until then.
     started_on: Arc<OnceLock<(u64, u64)>>,
-    /// How the file was seen to be damaged.
+    /// What SQLite said when it found damage.
     damage: Arc<OnceLock<String>>,
 }
 
 impl File {
     pub(super) fn new(path: &Path) -> Self {
-        // WAL with a flush for each commit: what was answered survives a power cut.
+        // WAL with a flush for each commit: a confirmed write survives a power cut.
         let options = SqliteConnectOptions::new()
             .filename(path)
             .journal_mode(SqliteJournalMode::Wal)
@@ -63,22 +65,22 @@ impl File {
             path: Arc::new(path.to_owned()),
             readers: pool(READERS).connect_lazy_with(options.clone()),
             writer: pool(1)
-                .connect_lazy_with(options.clone().busy_timeout(PAUSE).thread_name(|_| "sqlite-writer".to_owned())),
+                .connect_lazy_with(options.clone().busy_timeout(LOCK_WAIT).thread_name(|_| "sqlite-writer".to_owned())),
             options: Arc::new(options),
             started_on: Arc::default(),
             damage: Arc::default(),
         }
     }
 
-    /// Makes the file and its folder (mode 0700) if they are missing. Nothing else makes them, so a file that vanishes later is
-    /// not replaced by an empty one. One transaction holds the write lock from the first look to the last migration.
+    /// Creates the file, and its folder with mode 0700, if they are missing. Nothing else creates them, so a file that vanishes
+    /// later is not replaced by an empty one. One transaction holds the write lock from the first look to the last migration.
     pub(super) async fn migrate(&self) -> Result<(), MigrationError> {
         let path = self.path.as_path();
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| {
                 let folder = folder.display();
                 MigrationError::Failed(format!(
-                    "the folder {folder} can't be made: {error}; set PORTAL_DATA_DIR, or make it for the portal's user"
+                    "the folder {folder} can't be created: {error}; set PORTAL_DATA_DIR, or create it for the portal's user"
                 ))
             })?;
         }
@@ -108,6 +110,7 @@ impl File {
     }
 
     pub(super) async fn inspect(&self) -> Result<Inspection, StorageError> {
+        self.check()?;
         let ask = async { self.inspected(&mut *self.readers.acquire().await?).await };
         let inspection = timeout(DEADLINE, ask).await.unwrap_or_else(|_| Err(no_answer()));
         inspection.map_err(|error| self.explain(&error))
@@ -115,11 +118,11 @@ impl File {
 
     async fn inspected(&self, connection: &mut SqliteConnection) -> sqlx::Result<Inspection> {
         let version: String = sqlx::query_scalar("SELECT sqlite_version()").fetch_one(&mut *connection).await?;
-        let damage: String = sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(&mut *connection).await?;
-        let obstacle = (damage != "ok").then(|| self.restore(&damage));
+        let verdict: String = sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(&mut *connection).await?;
+        let obstacle = (verdict != "ok").then(|| self.restore(&verdict));
         let schema = match sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations").fetch_one(connection).await {
             Err(error) if lacks_table(&error) => None,
-            version => version?,
+            found => found?,
         };
         Ok(Inspection::new(format!("SQLite {version}"), schema, obstacle))
     }
@@ -144,42 +147,42 @@ impl File {
         deadline: Instant,
     ) -> Result<(), Failure> {
         let statement = if access == Access::Read { "BEGIN" } else { "BEGIN IMMEDIATE" };
-        // An answer needs a moment, too.
-        let last = deadline - 2 * PAUSE;
+        // Stop early enough to report the lock before the caller's time is over.
+        let last = deadline - 2 * LOCK_WAIT;
         loop {
             match connection.execute(statement).await {
                 Err(error) if code(&error) == Some(BUSY) && Instant::now() < last => {}
                 begun => break begun?,
             }
         }
-        // The file may have been replaced while the lock was waited for.
+        // The file may have been replaced while this waited for the lock.
         Ok(self.check()?)
     }
 
-    /// Whether the file is still the one that the service was started on, and not known to be damaged.
+    /// Fails if the file is known to be damaged, or is no longer the one that the service was started on.
     pub(super) fn check(&self) -> Result<(), StorageError> {
-        let problem = match (self.damage.get(), identity(&self.path), self.started_on.get()) {
-            (Some(damage), _, _) => damage.clone(),
-            (None, Ok(found), Some(expected)) if found != *expected => {
-                "this is not the file that the service was started on".to_owned()
-            }
-            (None, Err(error), Some(_)) => error.to_string(),
-            _ => return Ok(()),
+        let replaced = |started_on: &(u64, u64)| match identity(&self.path) {
+            Ok(found) if found == *started_on => None,
+            Ok(_) => Some("this is not the file that the service was started on".to_owned()),
+            Err(error) => Some(error.to_string()),
         };
-        Err(StorageError::unavailable(self.restore(&problem), RESTORE))
+        let problem = self.damage.get().cloned().or_else(|| self.started_on.get().and_then(replaced));
+        problem.map_or(Ok(()), |problem| Err(StorageError::unavailable(self.restore(&problem), RESTORE_ADVICE)))
     }
 
-    /// What an error means. Remembers damage.
+    /// Turns an error into advice. Remembers damage.
     pub(super) fn explain(&self, error: &sqlx::Error) -> StorageError {
         if is_damage(error) && self.check().is_ok() {
             self.damage.get_or_init(|| text(error));
         }
-        // In a file that was replaced, an error says nothing about the service's own.
+        // An error of a file that was put in its place says nothing about the service's own.
         if let Err(replaced) = self.check() {
             return replaced;
         }
         let advice = match code(error) {
-            Some(BUSY) => "Another process holds the lock of the database's file: end it, then try again.",
+            Some(BUSY) => {
+                "The database's file is locked, usually by another process (fuser -v on that file): end it, then try again."
+            }
             Some(READONLY) => {
                 "The database's file or its disk is read-only: make it writable for the portal's user, then try again."
             }
@@ -189,26 +192,26 @@ impl File {
                 "The database's file can't be opened: look at who may use it and its folder, then try again."
             }
             None if is_no_answer(error) => {
-                "Another process holds the lock of the database's file, or its disk does not answer: look at both, then try again."
+                "The database's file is locked, or its disk does not answer: look for another process that uses it (fuser -v on that file), and at the disk, then try again."
             }
             _ => LOOK_AND_TRY_AGAIN,
         };
         StorageError::unavailable(format!("{}: {}", self.path.display(), text(error)), advice)
     }
 
-    /// What is wrong with the file, and the commands that restore a backup. They remove the old -wal, because SQLite would read
-    /// it into the backup.
+    /// What is wrong with the file, and the commands that restore a backup. The backup comes first, so a mistyped name changes
+    /// nothing. The old -wal is removed, because SQLite would apply it to the backup.
     fn restore(&self, what: &str) -> String {
         let file = self.path.as_path();
         let folder = file.parent().unwrap_or(Path::new("")).join(".");
         let (file, folder) = (file.display(), folder.display());
         format!(
-            "{file}: {what}; stop the service, restore a backup, start the service: rm -f '{file}-wal' '{file}-shm' && install --mode=600 BACKUP '{file}' && chown --reference='{folder}' '{file}'"
+            "{file}: {what}; stop the service, restore a backup, start the service: install --mode=600 BACKUP '{file}' && rm -f '{file}-wal' '{file}-shm' && chown --reference='{folder}' '{file}'"
         )
     }
 }
 
-/// SQLite's primary result codes (<https://www.sqlite.org/rescode.html>).
+// SQLite's primary result codes (<https://www.sqlite.org/rescode.html>).
 const BUSY: i32 = 5;
 const READONLY: i32 = 8;
 const IOERR: i32 = 10;
@@ -223,11 +226,12 @@ fn code(error: &sqlx::Error) -> Option<i32> {
     Some(code & 0xff)
 }
 
-/// Whether the file is no longer what it was. A file without the tables is none of the service's.
+/// Whether the error shows that the file is damaged. A missing table does too: migrations made all of them before any call.
 fn is_damage(error: &sqlx::Error) -> bool {
     matches!(code(error), Some(CORRUPT | NOTADB)) || lacks_table(error)
 }
 
+/// SQLite has no result code of its own for this.
 fn lacks_table(error: &sqlx::Error) -> bool {
     text(error).contains("no such table")
 }

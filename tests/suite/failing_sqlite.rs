@@ -80,7 +80,7 @@ fn locked_or_read_only_it_is_a_503_for_writes_and_recovers() {
     let alice = portal.create_user("Alice", "alice@example.com");
 
     let locked = Locked::new(&file);
-    unavailable(&portal, &WRITES, "Another process holds the lock");
+    unavailable(&portal, &WRITES, "The database's file is locked");
     assert_eq!(portal.users(), std::slice::from_ref(&alice), "reads go on");
     drop(locked);
     recovers(&portal, "locked@example.com");
@@ -332,6 +332,9 @@ fn damaged_it_is_a_503_or_a_refusal_to_start() {
     let refused = run(&["serve"], portal.settings());
     let stderr = String::from_utf8_lossy(&refused.stderr);
     assert!(refused.status.code() == Some(1) && stderr.contains("restore a backup"), "{stderr}");
+    let report = String::from_utf8(run(&["check"], portal.settings()).stdout).expect("a report");
+    let database = report.lines().find(|line| line.contains("the database")).expect("a line about the database");
+    assert!(database.starts_with("FAIL"), "{report}");
     restore(&portal, &backup);
     assert_eq!(portal.users(), users);
 
