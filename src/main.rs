@@ -29,8 +29,8 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 /// How long a start waits for a database that is not available yet.
 const DATABASE_PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long a stop waits for requests that are being answered; applies are waited for to their end. By then each request that
-/// was being sent has arrived or is given up, so that none begins an apply later.
+/// How long a stop waits for requests. By then each request that was being sent has arrived or is given up, so none begins an
+/// apply later. A stop waits for an apply however long it takes.
 const STOP_PATIENCE: Duration =
     server::HEAD_PATIENCE.saturating_add(server::BODY_PATIENCE).saturating_add(Duration::from_secs(1));
 
@@ -52,26 +52,24 @@ fn main() -> ExitCode {
         }
         Err(error) => return refuse(&one_line(&error)),
     };
-    let (settings, task) = match cli.command {
+    let command = cli.command;
+    let settings = match &command {
         Command::Openapi => {
             print!("{}", api::openapi_document());
             return ExitCode::SUCCESS;
         }
-        Command::Migrate(settings) => (*settings, Task::Migrate),
-        Command::Check { settings, json } => (*settings, Task::Check { json }),
-        Command::Serve(settings) => (*settings, Task::Serve),
+        Command::Serve(settings) | Command::Migrate(settings) | Command::Check { settings, .. } => settings.as_ref(),
     };
-    let secrets =
-        match Secrets::from_environment(&settings).and_then(|secrets| settings.check(&secrets).map(|()| secrets)) {
-            Ok(secrets) => secrets,
-            Err(error) => {
-                return match task {
-                    Task::Check { json } => report(&Report::of_settings(&error.to_string()), json),
-                    _ => refuse(&error.to_string()),
-                };
-            }
-        };
-    start_log(&settings);
+    let secrets = match Secrets::from_environment(settings) {
+        Ok(secrets) => secrets,
+        Err(error) => {
+            return match command {
+                Command::Check { json, .. } => report(&Report::of_settings(&error.to_string()), json),
+                _ => refuse(&error.to_string()),
+            };
+        }
+    };
+    start_log(settings);
     // One thread: applies and SQLite, which block, have threads of their own.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -79,8 +77,8 @@ fn main() -> ExitCode {
     };
     runtime.block_on(async {
         let storage = Storage::new(&secrets.database);
-        if let Task::Check { json } = task {
-            return report(&checked(&settings, &secrets, &storage).await, json);
+        if let Command::Check { json, .. } = command {
+            return report(&checked(settings, &secrets, &storage).await, json);
         }
         if let Err(error) = migrate(&storage).await {
             return fail(&error.to_string());
@@ -92,31 +90,23 @@ fn main() -> ExitCode {
                 info!(connection = wire.found, "the database is connected");
             }
         }
-        if task == Task::Migrate {
+        if matches!(command, Command::Migrate(_)) {
             println!("The database's tables are up to date.");
             return ExitCode::SUCCESS;
         }
-        match self::serve(&settings, secrets, storage).await {
+        match self::serve(settings, secrets, storage).await {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&error),
         }
     })
 }
 
-/// Whether the command line has this word.
+/// Whether the command line contains this word.
 fn asks(word: &str) -> bool {
     std::env::args_os().any(|argument| argument == word)
 }
 
-/// What to do once the settings are valid.
-#[derive(PartialEq, Eq)]
-enum Task {
-    Serve,
-    Migrate,
-    Check { json: bool },
-}
-
-/// What an apply needs, and what the next one would do.
+/// Whether an apply has what it needs, and what the next one would do.
 async fn checked(settings: &Settings, secrets: &Secrets, storage: &Storage) -> Report {
     let host = Host::new(settings);
     let mut findings = check(settings, secrets, storage, &host).await;
@@ -208,7 +198,7 @@ fn start_log(settings: &Settings) {
     }
 }
 
-/// Waits a while for a database that does not answer yet, and logs that it waits.
+/// Migrates. Retries for a while, and logs it, if the database is unavailable.
 async fn migrate(storage: &Storage) -> Result<(), MigrationError> {
     let started = tokio::time::Instant::now();
     loop {
@@ -257,7 +247,7 @@ async fn serve(settings: &Settings, secrets: Secrets, storage: Storage) -> Resul
     Ok(())
 }
 
-/// Tells systemd twice in each `WatchdogSec=` that the event loop lives; a hung service is silent, and systemd restarts it.
+/// Tells systemd twice in each `WatchdogSec=` that the event loop lives. If it hangs, systemd restarts the service.
 async fn feed_watchdog() {
     let Some(bound) = sd_notify::watchdog_enabled() else { return };
     let mut ticks = tokio::time::interval((bound / 2).max(Duration::from_millis(1)));

@@ -1,4 +1,4 @@
-//! `DATABASE_URL`: which database, and how to reach it.
+//! `DATABASE_URL`.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -20,7 +20,7 @@ pub enum DatabaseUrl {
     Sqlite(PathBuf),
 }
 
-/// The parameters of a `postgres://` URL that are understood: a misspelt `sslmode` must not go unnoticed.
+/// The parameters of a `postgres://` URL that sqlx knows. It ignores others, such as a misspelt `sslmode`.
 const POSTGRES_PARAMETERS: [&str; 16] = [
     "application_name",
     "sslmode",
@@ -40,7 +40,7 @@ const POSTGRES_PARAMETERS: [&str; 16] = [
     "password",
 ];
 
-/// Which database, without what lets one in.
+/// Without the password.
 impl fmt::Display for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -59,7 +59,7 @@ impl fmt::Display for DatabaseUrl {
 }
 
 impl DatabaseUrl {
-    /// Takes `postgres://…`, or `sqlite://` and a path, percent-encoded.
+    /// Parses `postgres://…`, or `sqlite://` and a percent-encoded path.
     ///
     /// # Errors
     /// [`SettingError`], without the URL: it holds a password.
@@ -69,12 +69,12 @@ impl DatabaseUrl {
             Self::parse_postgres(url).map_err(|why| invalid(&why))
         } else if let Some(path) = url.strip_prefix("sqlite://") {
             let (path, query) = path.split_once('?').unwrap_or((path, ""));
-            // The file is always made, so mode=rwc changes nothing.
+            // mode=rwc means what the service does anyway.
             if !["", "mode=rwc"].contains(&query) {
                 return Err(invalid(&"a sqlite:// URL takes no parameters but mode=rwc"));
             }
             let path = percent_decode_str(path).collect::<Vec<_>>();
-            // SQLite gives these a special meaning: they name no file.
+            // These have a special meaning in SQLite: they name no file.
             if path.is_empty() || path.starts_with(b":") || path.starts_with(b"file:") {
                 return Err(invalid(&"a sqlite:// URL names a file, as in sqlite:///var/lib/pbx-portal/portal.db"));
             }
@@ -88,7 +88,7 @@ impl DatabaseUrl {
         let (address, query) = url.split_once('?').unwrap_or((url, ""));
         for (name, value) in query.split('&').filter(|p| !p.is_empty()).map(|p| p.split_once('=').unwrap_or((p, ""))) {
             if !POSTGRES_PARAMETERS.contains(&name) && !name.starts_with("options") {
-                // With an unescaped ? in the password, this is a part of it.
+                // Do not show a part of the password: it may have an unescaped ?.
                 let is_name =
                     name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_') && !query.contains('@');
                 let name = if is_name { name } else { "after the ?" };
@@ -106,7 +106,7 @@ impl DatabaseUrl {
             sqlx::Error::Configuration(why) => why.to_string(),
             _ => "it takes the form postgres://user:password@host:5432/database".to_owned(),
         })?;
-        // A URL writes an IPv6 address in brackets, a resolver takes it without.
+        // A URL has brackets around an IPv6 address; a resolver wants none.
         let host = options.get_host().to_owned();
         let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
         Ok(Self::Postgres(Box::new(match bare {

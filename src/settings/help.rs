@@ -42,11 +42,11 @@ pub const EXIT_STATUS: [(&str, &str); 3] = [
 /// A setting as the help text and the manual page show it.
 #[derive(Debug)]
 pub struct Documented {
-    /// Of the environment variable.
+    /// The environment variable.
     pub name: String,
     /// What it is for.
     pub meaning: String,
-    /// In words, if it depends on the system.
+    /// The value, or words if it depends on the system.
     pub default: String,
 }
 
@@ -70,7 +70,7 @@ pub fn documented() -> Vec<Documented> {
     secrets.into_iter().chain(flags).collect()
 }
 
-/// The order in which settings count.
+/// Which source of a setting comes first.
 pub const PRECEDENCE: &str = "A flag comes before the environment, and the environment before ./.env.";
 
 /// The help's list of all settings.

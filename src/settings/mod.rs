@@ -1,5 +1,5 @@
-//! Settings: from the command line, the environment, or `./.env`, in this order. An invalid setting stops the
-//! start with one line that names it.
+//! Settings: from the command line, the environment or `./.env`, in this order. If a setting is invalid, the program prints one
+//! line that names it, and ends.
 
 mod database_url;
 pub mod help;
@@ -30,7 +30,7 @@ impl Cli {
     /// Reads the command line; without a command it is `serve`.
     ///
     /// # Errors
-    /// What clap says of it, help and version included.
+    /// clap's error, which may be the help or the version.
     pub fn read(arguments: impl Iterator<Item = OsString>) -> Result<Self, clap::Error> {
         let mut arguments: Vec<_> = arguments.collect();
         let about_itself = ["-h", "--help", "-V", "--version"];
@@ -63,7 +63,7 @@ pub enum Command {
     Openapi,
 }
 
-/// Everything an administrator can set, but for the two secrets: those never stand on a command line.
+/// All settings but the two secrets, which are never taken from a command line.
 #[derive(Debug, Args)]
 pub struct Settings {
     /// Where the default database lies; made with mode 0700
@@ -112,20 +112,6 @@ impl Settings {
     pub fn asterisk_timeout(&self) -> Duration {
         Duration::from_secs(self.asterisk_timeout_secs)
     }
-
-    /// Looks at what only makes sense together.
-    ///
-    /// # Errors
-    /// Without a token, an address beyond loopback, unless that is allowed.
-    pub fn check(&self, secrets: &Secrets) -> Result<(), SettingError> {
-        if secrets.api_token.is_none() && !self.listen.ip().is_loopback() && !self.allow_unauthenticated {
-            return Err(SettingError(format!(
-                "PORTAL_LISTEN {} is open to other machines and PORTAL_API_TOKEN is not set: anybody there could read every SIP secret; set PORTAL_API_TOKEN, listen on 127.0.0.1, or say PORTAL_ALLOW_UNAUTHENTICATED=true",
-                self.listen
-            )));
-        }
-        Ok(())
-    }
 }
 
 /// How log lines look.
@@ -137,12 +123,12 @@ pub enum LogFormat {
     Json,
 }
 
-/// An invalid setting: names it, and says what it takes.
+/// An invalid setting: its name and the rule.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct SettingError(String);
 
-/// What is taken from the environment or `./.env` alone.
+/// The settings that only the environment or `./.env` can give.
 pub struct Secrets {
     /// `DATABASE_URL`.
     pub database: DatabaseUrl,
@@ -154,7 +140,7 @@ impl Secrets {
     /// Reads the two secrets from the environment.
     ///
     /// # Errors
-    /// [`SettingError`], without the value.
+    /// [`SettingError`], without the value. No token, but an address beyond loopback is an error too, unless `settings` allow it.
     pub fn from_environment(settings: &Settings) -> Result<Self, SettingError> {
         let variable = |name: &str| match std::env::var(name) {
             Ok(value) if value.is_empty() => {
@@ -168,11 +154,18 @@ impl Secrets {
             Some(url) => DatabaseUrl::parse(&url)?,
             None => DatabaseUrl::Sqlite(settings.data_dir.join("portal.db")),
         };
-        Ok(Self { database, api_token: variable("PORTAL_API_TOKEN")?.map(ApiToken::parse).transpose()? })
+        let api_token = variable("PORTAL_API_TOKEN")?.map(ApiToken::parse).transpose()?;
+        if api_token.is_none() && !settings.listen.ip().is_loopback() && !settings.allow_unauthenticated {
+            return Err(SettingError(format!(
+                "PORTAL_LISTEN {} is open to other machines and PORTAL_API_TOKEN is not set: anybody there could read every SIP secret; set PORTAL_API_TOKEN, listen on 127.0.0.1, or say PORTAL_ALLOW_UNAUTHENTICATED=true",
+                settings.listen
+            )));
+        }
+        Ok(Self { database, api_token })
     }
 }
 
-/// What a client must know. `Debug` does not show it.
+/// The token that a client must send. `Debug` does not show it.
 #[derive(Clone)]
 pub struct ApiToken(String);
 
@@ -188,16 +181,16 @@ impl ApiToken {
         }
     }
 
-    /// The shortest token that nobody guesses.
+    /// The length from which nobody can guess a token, in bytes.
     pub const LONG_ENOUGH: usize = 16;
 
-    /// Whether it might be guessed.
+    /// Whether somebody might guess it.
     #[must_use]
     pub fn is_short(&self) -> bool {
         self.0.len() < Self::LONG_ENOUGH
     }
 
-    /// Compares in a time that does not tell how much of `presented` is right.
+    /// Compares in constant time, so that the time does not tell how much of `presented` is right.
     #[must_use]
     pub fn matches(&self, presented: &[u8]) -> bool {
         subtle::ConstantTimeEq::ct_eq(self.0.as_bytes(), presented).into()
