@@ -22,7 +22,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{PATIENCE, Run, proof};
@@ -87,11 +87,11 @@ impl Run<'_> {
                 "these extensions change hands, but Asterisk does not keep them at 404, so their old phones could ring: {}",
                 some_of(still_routed)
             );
-            bail!(self.not_proven(found).await);
+            return Err(self.not_proven(found).await);
         }
         let mut registered = registrations::list(&self.host.control).await?;
         registered.retain(|registration| changing.contains(&registration.number));
-        self.evicted_old |= !registered.is_empty();
+        self.may_have_evicted |= !registered.is_empty();
         self.evict(registered).await?;
         self.progress.done("quarantine");
         Ok(())
@@ -147,7 +147,7 @@ impl Run<'_> {
     /// Afterwards, if it gives true, no registration that a former owner made of the `changing` numbers is left or can come back.
     async fn evict_for_good(&mut self, changing: &BTreeSet<ExtensionNumber>) -> Result<bool> {
         let registered = registrations::list(&self.host.control).await?;
-        if !self.evicted_old && !registered.iter().any(|registration| changing.contains(&registration.number)) {
+        if !self.may_have_evicted && !registered.iter().any(|registration| changing.contains(&registration.number)) {
             return Ok(true);
         }
         let bound = EVICTIONS_LAST_WITHIN.min(self.host.command.bound * (PATIENCE - 2));

@@ -5,21 +5,22 @@
 //! 1. **Lock** this host's files ([`crate::host::lock`]). If another apply holds them, refuse; no audit row is written.
 //! 2. **Audit first**: the row says "interrupted" until step 10, so a crash leaves a true row.
 //! 3. **Snapshot** of all users; both files are rendered in memory.
-//! 4. **Look before touching**: whatever would make the apply fail is found here, and which numbers **change hands**
-//!    ([`ownership`]).
-//! 5. **Prepare**: write and flush both temporary files. A failure up to here changes nothing.
-//! 6. **Quarantine**, if numbers change hands: the routing gives 404 for them until step 8, whatever crashes or restarts.
-//! 7. **Endpoints**: rename and reload; then **hand over** ([`hand_over`]): see the new secrets in force, evict old
-//!    registrations until the eviction lasts.
-//! 8. **Routing**: rename and reload. This ends the quarantine, except for numbers that are not handed over.
+//! 4. **Look before touching**: find all that is known to make an apply fail. Find the numbers that **change hands**: their
+//!    registrations may belong to a former owner ([`ownership`]).
+//! 5. **Prepare**: write and flush both temporary files. Up to here, Asterisk and its files are unchanged.
+//! 6. **Quarantine**, if numbers change hands: calls to them get 404 until step 8, even if Asterisk or this service restarts.
+//! 7. **Endpoints**: rename and reload. Evict registrations of numbers without a user. Then **hand over** ([`hand_over`]): see
+//!    the new secrets in force, and evict the old registrations so that they cannot come back.
+//! 8. **Routing**: rename and reload. This ends the quarantine. A number that could not be handed over stays in it, and the
+//!    apply fails.
 //! 9. **Prove** that Asterisk serves the snapshot, no more and no less, option by option ([`proof`]).
 //! 10. **Finish** the audit row, then release the lock.
 //!
-//! If numbers change hands, the steps run strictly one after another. If none does, Asterisk reads both files at once.
+//! If numbers change hands, the steps run strictly one after another. If none does, both files are renamed, and both reloads run
+//! side by side.
 //!
-//! If a step fails, the apply ends: what is on disk stays, the row says why, and the next apply repairs everything, because each
-//! apply starts from what Asterisk and the disk say, not from what an earlier one meant to do. A client that hangs up does not end
-//! an apply.
+//! If a step fails, the apply ends: what is on disk stays, and the row says why. The next apply needs no record of it, because
+//! each one starts from what Asterisk and the disk say. A client that hangs up does not end an apply.
 
 mod hand_over;
 mod outcome;
@@ -28,7 +29,6 @@ pub mod preview;
 mod proof;
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,10 +58,10 @@ use crate::storage::{self, AuditEntry, Storage, StorageError};
 pub use outcome::{Applied, ApplyError, Progress, ReloadResults};
 use ownership::{OnDisk, Served};
 
-/// An apply may take so many times the bound of one command. Flushing to the disk is not bounded.
+/// The bound of an apply, in bounds of one command. It cannot interrupt a flush to the disk.
 const PATIENCE: u32 = 5;
 
-/// Between two attempts to write an audit row that could not be written.
+/// Between two attempts to complete an audit row.
 const AUDIT_RETRY: Duration = Duration::from_secs(2);
 
 /// Applies to one Asterisk.
@@ -70,8 +70,8 @@ pub struct Applier {
     storage: Storage,
     host: Host,
     name: String,
-    /// Held by the apply that runs in this process. Holds the time until which Asterisk may take back an eviction of a number
-    /// that nobody has; after a start, of one that an earlier process evicted.
+    /// Locked while an apply runs in this process. The value is the time from which on no evicted registration of a number
+    /// without a user can come back. After a start it allows for evictions by an earlier process.
     running: Arc<Mutex<Instant>>,
     tasks: TaskTracker,
     stopping: CancellationToken,
@@ -86,13 +86,13 @@ struct Run<'a> {
     evictions_settled: &'a mut Instant,
     users: Vec<User>,
     numbers: BTreeSet<ExtensionNumber>,
-    /// Whether registrations of numbers that change hands were evicted, by this apply or by one that was interrupted.
-    evicted_old: bool,
+    /// Whether this apply, or one that was interrupted, may have evicted registrations of numbers that change hands.
+    may_have_evicted: bool,
 }
 
 impl Applier {
-    /// Gets ready to apply what `storage` holds to the Asterisk of `settings`. What goes on after a request runs in
-    /// `tasks`; once `stopping` is cancelled, nothing is retried any more.
+    /// Applies what `storage` holds to the Asterisk of `settings`. Work that outlives its request runs in `tasks`. Once
+    /// `stopping` is cancelled, nothing is retried any more.
     #[must_use]
     pub fn new(settings: &Settings, storage: Storage, tasks: TaskTracker, stopping: CancellationToken) -> Self {
         Self {
@@ -111,16 +111,17 @@ impl Applier {
     /// [`ApplyError`].
     ///
     /// # Panics
-    /// If the apply did; its audit row still says "interrupted", which is true.
+    /// If the apply's task panics; its audit row still says "interrupted", which is true.
     pub async fn apply(&self, triggered_by: Name) -> Result<Applied, ApplyError> {
         let mut running = self.running.clone().try_lock_owned().map_err(|_| ApplyError::InProgress)?;
         let (applier, service, request) = (self.clone(), Handle::current(), Span::current());
-        // On a thread of its own, because flushing a file would hold up all other requests.
+        // A thread of its own, because flushing a file would block all other requests. An event loop of its own, because each answer
+        // of Asterisk would otherwise wake the service's thread first.
         let run = move || {
             let event_loop = Builder::new_current_thread().enable_all().build().expect("an event loop");
             event_loop.block_on(applier.run(triggered_by, &service, &mut running).instrument(request))
         };
-        self.tasks.spawn_blocking(run).await.expect("an apply that ends")
+        self.tasks.spawn_blocking(run).await.expect("the apply panicked")
     }
 
     /// Steps 1, 2 and 10, around the others.
@@ -130,11 +131,7 @@ impl Applier {
         service: &Handle,
         evictions_settled: &mut Instant,
     ) -> Result<Applied, ApplyError> {
-        let lock = match HostLock::try_acquire(&self.host.files) {
-            Ok(None) => return Err(ApplyError::InProgress),
-            Ok(Some(lock)) => Ok(lock),
-            Err(error) => Err(error),
-        };
+        let lock = HostLock::try_acquire(&self.host.files).transpose().ok_or(ApplyError::InProgress)?;
         let mut row = AuditEntry {
             id: Uuid::new_v4(),
             triggered_at: storage::now(),
@@ -174,14 +171,13 @@ impl Applier {
 
     /// Steps 3 to 9; gives the number of users.
     async fn steps(&self, lock: &HostLock, progress: &mut Progress, evictions_settled: &mut Instant) -> Result<usize> {
-        // The command is a process, which takes as long as all else before the first change. Asterisk must be booted for it.
-        let command = async {
-            self.host.asterisk().await?;
-            self.host.same_asterisk().await
-        };
-        let (prepared, command) = join!(self.prepared(lock, progress, evictions_settled), command);
+        // Nothing else can be asked before Asterisk has booted.
+        self.host.asterisk().await?;
+        // This probe starts a process, which takes as long as all the others, so it runs beside them.
+        let (prepared, same_asterisk) =
+            join!(self.prepared(lock, progress, evictions_settled), self.host.same_asterisk());
         let (mut run, changing, endpoints, routing) = prepared?;
-        command?;
+        same_asterisk?;
         if changing.is_empty() {
             run.serve_both(endpoints, routing).await?;
             run.evict_nobodys().await?;
@@ -197,7 +193,7 @@ impl Applier {
         Ok(run.users.len())
     }
 
-    /// Steps 3 to 5: gives the numbers that change hands, and both prepared files.
+    /// Steps 3 to 5: gives the run of the other steps, the numbers that change hands, and both prepared files.
     async fn prepared<'a>(
         &'a self,
         lock: &'a HostLock,
@@ -209,7 +205,8 @@ impl Applier {
         let (endpoints, routing) = (render::endpoints(&users), render::routing(&numbers, &BTreeSet::new()));
         progress.done("snapshot and render");
 
-        let mut run = Run { host: &self.host, lock, progress, evictions_settled, users, numbers, evicted_old: false };
+        let mut run =
+            Run { host: &self.host, lock, progress, evictions_settled, users, numbers, may_have_evicted: false };
         let changing = run.look().await?;
         files::remove_left_overs(&self.host.files, lock)?;
         let endpoints = run.prepare(&self.host.files.endpoints, Stage::Final, &endpoints)?;
@@ -220,15 +217,14 @@ impl Applier {
 }
 
 impl Run<'_> {
-    /// Step 4. Afterwards an apply has what it needs. Gives the numbers that change hands.
+    /// Step 4. Afterwards no probe that refuses an apply has failed. Gives the numbers that change hands.
     async fn look(&mut self) -> Result<BTreeSet<ExtensionNumber>> {
-        self.host.asterisk().await?;
         let numbers: Vec<_> = self.numbers.iter().copied().collect();
         let control = &self.host.control;
         let (secrets, main) = join!(objects::secrets(control, &numbers), self.host.look());
         let on_disk = OnDisk::of(self.host, &main?)?;
         if !self.numbers.is_subset(&on_disk.endpoints) {
-            // A number is given away. If its former registration comes back, it is listed from then on.
+            // A number was free. If its former owner's registration comes back, it is listed by then.
             sleep_until(*self.evictions_settled).await;
         }
         let served = Served::new(secrets?, registrations::list(control).await?);
@@ -239,7 +235,7 @@ impl Run<'_> {
                 "none of the {before} users whom Asterisk served before is in the database any more; if that is not meant, look at DATABASE_URL, or restore a backup, then apply again"
             ));
         }
-        self.evicted_old = !on_disk.quarantined.is_disjoint(&self.numbers);
+        self.may_have_evicted = !on_disk.quarantined.is_disjoint(&self.numbers);
         self.progress.done("look before touching");
         Ok(changing)
     }
@@ -249,7 +245,7 @@ impl Run<'_> {
         files::prepare(self.lock, target, stage, content)
     }
 
-    /// The first part of step 7. Afterwards Asterisk has read the endpoints, and accepted or refused them.
+    /// The first part of step 7. Afterwards Asterisk has read the endpoints; it may have refused them.
     async fn serve_endpoints(&mut self, endpoints: Prepared) -> Result<()> {
         self.publish(endpoints, &self.host.files.endpoints)?;
         let result = &mut self.progress.reload_results.pjsip_reload;
@@ -258,11 +254,11 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Step 8. Afterwards calls reach every number but those in `quarantined`.
+    /// Step 8. Afterwards Asterisk has read the routing, in which calls reach every number but those in `quarantined`.
     async fn serve_routing(&mut self, mut routing: Prepared, quarantined: &BTreeSet<ExtensionNumber>) -> Result<()> {
         let target = &self.host.files.routing;
         if !quarantined.is_empty() {
-            drop(routing);
+            drop(routing); // Removes its temporary file.
             routing = self.prepare(target, Stage::Final, &render::routing(&self.numbers, quarantined))?;
         }
         self.publish(routing, target)?;
@@ -272,7 +268,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Steps 7 and 8 if no number changes hands: then their order protects nobody, and Asterisk reads both files at once.
+    /// Steps 7 and 8 if no number changes hands: then their order does not matter.
     async fn serve_both(&mut self, endpoints: Prepared, routing: Prepared) -> Result<()> {
         self.publish(endpoints, &self.host.files.endpoints)?;
         self.publish(routing, &self.host.files.routing)?;
@@ -291,21 +287,22 @@ impl Run<'_> {
         let differences = proof::differences(&self.host.control, &self.users);
         let (differences, transport) = join!(differences, self.host.transport());
         if let Err(found) = proof::verdict(&differences?) {
-            bail!(self.not_proven(found).await);
+            return Err(self.not_proven(found).await);
         }
         // Without a user there is nothing that Asterisk could show: then the include lines are the proof.
         if self.users.is_empty() {
             self.host.includes(&self.host.main_files())?;
         }
         match transport {
+            Ok(_) => {}
             Err(Trouble::Warning(warning)) => self.progress.warn(warning),
-            transport => drop(transport?),
+            Err(failure) => return Err(failure.into()),
         }
         self.progress.done("proof");
         Ok(())
     }
 
-    /// Replaces a target by its temporary file, on the disk, too.
+    /// Renames a temporary file over its target, and flushes the folder.
     fn publish(&mut self, prepared: Prepared, target: &Path) -> Result<()> {
         prepared.publish(self.lock)?;
         let GeneratedFiles { endpoints, routing } = &self.host.files;
@@ -320,40 +317,35 @@ impl Run<'_> {
     }
 }
 
-/// The result of an apply, from those of its steps and of its last write to the database.
+/// The answer, from how the steps ended and whether the audit row could be completed.
 fn conclude(
     audit_log_id: Uuid,
     outcome: Result<usize>,
     finished: Result<(), StorageError>,
     progress: Progress,
 ) -> Result<Applied, ApplyError> {
-    let failed =
-        |error_details, in_force, progress| ApplyError::Failed { audit_log_id, error_details, in_force, progress };
-    match (outcome, finished) {
+    let (in_force, error_details) = match (outcome, finished) {
         (Ok(users), Ok(())) => {
             info!(%audit_log_id, users, evicted = progress.evicted.len(), "apply proven");
-            Ok(Applied { audit_log_id, users, progress })
+            return Ok(Applied { audit_log_id, users, progress });
         }
         (Ok(_), Err(error)) => {
             error!(%audit_log_id, %error, "apply proven, but its audit row can't be completed; it is retried");
             let details = format!(
                 "Asterisk serves the new state, but the audit row can't be completed ({error}); it is retried until the database takes it or the service stops"
             );
-            Err(failed(details, true, Box::new(progress)))
+            (true, details)
         }
-        (Err(error), finished) => {
-            let mut details = error.to_string();
-            if let Err(unfinished) = finished {
-                write!(
-                    details,
-                    "; the audit row says \"interrupted\" until the database takes the rest ({unfinished})"
-                )
-                .expect("writing to a string");
-            }
-            error!(%audit_log_id, error = details, "apply failed");
-            Err(failed(details, false, Box::new(progress)))
+        (Err(failure), Ok(())) => (false, failure.to_string()),
+        (Err(failure), Err(error)) => {
+            let row = "the audit row says \"interrupted\" until the database takes the rest";
+            (false, format!("{failure}; {row} ({error})"))
         }
+    };
+    if !in_force {
+        error!(%audit_log_id, error = error_details, "apply failed");
     }
+    Err(ApplyError::Failed { audit_log_id, error_details, in_force, progress: Box::new(progress) })
 }
 
 async fn retry_audit(storage: Storage, row: AuditEntry, stopping: CancellationToken) {

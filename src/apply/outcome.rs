@@ -22,17 +22,17 @@ pub struct Progress {
     pub reload_results: ReloadResults,
     /// The registrations that were evicted.
     pub evicted: Vec<Registration>,
-    /// What an administrator should look at, although it is no failure.
+    /// What an administrator should look at, although the apply goes on.
     pub warnings: Vec<String>,
 }
 
 /// The results of the reloads; a step that was not reached is null.
 #[derive(Debug, Clone, Default, Serialize, ToSchema)]
 pub struct ReloadResults {
-    /// Of the endpoints.
+    /// Of `pjsip reload`.
     #[schema(required)]
     pub pjsip_reload: Option<CommandResult>,
-    /// Of the routing; the last one, if there were several.
+    /// Of `dialplan reload`; the last one, if there were several.
     #[schema(required)]
     pub dialplan_reload: Option<CommandResult>,
 }
@@ -93,7 +93,7 @@ impl Progress {
         self.warnings.push(warning);
     }
 
-    /// Notes what was evicted: each phone once, however often it came back.
+    /// Records evicted registrations: each phone once, however often it came back.
     pub(super) fn note_evicted(&mut self, registrations: Vec<Registration>) {
         for new in registrations.into_iter().filter(|registration| !registration.is_evicted()) {
             if !self.evicted.iter().any(|old| (old.number, &old.contact) == (new.number, &new.contact)) {

@@ -40,7 +40,7 @@ async fn next_apply(host: &Host, users: &[User]) -> Probed {
     Err(Trouble::Warning(format!("would {}; POST /apply", parts.join(", "))))
 }
 
-/// Phones that the next apply evicts: of numbers that nobody has, and of numbers that change hands.
+/// The numbers whose registrations the next apply evicts: those without a user, and those that change hands.
 async fn old_registrations(host: &Host, users: &[User]) -> Probed {
     let on_disk = OnDisk::of(host, &host.main_files())?;
     let wanted = proof::numbers(users);
