@@ -41,7 +41,7 @@ pub(super) struct AppliedBody {
     audit_log_id: Uuid,
     /// The files that were replaced.
     files_written: Vec<String>,
-    /// How the reloads went.
+    /// The results of the reloads.
     reload_results: ReloadResults,
     /// How many users Asterisk serves.
     #[schema(minimum = 0, maximum = 1000)]
@@ -84,7 +84,7 @@ impl From<Applied> for AppliedBody {
     }
 }
 
-/// What the document shows.
+/// The example in the API's document.
 fn applied() -> Value {
     let reload = |command, stdout| json!({"command": command, "exit_code": 0, "stdout": stdout, "stderr": ""});
     json!({
@@ -112,7 +112,7 @@ pub(super) struct FailedApply {
     error: Phrase,
     /// What state Asterisk is in, and what to do.
     message: String,
-    /// Each line of the service's log about this request has it, and so has the header `x-request-id`.
+    /// The header `x-request-id` and each line of the service's log about this request have the same.
     request_id: String,
     /// Its row in the audit log.
     audit_log_id: Uuid,
@@ -120,11 +120,11 @@ pub(super) struct FailedApply {
     error_details: String,
     /// The files that were replaced.
     files_written: Vec<String>,
-    /// How the reloads went; a step not reached is null.
+    /// The results of the reloads; null for a step that was not reached.
     reload_results: ReloadResults,
 }
 
-/// What may have been done although the database failed.
+/// What may have been written although the database failed.
 const AUDIT_ROW: &str = "an audit row was written (nothing else was done)";
 /// For an apply that failed before it wrote a file.
 const NOTHING_CHANGED: &str = "Nothing was changed; see error_details, mend it, then apply again.";
@@ -162,7 +162,7 @@ fn answer(error: ApplyError) -> ApiError {
     }
 }
 
-/// An example of what went wrong.
+/// An example of `error_details`.
 const NOT_RUNNING: &str = "Asterisk is not running: nothing answers on /var/run/asterisk/asterisk.ctl (No such file or directory (os error 2)); start it (systemctl start asterisk), or set ASTERISK_RUN_DIR";
 
 struct ApplyFailures;

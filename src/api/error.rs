@@ -1,5 +1,5 @@
-//! An error's status and body. The phrase decides the status, here, in one place. What every request can meet has its text here
-//! too; an error of one operation has its text with that operation.
+//! An error's status and body. The phrase decides the status, in one place. The texts of errors that any request can get are
+//! here; those of one operation are with that operation.
 
 use std::borrow::Cow;
 
@@ -28,7 +28,7 @@ pub struct ApiError {
 pub struct FieldError {
     /// The field's name; `body` for the body as a whole, `id` for the path's.
     pub field: String,
-    /// What it takes.
+    /// The rule that it breaks.
     pub message: String,
 }
 
@@ -97,13 +97,13 @@ pub struct ErrorBody {
     pub error: Phrase,
     /// For a person: what happened, and what to do.
     pub message: String,
-    /// Each line of the service's log about this request has it, and so has the header `x-request-id`.
+    /// The header `x-request-id` and each line of the service's log about this request have the same.
     pub request_id: String,
     /// With `Validation failed`: every bad field.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub details: Option<Vec<FieldError>>,
-    /// What an operation adds.
+    /// More fields, from the operation.
     #[serde(flatten)]
     #[schema(ignore)]
     pub more: Option<Value>,
@@ -115,7 +115,7 @@ impl ApiError {
         Phrase::Unauthorized,
         "Send the header 'Authorization: Bearer …' with the value of PORTAL_API_TOKEN.",
     );
-    /// 404 of a path.
+    /// 404 for a path.
     pub const NOT_FOUND: Self =
         Self::new(Phrase::NotFound, "There is nothing here; /docs tells which operations there are.");
     /// 405.
@@ -128,19 +128,19 @@ impl ApiError {
     /// 415.
     pub const UNSUPPORTED_MEDIA_TYPE: Self =
         Self::new(Phrase::UnsupportedMediaType, "Send JSON, with the header 'Content-Type: application/json'.");
-    /// 500 of a panic.
+    /// 500 after a panic.
     pub const INTERNAL: Self = Self::new(
         Phrase::InternalServerError,
         "Something went wrong that should never; the service's log has a line about it.",
     );
 
-    /// An error whose message is always the same.
+    /// An error with a constant message.
     #[must_use]
     pub const fn new(phrase: Phrase, message: &'static str) -> Self {
         Self { phrase, message: Cow::Borrowed(message), details: None, more: None }
     }
 
-    /// An error whose message is made for it.
+    /// An error with a message of its own.
     pub fn with_message(phrase: Phrase, message: impl Into<Cow<'static, str>>) -> Self {
         Self { phrase, message: message.into(), details: None, more: None }
     }
@@ -158,8 +158,8 @@ impl ApiError {
         Self { more: Some(more), ..self }
     }
 
-    /// A failure of the database, logged here: 503, or 500 for a row that was edited by hand. `what` may have been written although
-    /// the call failed; `None` for an operation that only reads.
+    /// Logs a failure of the database, and makes the answer: 503, or 500 for a row that was edited by hand. `what` says what may have
+    /// been written although the call failed; `None` for an operation that only reads.
     pub fn database(failure: &StorageError, what: Option<&'static str>) -> Self {
         match failure {
             StorageError::Unavailable { reason, advice, maybe_written } => {
@@ -177,7 +177,7 @@ impl ApiError {
         }
     }
 
-    /// 503. Nothing was changed, unless there is something of which that is unknown.
+    /// 503. `unknown` says what may have been written; without it, nothing was changed.
     pub(super) fn database_unavailable(unknown: Option<&'static str>, advice: &str) -> Self {
         let message = match unknown {
             None => format!("The database failed; nothing was changed. {advice}"),

@@ -1,5 +1,5 @@
-//! A request's JSON object, field by field, so that an answer names every bad field at once. It is read as UTF-8, which JSON
-//! prescribes, whatever charset the content type names.
+//! A request's JSON object, parsed field by field, so that an answer names every bad field at once. It is always read as UTF-8, as
+//! the JSON standard says, whatever charset the content type names.
 
 use std::fmt;
 
@@ -17,7 +17,7 @@ use super::error::{ApiError, FieldError};
 use super::server::BODY_PATIENCE;
 use crate::domain::Invalid;
 
-/// The fields of a JSON object. An operation takes each of its fields once; a field that is left over is refused.
+/// The fields of a JSON object. An operation takes each of its fields once; a field that is left over is an error.
 pub struct Fields {
     fields: Map<String, Value>,
     errors: Vec<FieldError>,
@@ -27,7 +27,7 @@ impl<S: Send + Sync> FromRequest<S> for Fields {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        // A length that is too large is refused before the body is asked for.
+        // If the length is too large, do not ask for the body.
         if request.body().size_hint().lower() > MAX_BODY_BYTES as u64 {
             return Err(ApiError::PAYLOAD_TOO_LARGE);
         }
@@ -51,7 +51,7 @@ fn refused(rejection: &JsonRejection) -> ApiError {
     }
 }
 
-/// For a body that ends too early, or comes too late.
+/// The error of a body that ends too early or comes too late.
 fn not_whole() -> ApiError {
     let seconds = BODY_PATIENCE.as_secs();
     ApiError::validation(vec![FieldError::new("body", format!("must arrive whole, within {seconds} seconds"))])
@@ -96,7 +96,7 @@ impl Fields {
         parsed.map_err(|message| self.errors.push(FieldError::new(name, message))).ok()
     }
 
-    /// Returns `values`, which were taken, if all were good and no other field is left.
+    /// Gives `values`, which were taken, if all were valid and no other field is left.
     ///
     /// # Errors
     /// 400 with every bad field.

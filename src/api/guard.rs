@@ -1,6 +1,6 @@
-//! Who may use the API. With a token, every client that presents it. Without one, every client that reaches the listener, but no
-//! web page in an administrator's browser: the browser names a page of another origin in `Origin`, and a page whose host name now resolves to a
-//! loopback address (DNS rebinding) in `Host`. The documentation is open to everybody.
+//! Who may use the API. With a token, every client that sends it. Without one, every client that reaches the listener, but no
+//! web page in an administrator's browser. The browser names a page of another origin in `Origin`. It names a page whose host
+//! name now resolves to a loopback address (DNS rebinding) in `Host`. The documentation is open to everybody.
 
 use std::net::IpAddr;
 
@@ -12,23 +12,23 @@ use axum::response::Response;
 use super::error::{ApiError, Phrase};
 use crate::settings::ApiToken;
 
-/// Forbidden without a token.
+/// 403 for a page of another origin, without a token.
 pub const OTHER_ORIGIN: ApiError =
     ApiError::new(Phrase::Forbidden, "Without PORTAL_API_TOKEN, a web page of another origin may not use this API.");
-/// Forbidden without a token on a loopback listener.
+/// 403 for another host name, on a loopback listener without a token.
 pub const OTHER_HOST: ApiError = ApiError::new(
     Phrase::Forbidden,
     "Without PORTAL_API_TOKEN, a request must be addressed to 127.0.0.1 or localhost.",
 );
 
-/// The rule of one listener.
+/// How requests are authorized.
 #[derive(Debug, Clone)]
 pub enum Guard {
     /// Every request but the documentation needs it.
     Token(ApiToken),
     /// No token; `loopback` is whether only this machine can reach the listener.
     Open {
-        /// Then `Host` must name this machine too.
+        /// If so, `Host` must name this machine.
         loopback: bool,
     },
 }

@@ -36,7 +36,7 @@ use openapi::Document;
 /// The largest body, in bytes: a name and an address are far smaller.
 const MAX_BODY_BYTES: usize = 16 * 1024;
 
-/// What the operations work on.
+/// The state that the operations share.
 #[derive(Debug)]
 pub struct Portal {
     /// Users.
@@ -62,7 +62,7 @@ pub fn openapi_document() -> String {
     operations().1.to_pretty_json().expect("a document of plain values") + "\n"
 }
 
-/// Everything that is served.
+/// The operations and their documentation.
 pub fn router(portal: Portal, guard: Guard) -> Router {
     let (operations, document) = operations();
     layered(operations.with_state(Arc::new(portal)).merge(openapi::page(document)), guard)
@@ -77,7 +77,7 @@ pub fn layered(routes: Router, guard: Guard) -> Router {
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(middleware::from_fn_with_state(guard, guard::check))
         .layer(CatchPanicLayer::custom(panicked))
-        // Answers hold secrets, and are what they say they are.
+        // Answers hold secrets: no cache may keep them, and no browser may guess another type.
         .layer(always(header::CACHE_CONTROL, "no-store"))
         .layer(always(header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
         .layer(middleware::from_fn(request_log::log))

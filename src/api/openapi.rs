@@ -1,4 +1,4 @@
-//! The operations' document, and the page that shows it.
+//! The OpenAPI document, and the page that shows it.
 
 use std::collections::BTreeMap;
 
@@ -23,11 +23,11 @@ pub const USER_ID: Uuid = uuid!("0b9ad2e4-3f0c-4c1e-9d6e-1f8a2b7c5d90");
 const REQUEST_ID: Uuid = uuid!("5ffb5a6a-79de-421c-838c-dbe842bce6d4");
 pub const AUDIT_LOG_ID: Uuid = uuid!("7c1f0d52-90a4-4a58-8d5e-2b6f3e9a1c47");
 
-/// Nothing but the page's own files, the `data:` images of its style sheet among them, and no page of others around it.
+/// The page loads its own files only, and the `data:` images of its style sheet. No other page may embed it.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// What the operations have in common.
+/// The document without its operations.
 #[derive(OpenApi)]
 #[openapi(
     info(
@@ -58,7 +58,8 @@ impl Modify for Token {
     }
 }
 
-/// The answers of an operation that can fail with these, and as every operation can: each with the very body that is sent.
+/// The responses of an operation that can fail with `errors`, and with those that any operation can. The examples are the bodies
+/// that are sent.
 pub fn failures<const N: usize>(errors: [ApiError; N]) -> BTreeMap<String, RefOr<openapi::Response>> {
     let every_operation = [ApiError::UNAUTHORIZED, guard::OTHER_ORIGIN, guard::OTHER_HOST, ApiError::INTERNAL];
     let mut statuses = BTreeMap::<StatusCode, Vec<ApiError>>::new();
@@ -68,11 +69,11 @@ pub fn failures<const N: usize>(errors: [ApiError; N]) -> BTreeMap<String, RefOr
     statuses.into_iter().map(|(status, errors)| (status.as_str().to_owned(), response(errors).into())).collect()
 }
 
-/// The answer of one status.
+/// The response of one status.
 fn response(errors: Vec<ApiError>) -> openapi::Response {
     let error_body = Ref::from_schema_name("ErrorBody");
     let schema = if errors.iter().any(|error| error.phrase() == Phrase::ApplyOperationFailed) {
-        // What should never be has what every error has, so a failed apply fits both.
+        // An internal error has the fields that every error has, so a failed apply matches both schemas.
         AnyOfBuilder::new().item(Ref::from_schema_name("FailedApply")).item(error_body).into()
     } else {
         RefOr::<openapi::Schema>::from(error_body)
@@ -93,9 +94,9 @@ fn response(errors: Vec<ApiError>) -> openapi::Response {
     ResponseBuilder::new().description(description).content("application/json", content).build()
 }
 
-/// Swagger UI, its files in the binary; a file that it does not have is a 404 as everywhere.
+/// Swagger UI, whose files are in the binary. A file that does not exist is the API's own 404.
 pub fn page(document: openapi::OpenApi) -> Router {
-    // Its other layout asks a service on the Internet whether the document is valid, and has a style inside its logo.
+    // The standard layout asks a service on the Internet to validate the document, and has an inline style, which the policy forbids.
     let config = Config::default().use_base_layout().default_models_expand_depth(0);
     let page: Router = SwaggerUi::new("/docs").url("/openapi.json", document).config(config).into();
     page.layer(middleware::map_response(async |response: Response| {

@@ -20,15 +20,15 @@ task_local! {
     static CURRENT_ID: String;
 }
 
-/// The id of the request that this task answers; empty outside of one.
+/// The id of the request that this task answers; empty in other tasks.
 pub fn current_id() -> String {
     CURRENT_ID.try_with(Clone::clone).unwrap_or_default()
 }
 
-/// How much of a path is logged.
+/// The longest part of a path that is logged.
 const MAX_PATH_CHARS: usize = 200;
 
-/// Logs a request once it is answered. Lines that are logged meanwhile carry its id.
+/// Logs a request when it is answered. Lines that are logged meanwhile have its id, too.
 pub async fn log(request: Request, next: Next) -> Response {
     let sent = request.headers().get(REQUEST_ID).filter(|id| id.len() <= MAX_ID_BYTES && id.to_str().is_ok());
     let id = sent

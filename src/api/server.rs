@@ -1,15 +1,15 @@
-//! HTTP/1 for untrusted clients: whatever they send or fail to send, they cost little, and not for long.
+//! HTTP/1 for untrusted clients: whatever they send or do not send, each uses little memory, for a bounded time.
 //!
 //! - **Reading.** The head of a first request must arrive within [`HEAD_PATIENCE`], a body within [`BODY_PATIENCE`] after its
 //!   head, at whatever rate the bytes come. A head has at most 16 KiB and 100 fields, a body 16 KiB.
-//! - **Answering** takes as long as it takes: an apply may need minutes. A client may close the sending half of its connection
+//! - **Answering** has no bound: an apply may need minutes. A client may close the sending half of its connection
 //!   after the request, and still gets the answer.
 //! - **Writing.** The client must take an answer and send the next request's head within [`ANSWER_PATIENCE`]. hyper works on the
 //!   next request only after the client has taken the answer. So a client that pipelines requests makes the service hold one
 //!   answer at a time: at worst a list of 1000 users, 250 kB, for each connection.
-//! - **Room.** At most [`MAX_CONNECTIONS`], fewer where the process may open fewer files. Further connections wait in the
-//!   kernel's queue. When all places are taken, each connection ends with its present answer, so all come free within the bounds
-//!   above. If accepting fails (without file handles, say), it is logged and tried again after a second.
+//! - **Room** for [`MAX_CONNECTIONS`], fewer if the process may open fewer files. Further connections wait in the kernel's queue.
+//!   When all places are taken, each connection is closed after its present answer, so all become free within the bounds above.
+//!   If accepting fails (without file handles, say), it is logged and tried again after a second.
 //!
 //! A body that is late is a 400, `Validation failed`. Everything else that is late, is not HTTP, or has an oversized head ends the
 //! connection, without an answer or with hyper's own 400 or 431. Those two have no body; they are the only answers that are not
@@ -45,13 +45,13 @@ pub const HEAD_PATIENCE: Duration = Duration::from_secs(5);
 /// From the end of a head to the end of its body.
 pub const BODY_PATIENCE: Duration = Duration::from_secs(5);
 
-/// From an answer to the end of the next request's head. By then a client at 100 kbit/s has taken the list of 1000 users.
+/// From an answer to the end of the next request's head. Enough for a client at 100 kbit/s to read a list of 1000 users.
 pub const ANSWER_PATIENCE: Duration = Duration::from_secs(20);
 
 /// The most connections at a time.
 pub const MAX_CONNECTIONS: u64 = 512;
 
-/// File handles that are kept for the databases, Asterisk and the generated files.
+/// File handles reserved for the database, Asterisk and the generated files.
 const OWN_HANDLES: u64 = 64;
 
 /// The largest head, and the most that is read ahead.
@@ -91,7 +91,7 @@ async fn converse(
     _place: OwnedSemaphorePermit,
     room: Arc<Semaphore>,
 ) {
-    // Until when the client may take its time; `None` while the service works on an answer.
+    // When the client is too slow; `None` while the service works on an answer.
     let waited_until = Mutex::new(Some(Instant::now() + HEAD_PATIENCE));
     let wait_until = |time| *waited_until.lock().unwrap_or_else(PoisonError::into_inner) = time;
     let router = TowerToHyperService::new(router);
@@ -105,7 +105,7 @@ async fn converse(
         Ok::<_, Infallible>(answer)
     });
     let mut http = http1::Builder::new();
-    // hyper bounds heads only; `no_progress` bounds everything that the client may take its time for.
+    // hyper bounds heads only; `no_progress` bounds all that the client does.
     http.header_read_timeout(None).half_close(true).max_buf_size(MAX_HEAD_BYTES);
     let connection = watcher.watch(http.serve_connection(TokioIo::new(stream), service));
     tokio::select! {
@@ -116,7 +116,7 @@ async fn converse(
     }
 }
 
-/// Ends when the client has taken too long. It sleeps until that may be so, so that a request need not wake it.
+/// Ends when the client has taken too long. Sleeps until that can be so at the earliest, so that no request needs to wake it.
 async fn no_progress(waited_until: &Mutex<Option<Instant>>) {
     loop {
         let (now, until) = (Instant::now(), *waited_until.lock().unwrap_or_else(PoisonError::into_inner));

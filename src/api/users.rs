@@ -22,7 +22,7 @@ use super::{Portal, openapi};
 use crate::domain::{Email, ExtensionNumber, Name, Secret, User};
 use crate::storage::{LOOK_AND_TRY_AGAIN, StorageError};
 
-/// What a user's id looks like.
+/// The rule of a user's id.
 const ID_RULE: &str = "must be a UUID such as 0b9ad2e4-3f0c-4c1e-9d6e-1f8a2b7c5d90";
 
 /// A new user.
@@ -42,7 +42,7 @@ fn name_schema() -> RefOr<Schema> {
     name_with("The user's name, which a called phone shows", "Alice Ångström")
 }
 
-/// The schema of a [`Name`], with what it stands for in one field.
+/// The schema of a field that is a [`Name`].
 pub(super) fn name_with(purpose: &str, example: &str) -> RefOr<Schema> {
     let rule = "1 to 255 characters of any script, without control or line-breaking characters; white space around it is taken off.";
     ObjectBuilder::new()
@@ -109,7 +109,7 @@ impl<'u> UserList<'u> {
 pub(super) struct Deleted {
     message: String,
     deleted_user_id: Uuid,
-    /// Null for a user without an extension, which only an edit by hand leaves.
+    /// Null if the user had no extension, because somebody deleted its row by hand.
     #[schema(minimum = 1000, maximum = 1999, required)]
     freed_extension: Option<u16>,
 }
@@ -139,7 +139,7 @@ impl Deleted {
     }
 }
 
-/// What the document shows.
+/// The example in the API's document.
 fn alice() -> Value {
     json!({
         "id": openapi::USER_ID,
@@ -172,7 +172,7 @@ fn invalid_id() -> ApiError {
 /// An example of a row that was edited by hand.
 const DAMAGED_NAME: &str = "name of user 0b9ad2e4-3f0c-4c1e-9d6e-1f8a2b7c5d90 in table users was edited by hand: it must be 1 to 255 characters, white space around it aside, without control characters or line breaks; correct it with UPDATE users SET name = '…' WHERE id = '0b9ad2e4-3f0c-4c1e-9d6e-1f8a2b7c5d90', or delete the user with DELETE /users/0b9ad2e4-3f0c-4c1e-9d6e-1f8a2b7c5d90";
 
-/// What may have been done although the database failed.
+/// What may have been written although the database failed.
 const MAYBE_CREATED: &str = "the user was created: look with GET /users before you try again";
 const MAYBE_DELETED: &str = "the user was deleted: look with GET /users";
 
@@ -221,7 +221,7 @@ impl IntoResponses for DeleteFailures {
 
 /// Create a user
 ///
-/// The user gets the lowest free extension of 1000 to 1999 and a secret for their phone. Asterisk learns of them with the
+/// The user gets the lowest free extension from 1000 to 1999 and a secret for their phone. Asterisk serves the user after the
 /// next apply.
 #[utoipa::path(
     post, path = "/users", operation_id = "createUser", tag = "Users",

@@ -21,13 +21,13 @@ use tracing::info;
 use super::identity::{self, Identity};
 use super::permissions::{self, COMMANDS};
 
-/// Stands for the greeting where an error names a command: Asterisk sends it before any command.
+/// Takes the place of a command in errors about the greeting, which Asterisk sends before any command.
 const GREETING: &str = "(its greeting)";
 
 /// The longest command, in bytes.
 pub const MAX_COMMAND_BYTES: usize = 499;
 
-/// How often a listing is read until it is whole.
+/// How often a truncated listing is tried.
 const READINGS: usize = 10;
 
 /// How long to wait when two other connections are waiting to be accepted: Asterisk's queue is then full.
@@ -62,8 +62,7 @@ pub struct Control {
     bound: Duration,
 }
 
-/// The error of an answer that has not the form that this command's answer has. What shows auths shows secrets, so it is not
-/// quoted.
+/// The error of an answer that cannot be parsed. Quotes its beginning, but never of auths, which show secrets.
 pub(super) fn unexpected(command: &str, answer: &str) -> Error {
     let beginning: String = answer.trim().chars().filter(|c| *c != '\0').take(200).collect();
     let shown = match beginning.as_str() {
@@ -76,7 +75,7 @@ pub(super) fn unexpected(command: &str, answer: &str) -> Error {
     )
 }
 
-/// Fails if the answer says that Asterisk ran none of a command: it is not permitted, or Asterisk is shutting down.
+/// Fails if Asterisk refused to run a command: it is not permitted, or Asterisk is shutting down.
 pub(super) fn refusal(answer: &str) -> Result<()> {
     for line in answer.lines() {
         if let Some(rest) = line.strip_prefix("You don't have permissions to run '") {
@@ -128,8 +127,8 @@ impl Control {
         Ok(answer)
     }
 
-    /// Runs a command that lists something. Asterisk drops lines if the reader is slow; `parse` gives `None` for such a listing,
-    /// and it is read again, a few times.
+    /// Runs a command that lists something. Asterisk drops lines if the reader is slow. `parse` gives `None` for such a truncated
+    /// listing, which is then retried, a few times.
     pub async fn listing<T>(&self, command: &str, parse: impl Fn(&str) -> Option<T>) -> Result<T> {
         self.listings(&[command], parse).await
     }
@@ -142,12 +141,12 @@ impl Control {
             if let Some(parsed) = parse(&answer) {
                 return Ok(parsed);
             }
-            info!(command = first_and_last(commands), "the listing lost lines; it is read again");
+            info!(command = first_and_last(commands), "the listing is truncated; it is retried");
         }
         Err(unexpected(&first_and_last(commands), &answer))
     }
 
-    /// Which Asterisk answers on this socket.
+    /// The identity of the Asterisk that answers on this socket.
     pub async fn identity(&self) -> Result<Identity> {
         self.listing(identity::COMMAND, Identity::parse).await
     }
@@ -158,7 +157,7 @@ impl Control {
         refusal(&self.ask_all(&harmless).await?)
     }
 
-    /// Who answers: the greeting says the version, the kernel says the user and its groups.
+    /// The server that answers. Its greeting has the version; the kernel knows its user and groups.
     pub async fn server(&self) -> Result<Server> {
         timeout(self.bound, self.greeting()).await.map_err(|_| self.hung(GREETING))?
     }

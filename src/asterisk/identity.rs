@@ -1,12 +1,12 @@
-//! What an Asterisk says about itself: `core show settings`.
+//! Which Asterisk answers, by `core show settings`.
 
 /// The command that shows it.
 pub const COMMAND: &str = "core show settings";
 
-/// Two answers of one running Asterisk have the same.
+/// Equal in all answers of one running Asterisk.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// Made anew at each start of Asterisk.
+    /// New at each start of Asterisk.
     uuid: String,
     /// The folder that it reads its configuration from.
     pub config_dir: String,

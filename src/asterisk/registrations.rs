@@ -112,7 +112,7 @@ impl Look {
             {
                 return Ok(Self { registrations, mark, marks });
             }
-            info!(command = LIST, "the listing lost lines or took too long; it is read again");
+            info!(command = LIST, "the listing is truncated or took too long; it is retried");
         }
         Err(unexpected(LIST, &answer))
     }

@@ -53,7 +53,7 @@ impl Reload {
 /// How a command went.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct CommandResult {
-    /// As it could be typed.
+    /// As an administrator would type it.
     #[schema(example = "asterisk -rx 'pjsip reload'")]
     pub command: String,
     /// `null` if the command took too long and was killed, or could not be started.
@@ -104,7 +104,7 @@ impl AsteriskCommand {
                     "{typed}: Asterisk has been busy with other reloads for {} s; find out who reloads it all the time, then apply again",
                     self.bound.as_secs()
                 );
-                info!(command = typed, "Asterisk dropped the reload; it is sent again");
+                info!(command = typed, "Asterisk dropped the reload; it is retried");
                 sleep(RETRY).await;
             } else if output.contains("No such command") {
                 let Some(next) = commands.next() else {
@@ -120,7 +120,7 @@ impl AsteriskCommand {
         }
     }
 
-    /// Which Asterisk this program reaches.
+    /// The identity of the Asterisk that this program reaches.
     pub async fn identity(&self) -> Result<Identity> {
         let mut last = None;
         let CommandResult { command, stdout, stderr, .. } = self.run(identity::COMMAND, &mut last).await?;

@@ -4,7 +4,7 @@ use regex::Regex;
 
 use super::Invalid;
 
-/// An e-mail address as the HTML standard's `<input type=email>` takes it, at most 255 characters, kept as typed.
+/// An e-mail address by the grammar of the HTML standard's `<input type=email>`, at most 255 characters, kept as typed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Email(String);
 
@@ -12,14 +12,14 @@ impl Email {
     /// The HTML standard's grammar of a valid e-mail address: ASCII only.
     pub const PATTERN: &str = r"^[a-zA-Z0-9.!#$%&'*+/=?^_`{|}~-]+@[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?(\.[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?)*$";
 
-    /// The rule, for the person who typed something else.
+    /// The rule, in words.
     pub const INVALID: Invalid =
         Invalid("must be an e-mail address such as alice@example.com, at most 255 characters, ASCII only");
 
     /// The longest address, in characters.
     pub const MAX_LENGTH: usize = 255;
 
-    /// Takes what was typed.
+    /// Parses what a person typed.
     ///
     /// # Errors
     /// [`Invalid`] with the rule.

@@ -2,7 +2,7 @@ use std::fmt;
 
 use super::Invalid;
 
-/// An extension of the pool: 1000 to 1999. Endpoint, auth and AOR of a user are all named as it.
+/// An extension of the pool: 1000 to 1999. A user's endpoint, auth and AOR have it as their name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ExtensionNumber(u16);
 
@@ -12,7 +12,7 @@ impl ExtensionNumber {
     /// The highest number of the pool.
     pub const LAST: u16 = 1999;
 
-    /// Takes exactly the four digits of a number of the pool, and nothing else.
+    /// Parses exactly four digits that are a number of the pool.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let four_digits = text.len() == 4 && text.bytes().all(|b| b.is_ascii_digit());

@@ -1,4 +1,4 @@
-//! What the service is about, as types that cannot be wrong: parsed once, valid ever after.
+//! The values that the service works with, as types that are always valid: parsed once, never checked again.
 
 mod email;
 mod extension;
@@ -13,7 +13,7 @@ pub use secret::Secret;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-/// Why a text is not a value of a type: what the type takes, for the person who typed it.
+/// The error of a text that a type rejects: the rule, for the person who typed it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Invalid(pub &'static str);
@@ -44,7 +44,7 @@ pub struct Extension {
     pub secret: Secret,
 }
 
-/// A few of many and a count, for a person: `1000, 1001, 1002, 1003, 1004 and 95 more`.
+/// Lists the first few and counts the rest: `1000, 1001, 1002, 1003, 1004 and 95 more`.
 #[must_use]
 pub fn some_of(all: impl IntoIterator<Item = impl ToString>) -> String {
     const NAMED: usize = 5;

@@ -10,8 +10,8 @@ use super::Invalid;
 pub struct Name(String);
 
 impl Name {
-    /// The rule, as the API's document gives it and as [`Name::parse`] applies it: white space (Unicode's
-    /// `White_Space`) on either side, and between it what neither starts nor ends with white space.
+    /// The rule, for the API's document and for [`Name::parse`]: white space (Unicode's `White_Space`) on either side, and
+    /// between it a text that neither starts nor ends with white space.
     pub const PATTERN: &str = concat!(
         r"^[\u0009-\u000d\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]*",
         r"[^\u0000-\u0020\u007f-\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]",
@@ -20,11 +20,11 @@ impl Name {
         r"[\u0009-\u000d\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]*$",
     );
 
-    /// The rule, for the person who typed something else.
+    /// The rule, in words.
     pub const INVALID: Invalid =
         Invalid("must be 1 to 255 characters, white space around it aside, without control characters or line breaks");
 
-    /// Takes what was typed, and trims it.
+    /// Parses what a person typed, and trims it.
     ///
     /// # Errors
     /// [`Invalid`] with the rule.

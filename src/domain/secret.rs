@@ -2,14 +2,14 @@ use std::fmt;
 
 use super::Invalid;
 
-/// What people type without mistaking one for another: one case, no 0 and o, 1 and l and i, 2 and z, 5 and s,
+/// Letters and digits that people do not confuse: one case, no 0 and o, 1 and l and i, 2 and z, 5 and s,
 /// 8 and b, 9 and g and q, u and v.
 const ALPHABET: &[u8; LETTERS as usize] = b"acdefhjkmnprtwxy34679";
 
-/// How many letters there are.
+/// The length of the alphabet.
 const LETTERS: u8 = 21;
 
-/// 30 letters of 21 make 131 bits.
+/// In letters: 30 of 21 make 131 bits.
 const LENGTH: usize = 30;
 
 /// The password that a phone registers with: letters and digits only, so that it is safe in a configuration file
@@ -24,7 +24,7 @@ impl Secret {
     /// If the operating system gives no random bytes: nothing else would be safe.
     #[must_use]
     pub fn generate() -> Self {
-        // The largest multiple of the alphabet's length that a byte holds: above it a letter would be likelier than another.
+        // The largest multiple of the alphabet's length that fits a byte. Larger bytes would make some letters likelier than others.
         const FAIR: u8 = u8::MAX - u8::MAX % LETTERS;
         let mut secret = String::with_capacity(LENGTH);
         let mut bytes = [0; LENGTH];
@@ -36,10 +36,10 @@ impl Secret {
         Self(secret)
     }
 
-    /// Takes a secret from the database.
+    /// Parses a secret from the database.
     ///
     /// # Errors
-    /// [`Invalid`] if it has other characters than letters and digits: then the service did not make it.
+    /// [`Invalid`] if it has other characters than letters and digits: the service did not make it.
     pub fn parse(stored: &str) -> Result<Self, Invalid> {
         if !stored.is_empty() && stored.len() <= 64 && stored.bytes().all(|b| b.is_ascii_alphanumeric()) {
             Ok(Self(stored.to_owned()))

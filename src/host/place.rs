@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-/// The base name of the routing file: `dialplan show` prints it behind each line that came from it.
+/// The base name of the routing file. `dialplan show` prints it after each line of that file.
 pub const ROUTING_FILE_NAME: &str = "generated_routing.conf";
 
 /// The paths of the two files.

@@ -16,7 +16,7 @@ const SETGID: u32 = 0o2000;
 /// The sticky bit of a folder's mode.
 pub const STICKY: u32 = 0o1000;
 
-/// What to do about the kernel's error at a file.
+/// What to do about an error of a file operation.
 pub(crate) fn advice(error: &io::Error) -> &'static str {
     if error.raw_os_error() == Some(Errno::PERM.raw_os_error()) {
         return "it or its folder is immutable or append-only (lsattr -d shows an i or an a; chattr -i -a clears that), or another user owns the file and the folder is sticky; then apply again";

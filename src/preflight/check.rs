@@ -9,7 +9,7 @@ use crate::preflight::probes::{Finding, Host, Probed, State, Trouble};
 use crate::settings::{ApiToken, DatabaseUrl, Secrets, Settings};
 use crate::storage::{Storage, Wire};
 
-/// What the line about the database is called.
+/// The name of the finding about the database.
 pub const DATABASE: &str = "the database";
 
 /// Everything that was found.
@@ -75,7 +75,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// Invalid settings have ended the program before.
+/// Who can use the API. Invalid settings have already ended the program.
 fn token_rule(settings: &Settings, secrets: &Secrets) -> Probed {
     let listen = settings.listen;
     match (&secrets.api_token, listen.ip().is_loopback()) {

@@ -35,7 +35,7 @@ pub struct Host {
     pub files: GeneratedFiles,
 }
 
-/// The state of a thing.
+/// How a probe ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
@@ -52,9 +52,9 @@ pub enum State {
 /// What a probe found.
 #[derive(Debug, Serialize)]
 pub struct Finding {
-    /// The thing that it looked at.
+    /// What it looked at.
     pub what: &'static str,
-    /// Its state.
+    /// How it ended.
     pub state: State,
     /// What is there, or what is wrong.
     pub found: String,
@@ -63,11 +63,11 @@ pub struct Finding {
     pub mend: Option<String>,
 }
 
-/// What is not as it should be, as `what is wrong; what to do`.
+/// A problem, as `what is wrong; what to do`.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub enum Trouble {
-    /// Worth a look.
+    /// An apply works all the same.
     Warning(String),
     /// Must be mended.
     Failure(String),
@@ -79,7 +79,7 @@ impl From<anyhow::Error> for Trouble {
     }
 }
 
-/// What is there, or what is not as it should be.
+/// What a probe found, or a problem.
 pub type Probed = Result<String, Trouble>;
 
 impl Finding {

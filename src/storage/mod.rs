@@ -39,7 +39,7 @@ pub const DEADLINE: Duration = Duration::from_millis(4250);
 /// The schema's major version: migrations 1001 to 1999.
 const SCHEMA_MAJOR_VERSION: i64 = 1;
 
-/// What to do where nothing better is known.
+/// The advice for an error without one of its own.
 pub const LOOK_AND_TRY_AGAIN: &str = "Look at the service's log, then try again.";
 
 /// The database behind the service.
@@ -50,20 +50,20 @@ pub struct Storage {
     runtime: Handle,
 }
 
-/// Why the database did not do what it was asked.
+/// Why a call failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StorageError {
     /// It cannot be reached, did not answer in time, or failed.
     #[error("{reason}; {advice}")]
     Unavailable {
-        /// What it said, for the log; never a URL, a password or a value.
+        /// The database's message, for the log; never a URL, a password or a value.
         reason: String,
         /// What to do about it, for the client.
         advice: &'static str,
         /// Whether a write may have happened all the same.
         maybe_written: bool,
     },
-    /// It holds a row that the service cannot have written: which one, and how to correct it.
+    /// Somebody edited a row by hand: which one, and how to correct it.
     #[error("{0}")]
     DamagedRow(String),
     /// The address belongs to another user.
@@ -87,22 +87,22 @@ impl StorageError {
 /// Why the service cannot start on a database.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrationError {
-    /// It cannot be reached. That may pass by itself.
+    /// It cannot be reached. That may end by itself.
     #[error("the database can't be reached: {0}")]
     Unavailable(String),
-    /// It can be reached but not used, or a migration failed, of which nothing is kept.
+    /// It can be reached but not used, or a migration failed and was rolled back.
     #[error("the database can't be used: {0}")]
     Failed(String),
 }
 
-/// What a database says of itself.
+/// What a database says about itself.
 #[derive(Debug)]
 pub struct Inspection {
     /// Product and version.
     pub server: String,
     /// The number of the latest migration; `None` before the first.
     pub schema: Option<i64>,
-    /// What keeps the service from working with it, and how to mend that.
+    /// Why the service cannot work with it, and what to do.
     pub obstacle: Option<String>,
 }
 
@@ -125,7 +125,7 @@ impl Inspection {
 /// How the service is connected to its database.
 #[derive(Debug)]
 pub struct Wire {
-    /// Whether it is encrypted and the server verified, in words.
+    /// In words: whether it is encrypted, and the server verified.
     pub found: String,
     /// What to add to `DATABASE_URL`, if secrets leave this machine and the server is not verified.
     pub advice: Option<&'static str>,
@@ -134,7 +134,7 @@ pub struct Wire {
 /// A row of the audit log while its apply runs: what is true if the service dies now.
 #[derive(Debug, Clone)]
 pub struct AuditEntry {
-    /// Told to the client.
+    /// The client gets it as `audit_log_id`.
     pub id: Uuid,
     /// When the apply began.
     pub triggered_at: OffsetDateTime,
@@ -207,7 +207,7 @@ impl Storage {
         }
     }
 
-    /// Asks the database what it is, and whether the service can work with it.
+    /// Finds out which database it is, and whether the service can work with it.
     ///
     /// # Errors
     /// [`StorageError::Unavailable`].

@@ -21,22 +21,22 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::call::{Access, no_answer, text};
 use super::{DEADLINE, Inspection, LOOK_AND_TRY_AGAIN, MigrationError, StorageError, Wire, run_migrations};
 
-/// Enough to keep a server busy. Ten hosts stay well below a server's default of 100.
+/// Enough to keep a server busy. Ten hosts stay well below the default limit of a server, 100.
 const CONNECTIONS: u32 = 8;
 
 /// How long a call waits for a connection. It then still has time to find out why there is none.
 const PATIENCE: Duration = DEADLINE.saturating_sub(Duration::from_millis(1250));
 
-/// The bounds keep a host that hangs inside a transaction from blocking the others.
+/// The time-outs end a transaction whose host hangs, so that it does not block other hosts.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; \
     SET LOCAL statement_timeout = '5s'; SET LOCAL idle_in_transaction_session_timeout = '5s'";
 
-/// With the lock of the tenant's row. FOR NO KEY UPDATE excludes other creates, but not the foreign keys to the tenant.
+/// Like [`BEGIN`], and locks the tenant's row. FOR NO KEY UPDATE excludes other creates, but not foreign keys to the tenant.
 const BEGIN_CREATE: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; \
     SET LOCAL statement_timeout = '5s'; SET LOCAL idle_in_transaction_session_timeout = '5s'; \
     SELECT 1 FROM tenants WHERE id = 'a0000000-0000-0000-0000-000000000000' FOR NO KEY UPDATE";
 
-/// Of any process that migrates this database: held until its transaction ends.
+/// One process migrates a database at a time. COMMIT releases the lock.
 const LOCK_MIGRATIONS: &str = "SELECT pg_advisory_xact_lock(hashtext('pbx-portal migrations'))";
 
 /// Connections to one PostgreSQL. `Debug` does not show the password, as sqlx's options would.
@@ -95,13 +95,13 @@ impl Server {
         inspection.map_err(|error| explain(&error))
     }
 
-    /// How this process is connected to the server that `DATABASE_URL` names.
+    /// How this process is connected to its server.
     pub(super) async fn wire(&self) -> Wire {
         let mode = self.options.get_ssl_mode();
         let remote = self.options.get_socket().is_none() && !is_this_machine(self.options.get_host());
         let encrypted = match mode {
             PgSslMode::Disable | PgSslMode::Allow => false,
-            // It falls back to plain text without a word, so ask whether it need not.
+            // It falls back to plain text silently, so try whether the server can do better.
             PgSslMode::Prefer => {
                 let required = (*self.options).clone().ssl_mode(PgSslMode::Require);
                 matches!(timeout(DEADLINE, PgConnection::connect_with(&required)).await, Ok(Ok(_)))
@@ -128,8 +128,8 @@ impl Server {
         }
     }
 
-    /// The pool only says that it took too long. One call at a time finds out why: a slow server must not get one more
-    /// connection for each call that waits.
+    /// Finds out why the pool gave no connection in time. One call at a time, so that a slow server does not get one more connection
+    /// for each call that waits.
     async fn why_no_connection(&self, deadline: Instant) -> StorageError {
         let Ok(_turn) = timeout_at(deadline, self.asking.lock()).await else { return explain(&no_answer()) };
         match self.connect(deadline).await {
@@ -145,7 +145,7 @@ impl Server {
         StorageError::unavailable(self.refusal(error), advice(error))
     }
 
-    /// At start, only failures that may pass by themselves are retried.
+    /// At start, only failures that may end by themselves are retried.
     fn cannot_connect(&self, error: &sqlx::Error) -> MigrationError {
         let may_pass = match error {
             // An invalid certificate is invalid data; a file may be missing. A socket may be missing until the server is up.
@@ -195,7 +195,7 @@ pub(super) fn begin(access: Access) -> &'static str {
     if access == Access::Create { BEGIN_CREATE } else { BEGIN }
 }
 
-/// Whether each migration was run as it is.
+/// Whether each migration was run, with the same text.
 async fn is_up_to_date(connection: &mut PgConnection, migrator: &Migrator) -> sqlx::Result<bool> {
     let rows =
         sqlx::raw_sql("SELECT version, checksum FROM _sqlx_migrations WHERE success").fetch_all(connection).await?;
@@ -204,7 +204,7 @@ async fn is_up_to_date(connection: &mut PgConnection, migrator: &Migrator) -> sq
     Ok(migrator.iter().all(|one| ran.get(&one.version).is_some_and(|checksum| **checksum == *one.checksum)))
 }
 
-/// Asks the server for whatever could keep the service from working with it, in one statement without a name.
+/// Finds out which server it is, and whether the service can work with it, in one unnamed statement.
 async fn inspect(connection: &mut PgConnection) -> sqlx::Result<Inspection> {
     let row = sqlx::raw_sql(
         "SELECT 'PostgreSQL ' || current_setting('server_version') AS server, getdatabaseencoding()::text AS encoding, \
@@ -230,7 +230,7 @@ async fn inspect(connection: &mut PgConnection) -> sqlx::Result<Inspection> {
     Ok(Inspection::new(found.server, schema, obstacle))
 }
 
-/// What a server says of the database and of the portal's role in it.
+/// What a server says about the database and the portal's role in it.
 #[derive(sqlx::FromRow)]
 #[expect(clippy::struct_excessive_bools, reason = "the server's own answers")]
 struct Found {
@@ -238,7 +238,7 @@ struct Found {
     encoding: String,
     role: String,
     database: String,
-    /// Where new tables go: the first schema of `search_path` that exists.
+    /// The schema for new tables: the first of `search_path` that exists.
     schema: Option<String>,
     standby: bool,
     read_only: bool,
@@ -249,7 +249,7 @@ struct Found {
 }
 
 impl Found {
-    /// What keeps the service from working, and how to mend it.
+    /// Why the service cannot work with it, and what to do.
     fn obstacle(&self) -> Option<String> {
         let (role, database) = (quoted(&self.role), quoted(&self.database));
         if !["UTF8", "SQL_ASCII"].contains(&self.encoding.as_str()) {
@@ -284,7 +284,7 @@ impl Found {
     }
 }
 
-/// An identifier as SQL takes it.
+/// An identifier, quoted for SQL if necessary.
 fn quoted(name: &str) -> String {
     let plain = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
         && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
@@ -295,12 +295,12 @@ fn is_this_machine(host: &str) -> bool {
     host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-/// What an error of a connection that was open means.
+/// Turns an error of an open connection into advice.
 pub(super) fn explain(error: &sqlx::Error) -> StorageError {
     StorageError::unavailable(text(error), advice(error))
 }
 
-/// PostgreSQL's code of an error; empty for an error that is not its own.
+/// PostgreSQL's code of an error; empty for an error of something else.
 fn sqlstate(error: &sqlx::Error) -> String {
     error.as_database_error().and_then(DatabaseError::code).unwrap_or_default().into_owned()
 }

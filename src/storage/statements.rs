@@ -41,8 +41,8 @@ const INSERT_AUDIT: &str = "INSERT INTO apply_audit_logs \
 const UPDATE_AUDIT: &str = "UPDATE apply_audit_logs \
     SET outcome = $2, error_details = $3, files_written = $4, reload_results = $5 WHERE id = $1";
 
-/// All columns as text, so that a value that somebody edited by hand can be read and reported, whatever it is. A user without an
-/// extension is such a damaged row, too. The two databases differ in how they show a time as RFC 3339.
+/// All columns as text, so that any value that somebody edited by hand can be read and reported. A user without an extension is
+/// such a damaged row, too. Only the time differs: PostgreSQL has to format it as RFC 3339.
 macro_rules! users {
     ($created_at:literal) => {
         concat!(
@@ -57,7 +57,7 @@ const POSTGRES_USERS: &str =
     users!("to_char(users.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')");
 const SQLITE_USERS: &str = users!("users.created_at");
 
-/// The columns of these, as they were found.
+/// The columns of a row, in the order of the query.
 type UserRow = [Option<String>; 7];
 
 /// A connection from a pool.
@@ -88,7 +88,7 @@ macro_rules! ask {
 }
 
 impl Connection {
-    /// Runs SQL without values.
+    /// Runs SQL without parameters.
     pub(super) async fn execute(&mut self, sql: &'static str) -> sqlx::Result<()> {
         ask!(self, |connection| sqlx::raw_sql(sql).execute(connection).await.map(|_| ()))
     }
@@ -154,8 +154,8 @@ impl Connection {
 
     /// All users, by number.
     ///
-    /// Without values, PostgreSQL plans and runs this in one message. It would keep the plan of a named statement until it counts
-    /// the rows again: a plan for a few users takes 40 ms for a thousand.
+    /// Without parameters, PostgreSQL plans and runs it in one message. It would keep the plan of a named statement until its next
+    /// ANALYZE: a plan for a few users needs 40 ms for a thousand.
     pub(super) async fn users(&mut self) -> Result<Vec<User>, Failure> {
         let sql = match self {
             Self::Postgres(_) => POSTGRES_USERS,

@@ -159,7 +159,7 @@ fn values_are_compared_not_only_names() {
     asterisk.edit_config("pjsip.conf", |text| text.replace(TWO_OF_ONE_NAME, ""));
     portal.create_user("Bob", "bob@example.com");
     portal.apply("suite");
-    // The same with the caller ID of one of two.
+    // Likewise if only one of two users changes its caller ID.
     let text = fs::read_to_string(asterisk.endpoints_file()).expect("the endpoints");
     fs::write(asterisk.endpoints_file(), text.replace("\"Alice\"", "\"Mallory\"")).expect("edit the endpoints");
     asterisk.rx("pjsip reload");

@@ -61,7 +61,7 @@ systemctl daemon-reload
 systemctl start asterisk
 "#;
 
-/// The same Asterisk, from now on as a user of its own.
+/// Makes this Asterisk run as a user of its own.
 const AS_ITS_OWN_USER: &str = r"
 systemctl stop asterisk
 useradd --system --user-group tel

@@ -20,7 +20,7 @@ fn contract_holds_with_a_token_and_no_operation_works_without_it() {
     let asterisk = Asterisk::start();
     let portal = Portal::start(&Settings::of(&asterisk).with("PORTAL_API_TOKEN", "s3cret-token"));
     // The document leaves it open whether there is a token. Here there is, and schemathesis only tries to go without one
-    // where it is told so.
+    // if asked to.
     let mut document = document();
     assert_eq!(document["security"], json!([{}, {"token": []}]));
     document["security"] = json!([{"token": []}]);

@@ -39,7 +39,7 @@ impl Scene {
         self.phone_over(Link::Udp, self.asterisk.sip())
     }
 
-    /// The same over another link or address.
+    /// Like [`Self::phone`], over another link or address.
     fn phone_over(&self, link: Link, server: SocketAddr) -> Phones {
         let phone = Phones::register_over(link, server, &[(&self.number, &self.secret())], Called::Answer);
         assert_eq!(self.call(), 200);

@@ -13,7 +13,7 @@ use super::{secs, wait_until};
 const ENDPOINTS: &str = "pjsip.d/synergycall/generated_endpoints.conf";
 const ROUTING: &str = "extensions.d/synergycall/generated_routing.conf";
 
-/// How an instance differs from the usual one.
+/// How an instance differs from the default.
 #[derive(Default)]
 #[expect(clippy::struct_excessive_bools, reason = "each is one way to differ")]
 pub struct Options {
@@ -21,11 +21,11 @@ pub struct Options {
     pub pjsip: String,
     pub extensions: String,
     pub modules: String,
-    /// The administrator has not added the two include lines.
+    /// Without the two include lines.
     pub without_includes: bool,
-    /// No `cli_aliases.conf`: `pjsip reload` is an unknown command then.
+    /// Without `cli_aliases.conf`, so that `pjsip reload` is an unknown command.
     pub without_cli_aliases: bool,
-    /// A folder to use and to keep, instead of one that is removed with the instance.
+    /// Use this folder and keep it, instead of one that is removed with the instance.
     pub keep_in: Option<PathBuf>,
     /// The SIP port, instead of any free one.
     pub sip_port: Option<u16>,
@@ -33,11 +33,11 @@ pub struct Options {
     pub old: bool,
     /// No transport at all.
     pub without_transport: bool,
-    /// It speaks SIP over UDP on `[::1]` too.
+    /// Listen for SIP over UDP on `[::1]`, too.
     pub ipv6: bool,
 }
 
-/// A running Asterisk; its end is Drop's.
+/// A running Asterisk. Drop stops it.
 pub struct Asterisk {
     dir: PathBuf,
     sip: SocketAddr,
@@ -46,7 +46,7 @@ pub struct Asterisk {
     _folder: Option<Folder>,
 }
 
-/// Where phones find it.
+/// Where phones reach it.
 impl From<&Asterisk> for SocketAddr {
     fn from(asterisk: &Asterisk) -> Self {
         asterisk.sip()
@@ -54,7 +54,7 @@ impl From<&Asterisk> for SocketAddr {
 }
 
 impl Asterisk {
-    /// An Asterisk as an administrator leaves it for the portal: the include lines and folders, no generated file yet.
+    /// Starts an Asterisk that is set up for the portal: with the include lines and folders, but no generated file yet.
     pub fn start() -> Self {
         Self::start_with(&Options::default())
     }
@@ -77,12 +77,12 @@ impl Asterisk {
         asterisk
     }
 
-    /// The configuration folder, `/etc/asterisk` of this instance.
+    /// This instance's `/etc/asterisk`.
     pub fn etc(&self) -> PathBuf {
         self.dir.join("etc")
     }
 
-    /// Where the control socket lies.
+    /// The folder of the control socket.
     pub fn run_dir(&self) -> PathBuf {
         self.dir.join("run")
     }
@@ -92,12 +92,12 @@ impl Asterisk {
         self.dir.join("asterisk")
     }
 
-    /// Where it speaks SIP, over UDP and TCP.
+    /// Its SIP address, for UDP and TCP.
     pub fn sip(&self) -> SocketAddr {
         self.sip
     }
 
-    /// Where it speaks SIP over IPv6, if its options say so.
+    /// Its SIP address over IPv6, if its options ask for one.
     pub fn sip6(&self) -> SocketAddr {
         (Ipv6Addr::LOCALHOST, self.sip.port()).into()
     }
@@ -158,12 +158,12 @@ impl Asterisk {
         });
     }
 
-    /// Ends it as its service manager does.
+    /// Stops it as a service manager does.
     pub fn stop(&self) {
         self.end(Signal::TERM);
     }
 
-    /// Ends it without a chance to tidy.
+    /// Kills it by SIGKILL.
     pub fn kill(&self) {
         self.end(Signal::KILL);
     }
@@ -174,7 +174,7 @@ impl Asterisk {
         self.wait_booted();
     }
 
-    /// The same without waiting.
+    /// Like [`Asterisk::boot`], without waiting.
     pub fn begin_to_boot(&self) {
         let mut command = command_as(lab::ASTERISK, &[], self.bin());
         command.arg("-f").current_dir(&self.dir);
@@ -191,7 +191,7 @@ impl Asterisk {
         self.process().as_ref().expect("Asterisk is running").pid()
     }
 
-    /// `Signal::STOP` hangs it, `Signal::CONT` lets it go on.
+    /// Sends a signal: `Signal::STOP` makes it hang, `Signal::CONT` continues it.
     pub fn signal(&self, signal: Signal) {
         self.process().as_mut().expect("Asterisk is running").signal(signal);
     }
@@ -259,7 +259,7 @@ pub fn command_from_unstable(user: lab::User, program: &str) -> Command {
     command
 }
 
-/// Everything but what would listen on ports of its own.
+/// All modules but those that listen on ports of their own.
 const MODULES: &str = "[modules]
 autoload=yes
 noload=chan_iax2.so

@@ -1,4 +1,4 @@
-//! A soft phone with audio, by baresip: it registers, answers by itself, sends a tone and records what it hears.
+//! A soft phone with audio, by baresip: it registers, answers calls, sends a tone and records what it receives.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -39,7 +39,7 @@ impl Baresip {
         Self { folder, ports, _process: process }
     }
 
-    /// Dials and waits until the other side answers, or gives the refusal, such as `404 Not Found`.
+    /// Dials and waits until the other side answers. Gives a refusal as an error, such as `404 Not Found`.
     pub fn dial(&self, to: &str) -> Result<(), String> {
         let mut control = Control::connect(self);
         control.send("dial", to);
@@ -50,7 +50,7 @@ impl Baresip {
         }
     }
 
-    /// Ends its call.
+    /// Hangs up.
     pub fn hang_up(&self) {
         let mut control = Control::connect(self);
         control.send("hangup", "");
@@ -77,7 +77,7 @@ impl Baresip {
     }
 }
 
-/// baresip itself listens for TLS on the port after that of SIP.
+/// baresip listens for TLS on the port after that of SIP.
 fn config(folder: &Folder, ports: &Ports, tone: u32) -> String {
     let port = ports.number();
     format!(

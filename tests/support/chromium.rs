@@ -13,10 +13,10 @@ use super::{secs, wait_until};
 /// How WebDriver names an element.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 
-/// A browser with one window; its end is Drop's.
+/// A browser with one window. Drop ends it.
 pub struct Chromium {
     session: String,
-    // Chromium's profile goes after it has ended.
+    // Dropped last: Chromium's profile is removed after it has ended.
     _driver: Process,
     _folder: Folder,
     _port: Ports,
@@ -94,14 +94,14 @@ impl Chromium {
         text.as_str().expect("a text").to_owned()
     }
 
-    /// What the console said since it was last asked.
+    /// The console's lines since the last call.
     pub fn console(&self) -> Vec<String> {
         let entries = self.log("browser");
         entries.iter().map(|entry| format!("{} {}", entry["level"], entry["message"])).collect()
     }
 
-    /// The addresses of what pages requested since it was last asked, even if it was not sent in the end; what the
-    /// browser's own pages have in them aside.
+    /// The addresses that pages requested since the last call, even if nothing was sent; without those of the browser's own
+    /// pages.
     pub fn requests(&self) -> Vec<String> {
         let events = self.log("performance").into_iter().map(|entry| {
             let event: Value = serde_json::from_str(entry["message"].as_str().expect("an event")).expect("JSON");

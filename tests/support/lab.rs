@@ -18,7 +18,7 @@ pub struct User(pub u32);
 pub const ASTERISK: User = User(59001);
 /// Runs the portal, with Asterisk's group as a supplementary one; owns the two include folders.
 pub const PORTAL: User = User(59002);
-/// Runs what only speaks to the portal over HTTP: the browser, the tests of the contract.
+/// Runs clients of the portal's API: the browser, the tests of the contract.
 pub const BROWSER: User = User(59003);
 
 /// The folder of the lab, with the Asterisk root that `make setup` made.
@@ -36,7 +36,7 @@ pub fn dir() -> &'static Path {
     &DIR
 }
 
-/// Makes a folder that belongs to a user.
+/// Creates a folder that belongs to a user.
 pub fn make_dir(path: &Path, owner: u32, group: u32, mode: u32) {
     fs::create_dir_all(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     chown(path, Some(owner), Some(group)).expect("chown a lab folder");
@@ -97,7 +97,7 @@ impl SmallDisk {
         self.0.path()
     }
 
-    /// Not a byte is left.
+    /// Fills it up to the last byte.
     pub fn fill(&self) {
         let mut filler = File::create(self.path().join("filler")).expect("make the filler");
         for size in [64 * 1024, 1] {
@@ -151,7 +151,7 @@ impl Ports {
         fs::create_dir_all(&locks).expect("make the folder of port locks");
         let choices: Vec<u16> = range.step_by(count.into()).collect();
         for _ in &choices {
-            // Processes begin at different places.
+            // Processes start at different ports.
             let choice = std::process::id().wrapping_mul(37).wrapping_add(next.fetch_add(1, Ordering::Relaxed));
             let first = choices[choice as usize % choices.len()];
             let file = OpenOptions::new().create(true).append(true).open(locks.join(first.to_string()));
@@ -193,13 +193,13 @@ pub fn guard(pid: u32) {
     tell_watchdog("guard", pid);
 }
 
-/// The process has ended; its id may be another's soon.
+/// Tells the watchdog that the process has ended: its id may soon belong to another.
 pub fn release(pid: u32) {
     tell_watchdog("release", pid);
 }
 
 fn tell_watchdog(what: &str, pid: u32) {
-    // A test that panicked while it held the lock has not harmed a pipe.
+    // A pipe is intact even if a test panicked while it held the lock.
     let mut watchdog = THIS_PROCESS.watchdog.lock().unwrap_or_else(PoisonError::into_inner);
     writeln!(watchdog, "{what} {pid}").expect("tell the watchdog");
 }

@@ -1,5 +1,5 @@
 //! A whole server: a Debian root with systemd, Asterisk and PostgreSQL, booted by `systemd-nspawn` in namespaces of its own.
-//! Its disk is a layer over the root that `make setup` made, which stays as it is; its network is a loopback of its own.
+//! Its disk is a layer over the root that `make setup` made, and does not change that root. Its network is a loopback of its own.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -25,7 +25,7 @@ export SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1
 exec systemd-nspawn --directory="$2/root" --boot --machine=server --private-network --keep-unit --register=no
 "#;
 
-/// A booted server; its end is Drop's.
+/// A booted server. Drop ends it.
 pub struct Machine {
     process: Mutex<Process>,
     /// The host's id of its process 1.
@@ -71,7 +71,7 @@ impl Machine {
         stdout.trim_end().to_owned()
     }
 
-    /// The same, whatever comes of it.
+    /// Like [`Machine::run`], but the script may fail.
     pub fn try_run(&self, script: &str) -> Output {
         let leader = self.leader.load(Ordering::Relaxed).to_string();
         let mut command = Command::new("nsenter");
@@ -131,7 +131,7 @@ impl Machine {
     }
 }
 
-/// Powers it on.
+/// Boots it.
 fn start(folder: &Folder) -> Process {
     let root = lab::dir().join("server");
     assert!(root.is_dir(), "no machine in {}: run `make setup`", lab::dir().display());

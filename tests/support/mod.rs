@@ -1,6 +1,6 @@
 //! The lab: a real Asterisk 22, real PostgreSQL, real SIP phones and the portal itself, each a process
-//! with a folder and ports of its own, so that tests run side by side. Everything ends with what owns it; what a killed
-//! test process leaves is ended by its watchdog ([`lab`]).
+//! with a folder and ports of its own, so that tests run side by side. Drop ends each; if a test process is killed, its
+//! watchdog does ([`lab`]).
 #![allow(dead_code, unused_imports)] // every test program uses a part of it
 
 pub mod asterisk;
@@ -30,7 +30,7 @@ pub use postgres::Postgres;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Ends a thread that looks on, even if the test fails meanwhile.
+/// Ends a background thread, even if the test fails meanwhile.
 pub struct SetWhenDropped<'a>(pub &'a AtomicBool);
 
 impl Drop for SetWhenDropped<'_> {
@@ -39,7 +39,7 @@ impl Drop for SetWhenDropped<'_> {
     }
 }
 
-/// Waits until the condition holds; panics with what was awaited when it does not within the bound.
+/// Waits until the condition holds. If it does not within the bound, panics and says what was awaited.
 #[track_caller]
 pub fn wait_until(bound: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     let started = Instant::now();
@@ -49,7 +49,7 @@ pub fn wait_until(bound: Duration, what: &str, mut condition: impl FnMut() -> bo
     }
 }
 
-/// Seconds, short.
+/// A duration in seconds.
 pub const fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }

@@ -13,7 +13,7 @@ pub struct Wire {
 }
 
 impl Wire {
-    /// Lays it; both ends have an address then.
+    /// Creates it, with an address at both ends.
     pub fn to(pid: u32) -> Self {
         let wire = Self { pid };
         let (near, far) = wire.ends();
@@ -26,12 +26,12 @@ impl Wire {
         wire
     }
 
-    /// Where the process is reached.
+    /// The address of the process.
     pub fn far_end(&self) -> Ipv4Addr {
         self.ends().1
     }
 
-    /// From now on no packet of the process arrives here, and nobody is told: neither an answer nor a refusal.
+    /// From now on all packets are lost, in silence: no answer and no refusal.
     pub fn cut(&self) {
         self.run_there(&["route", "add", "blackhole", &self.ends().0.to_string()]);
     }
@@ -40,7 +40,7 @@ impl Wire {
         self.run_there(&["route", "delete", "blackhole", &self.ends().0.to_string()]);
     }
 
-    /// Processes at work have different numbers, and so their wires.
+    /// Running processes have different ids, so their wires have different names.
     fn ends(&self) -> (Ipv4Addr, Ipv4Addr) {
         let [.., high, low] = (self.pid << 2).to_be_bytes();
         (Ipv4Addr::new(10, 213, high, low + 1), Ipv4Addr::new(10, 213, high, low + 2))
@@ -57,7 +57,7 @@ impl Wire {
 }
 
 impl Drop for Wire {
-    /// A namespace outlasts its process for minutes while it has packets to send again.
+    /// A namespace may live minutes longer than its process, while it retransmits packets.
     fn drop(&mut self) {
         let _ = Command::new("ip").args(["link", "delete", &self.name()]).stderr(Stdio::null()).status();
     }

@@ -1,6 +1,6 @@
-//! A SIP phone in a thread of this process, over UDP: it registers, it is called and busy, it calls.
+//! A SIP phone in a thread of this process, over UDP: it registers, calls, and is busy when it is called.
 //!
-//! SIPp takes a process, and so a tenth of a second, for what this does in a few milliseconds.
+//! SIPp needs a process, and so a tenth of a second, for what this does in a few milliseconds.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -44,7 +44,7 @@ struct Requests {
     challenge: Option<Challenge>,
 }
 
-/// What Asterisk asks a phone to prove its secret with; it takes the proof again for some seconds.
+/// A challenge of Asterisk; a phone may answer it again for some seconds.
 struct Challenge {
     realm: String,
     nonce: String,
@@ -118,7 +118,7 @@ impl Phone {
         *lock(&self.last_accepted)
     }
 
-    /// How often it rang since this was asked last.
+    /// How often it rang since the last call of this function.
     pub fn take_rings(&self) -> usize {
         self.line.rings.swap(0, Ordering::Relaxed)
     }
@@ -138,7 +138,7 @@ impl Phone {
         unreachable!("the second answer is returned")
     }
 
-    /// Sends one request until it is answered for good; gives the answer.
+    /// Sends one request, again if needed, and gives its final answer.
     fn transaction(
         &self,
         requests: &mut Requests,
@@ -220,7 +220,7 @@ impl Line {
 }
 
 impl Requests {
-    /// Waits for the final answer to a request, but not longer than until it is to be sent again.
+    /// Waits for the final answer to a request, until it is time to send it again.
     fn final_answer(&self, cseq: &str) -> Option<String> {
         let resend = Instant::now() + RESEND;
         loop {
@@ -270,7 +270,7 @@ fn md5(text: &str) -> String {
     digits.concat()
 }
 
-/// A test that panicked while it held the lock has not harmed what it guards.
+/// Locks it, even if another thread panicked while it held the lock.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

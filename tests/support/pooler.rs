@@ -1,4 +1,4 @@
-//! What stands in front of a PostgreSQL: PgBouncer, which lends its connections, and HAProxy, which picks a server.
+//! Proxies in front of a PostgreSQL: PgBouncer, which lends connections, and HAProxy, which selects a server.
 
 use std::fs;
 use std::path::Path;
@@ -19,7 +19,7 @@ pub enum Release {
     Untracked,
 }
 
-/// A running PgBouncer; its end is Drop's.
+/// A running PgBouncer. Drop ends it.
 pub struct PgBouncer {
     folder: Folder,
     port: Ports,
@@ -67,7 +67,7 @@ impl PgBouncer {
     }
 }
 
-/// A running HAProxy; its end is Drop's.
+/// A running HAProxy. Drop ends it.
 pub struct HaProxy {
     port: Ports,
     _folder: Folder,
@@ -94,7 +94,7 @@ impl HaProxy {
         let file = folder.path().join("haproxy.cfg");
         write_file(&file, postgres_user(), 0o600, &configuration);
         let mut command = command_as(postgres_user(), &[], "/usr/sbin/haproxy");
-        // It ends if it can't return to the folder that it was started in, as root's.
+        // It ends if it cannot go back to the folder that it was started in, such as root's home.
         command.arg("-db").arg("-f").arg(&file).current_dir(folder.path());
         let process = Process::start(&mut command, &folder.path().join("log"));
         Self { port, _folder: folder, _process: process }

@@ -19,7 +19,7 @@ use super::{Asterisk, secs, wait_until};
 pub struct Settings(BTreeMap<String, String>);
 
 impl Settings {
-    /// Those of a portal on the host of this Asterisk.
+    /// For a portal on the host of this Asterisk.
     pub fn of(asterisk: &Asterisk) -> Self {
         Self::default()
             .with("ASTERISK_CONFIG_DIR", asterisk.etc().display())
@@ -44,7 +44,7 @@ pub struct Answer {
     pub json: Value,
 }
 
-/// A running portal; its end is Drop's.
+/// A portal. Drop ends it.
 pub struct Portal {
     folder: Folder,
     settings: Settings,
@@ -62,7 +62,7 @@ impl Portal {
         portal
     }
 
-    /// The same without starting it.
+    /// Like [`Portal::start`], without starting it.
     pub fn prepare(settings: &Settings) -> Self {
         let folder = Folder::new("portal");
         let port = Ports::one();
@@ -72,7 +72,7 @@ impl Portal {
         let mut settings = settings.clone();
         let mut default = |name: &str, value: String| settings.0.entry(name.into()).or_insert(value).clone();
         default("PORTAL_DATA_DIR", data.display().to_string());
-        // Tells tests how far an apply is.
+        // The log then shows how far an apply is.
         default("LOG_LEVEL", "debug".to_owned());
         let listen = default("PORTAL_LISTEN", port.address().to_string());
         Self {
@@ -94,13 +94,13 @@ impl Portal {
         self.boot_through(&[]);
     }
 
-    /// The same through another program, which runs it with a limit or a umask: `["prlimit", "--nofile=64"]`.
+    /// Like [`Portal::boot`], through another program that runs it with a limit or a umask: `["prlimit", "--nofile=64"]`.
     pub fn boot_through(&self, launcher: &[&str]) {
         let log = self.log_file();
         self.boot_by(launcher, |serve| Process::start(serve, &log));
     }
 
-    /// The same with its output in the terminal.
+    /// Like [`Portal::boot`], with its output on the terminal.
     pub fn boot_attached(&self) {
         self.boot_by(&[], Process::start_attached);
     }
@@ -125,17 +125,17 @@ impl Portal {
         fs::read_to_string(self.log_file()).unwrap_or_default()
     }
 
-    /// Where its database lies by default.
+    /// The folder of its default database.
     pub fn data_dir(&self) -> PathBuf {
         PathBuf::from(&self.settings.0["PORTAL_DATA_DIR"])
     }
 
-    /// Where it is started: it reads `.env` here.
+    /// The folder that it is started in, and reads `.env` from.
     pub fn work_dir(&self) -> &Path {
         self.folder.path()
     }
 
-    /// With which it is started.
+    /// Its environment.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
@@ -144,7 +144,7 @@ impl Portal {
         self.process().as_ref().expect("the portal is running").pid()
     }
 
-    /// How it ended, if it has.
+    /// Its exit status, if it has ended.
     pub fn ended(&self) -> Option<ExitStatus> {
         self.process().as_mut().and_then(Process::ended)
     }
@@ -153,7 +153,7 @@ impl Portal {
         self.process().as_mut().expect("the portal is running").signal(signal);
     }
 
-    /// A line of memory that the kernel tells of it in KiB, such as `VmRSS` or `VmHWM`.
+    /// One of the kernel's figures of its memory, in KiB, such as `VmRSS` or `VmHWM`.
     pub fn memory(&self, line: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("read its status");
         let value = status.lines().find_map(|text| text.strip_prefix(line)?.strip_prefix(':')?.strip_suffix(" kB"));
@@ -164,13 +164,13 @@ impl Portal {
         self.process().is_some()
     }
 
-    /// Tells it to stop as its service manager does, and gives its exit status, SIGKILL's after a minute.
+    /// Stops it as a service manager does, by SIGKILL after a minute. Gives its exit status.
     pub fn stop(&self) -> ExitStatus {
         let process = self.process().take();
         process.expect("the portal is running").end(Signal::TERM, secs(60))
     }
 
-    /// Ends it as a crash does.
+    /// Kills it by SIGKILL.
     pub fn kill(&self) {
         let process = self.process().take();
         process.expect("the portal is running").end(Signal::KILL, secs(10));
@@ -207,14 +207,14 @@ impl Portal {
         Ok(Answer { status, headers, text, json })
     }
 
-    /// Sends a request by hand, whose answer may be read, or waited for by nobody.
+    /// Sends a request and gives the connection, so that a test can read the answer, or not.
     pub fn begin_post(&self, path: &str, body: &str) -> TcpStream {
         let mut client = TcpStream::connect(self.address).expect("connect");
         client.write_all(raw_post(path, body).as_bytes()).expect("send");
         client
     }
 
-    /// Creates a user, which must succeed, and gives it as the portal does.
+    /// Creates a user, which must succeed. Gives the answer.
     #[track_caller]
     pub fn create_user(&self, name: &str, email: &str) -> Value {
         self.expect(201, "POST", "/users", Some(&json!({"name": name, "email": email})))
@@ -257,7 +257,7 @@ impl Portal {
     }
 }
 
-/// A POST of JSON as it goes over the wire.
+/// The bytes of a POST of JSON.
 pub fn raw_post(path: &str, body: &str) -> String {
     let head = format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json");
     format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len())
@@ -275,13 +275,13 @@ pub fn portal_command(settings: &Settings, work_dir: &Path) -> Command {
 }
 
 fn command_through(launcher: &[&str], settings: &Settings, work_dir: &Path) -> Command {
-    // Where the portal's user can run it: the clone may lie in a home that is closed to others.
+    // A copy that the portal's user can run: the clone may lie in a home that is closed to others.
     static BINARY: LazyLock<PathBuf> = LazyLock::new(|| {
         let binary = lab::process_folder().join("pbx-portal");
         install_program(Path::new(env!("CARGO_BIN_EXE_pbx-portal")), &binary);
         binary
     });
-    // Not for the program that becomes the portal's user: it is root still.
+    // Not for the program that becomes the portal's user: it is still root.
     let preload = settings.0.get("LD_PRELOAD").map(|library| format!("LD_PRELOAD={library}"));
     let preload = preload.iter().flat_map(|variable| [Path::new("env"), Path::new(variable)]);
     let line: Vec<_> = launcher.iter().map(Path::new).chain(preload).chain([BINARY.as_path()]).collect();

@@ -1,4 +1,4 @@
-//! A real PostgreSQL: one throw-away cluster for the whole test process, or one for a single test that does things to it.
+//! A real PostgreSQL: one throw-away cluster for the whole test process, or one for a single test that breaks it.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -14,7 +14,7 @@ use super::network::Wire;
 use super::process::{Process, Signal, command_as, run_within};
 use super::{secs, wait_until};
 
-/// How a cluster differs from the usual one.
+/// How a cluster differs from the default.
 #[derive(Default)]
 pub struct Options {
     /// More lines of `postgresql.conf`; the last value of a setting counts.
@@ -23,11 +23,11 @@ pub struct Options {
     pub hba: String,
     /// TLS, with a certificate for 127.0.0.1 and localhost from the authority in [`Postgres::ca_file`].
     pub tls: bool,
-    /// On the other end of a [`Wire`], which does not outlast it.
+    /// At the other end of a [`Wire`], which ends with it.
     pub remote: bool,
 }
 
-/// A running cluster; its end is Drop's, or the watchdog's.
+/// A running cluster. Drop ends it, or the watchdog.
 pub struct Postgres {
     folder: Folder,
     port: Ports,
@@ -44,7 +44,7 @@ impl Postgres {
         SHARED.new_database()
     }
 
-    /// A cluster of one's own.
+    /// Starts a cluster for one test.
     pub fn start(options: &Options) -> Self {
         let cluster = Self {
             folder: Folder::new("postgres"),
@@ -103,7 +103,7 @@ impl Postgres {
         self.make_database("")
     }
 
-    /// The same, its tables on a disk of its own, which belongs to [`postgres_user`].
+    /// Like [`Postgres::new_database`], with its tables on a disk of its own, which belongs to [`postgres_user`].
     pub fn new_database_on(&self, disk: &SmallDisk) -> String {
         self.admin(&format!("CREATE TABLESPACE disk LOCATION '{}'", disk.path().display()));
         self.make_database("TABLESPACE disk")
@@ -117,7 +117,7 @@ impl Postgres {
         format!("postgres://portal:portal@{host}:{}/{name}", self.port.number())
     }
 
-    /// What is between it and here.
+    /// The wire to it, if it has one.
     pub fn wire(&self) -> &Wire {
         self.wire.get().expect("a remote cluster")
     }
@@ -144,12 +144,12 @@ impl Postgres {
         self.folder.path().join("ca.pem")
     }
 
-    /// Ends it in order, without waiting for its clients.
+    /// Stops it by a fast shutdown: it does not wait for its clients.
     pub fn stop(&self) {
         self.end(Signal::INT);
     }
 
-    /// Ends it as a crash does; the next boot recovers.
+    /// Kills it by SIGKILL; the next boot recovers.
     pub fn kill(&self) {
         self.end(Signal::QUIT);
     }
@@ -159,7 +159,7 @@ impl Postgres {
         self.boot();
     }
 
-    /// `Signal::STOP` hangs the server and every session of it, `Signal::CONT` lets them go on.
+    /// Sends a signal to the server and all its sessions: `Signal::STOP` makes them hang, `Signal::CONT` continues them.
     pub fn signal(&self, signal: Signal) {
         let mut guard = self.process();
         let process = guard.as_mut().expect("PostgreSQL is running");
@@ -265,7 +265,7 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        // A hung one can't end itself; the immediate shutdown frees its shared memory, SIGKILL would not.
+        // If it hangs, it cannot end itself. An immediate shutdown frees its shared memory, SIGKILL does not.
         if self.process().is_some() {
             self.signal(Signal::CONT);
         }
@@ -298,7 +298,7 @@ pub fn program(name: &str) -> PathBuf {
         .unwrap_or_else(|| panic!("no {name} under {}: run `make setup`", versions.display()))
 }
 
-/// The user that Debian's package makes. A PostgreSQL server refuses to run as root, and as one without a name.
+/// The user that Debian's package makes. A PostgreSQL server refuses to run as root, or as a user without a name.
 pub fn postgres_user() -> User {
     let passwd = fs::read_to_string("/etc/passwd").expect("read /etc/passwd");
     let line = passwd.lines().find_map(|line| line.strip_prefix("postgres:"));

@@ -31,7 +31,7 @@ pub fn command_as(User(user): User, groups: &[User], program: impl AsRef<OsStr>)
     command
 }
 
-/// Runs a command to its end, which is SIGKILL for it and its children when it takes longer than the bound.
+/// Runs a command to its end. If it takes longer than the bound, it and its children are killed.
 pub fn run_within(bound: Duration, command: &mut Command) -> Output {
     let child = command
         .stdin(Stdio::null())
@@ -59,7 +59,7 @@ fn pid_of(child: &Child) -> Pid {
     Pid::from_child(child)
 }
 
-/// A process that stays until it is ended, at the latest by Drop.
+/// A running process. Drop ends it.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
@@ -93,7 +93,7 @@ impl Process {
         self.child.id()
     }
 
-    /// How it ended, if it has.
+    /// Its exit status, if it has ended.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         if self.ended.is_none() {
             self.ended = self.child.try_wait().expect("ask for a child's end");
@@ -120,7 +120,7 @@ impl Process {
         self.ended
     }
 
-    /// Ends it by a signal, and by SIGKILL where that does not do within the bound.
+    /// Ends it by a signal, or by SIGKILL if it has not ended within the bound.
     pub fn end(&mut self, signal: Signal, bound: Duration) -> ExitStatus {
         self.signal(signal);
         if let Some(status) = self.wait(bound) {

@@ -27,7 +27,7 @@ pub enum Link {
 }
 
 impl Link {
-    /// SIPp's name of it: all calls on one socket.
+    /// SIPp's name for it, with all calls on one socket.
     fn transport(self) -> &'static str {
         match self {
             Self::Udp => "u1",
@@ -36,7 +36,7 @@ impl Link {
     }
 }
 
-/// Registered phones that answer Asterisk's OPTIONS. Dropping them unplugs them: they stay registered, and silent.
+/// Registered phones that answer Asterisk's OPTIONS. Drop unplugs them: they stay registered, but do not answer.
 pub struct Phones {
     folder: Folder,
     _sipp: Process,
@@ -49,7 +49,7 @@ impl Phones {
         Self::register_over(Link::Udp, server, accounts, called)
     }
 
-    /// The same over any link.
+    /// Like [`Phones::register`], over any link.
     pub fn register_over(link: Link, server: impl Into<SocketAddr>, accounts: &[(&str, &str)], called: Called) -> Self {
         let (folder, ports) = (Folder::new("phones"), [Ports::one(), Ports::one()]);
         let lines: Vec<_> = accounts.iter().map(|account| line(*account, "")).collect();
@@ -85,12 +85,12 @@ impl Phones {
         Self { folder, _sipp: process, ports }
     }
 
-    /// How many requests of this method the phone of this number got, repeated ones too.
+    /// How many requests of this method the phone of this number received, retransmissions included.
     pub fn requests(&self, method: &str, number: &str) -> usize {
         self.arrivals(method, number).len()
     }
 
-    /// Who called, as each INVITE's `From` tells it: what a phone shows.
+    /// The `From` of each INVITE: what a phone shows.
     pub fn callers(&self) -> Vec<String> {
         let messages = read(&self.folder, "messages");
         let invites = messages.split("\nINVITE sip:").skip(1);
@@ -100,28 +100,28 @@ impl Phones {
             .collect()
     }
 
-    /// When those came, in the form of [`Caller::calls`].
+    /// The times of these INVITEs, in the form of [`Caller::calls`].
     pub fn arrivals(&self, method: &str, number: &str) -> Vec<String> {
         let start = format!("{method} sip:{number}@");
         let came = messages(&self.folder).into_iter().filter(|message| message.start.starts_with(&start));
         came.map(|message| message.at).collect()
     }
 
-    /// When each REGISTER with credentials was decided, and its final status, as [`Caller::calls`] tells it.
+    /// The time and final status of each REGISTER with credentials, in the form of [`Caller::calls`].
     pub fn registrations(&self) -> Vec<(String, u16)> {
         decided(&self.folder, "2 REGISTER")
     }
 
-    /// The port on 127.0.0.1 where they are called.
+    /// Their port on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.ports[0].number()
     }
 }
 
-/// How many REGISTERs of [`Phones::hammer`] may be under way.
+/// How many REGISTERs [`Phones::hammer`] sends at once.
 pub const HAMMERING_AT_ONCE: usize = 5;
 
-/// Somebody who calls a number without pause, one short call after the other. Dropping it ends that.
+/// A caller who calls a number without pause, one short call after the other. Drop ends it.
 pub struct Caller {
     folder: Folder,
     _sipp: Process,
@@ -140,12 +140,12 @@ impl Caller {
         caller
     }
 
-    /// When each call was decided, as text that sorts by time, and its final status; oldest first.
+    /// The time and final status of each call, oldest first. The time is text that sorts by time.
     pub fn calls(&self) -> Vec<(String, u16)> {
         decided(&self.folder, "2 INVITE")
     }
 
-    /// Waits until this many more calls were decided.
+    /// Waits until this many more calls have a final status.
     pub fn wait_for_calls(&self, more: usize) {
         let enough = self.calls().len() + more;
         wait_until(secs(60), "more calls are decided", || self.calls().len() >= enough);
@@ -162,7 +162,7 @@ pub fn call(server: impl Into<SocketAddr>, from: (&str, &str), to: &str) -> u16 
     request(server, "invite", line(from, to), Duration::from_millis(250))
 }
 
-/// A call that was answered and goes on. Dropping it unplugs the caller; Asterisk keeps its side.
+/// A call that was answered and goes on. Drop unplugs the caller; Asterisk keeps its side.
 pub struct Call {
     _folder: Folder,
     _sipp: Process,
@@ -185,8 +185,8 @@ pub fn message(server: impl Into<SocketAddr>, from: (&str, &str), to: &str) -> u
     request(server, "message", line(from, to), Duration::ZERO)
 }
 
-/// Runs one scenario to its end. What Asterisk answered last is what was decided; SIPp's own exit status only tells
-/// whether the scenario had expected it.
+/// Runs one scenario to its end, and gives Asterisk's last answer. SIPp's own exit status tells only whether the scenario expected
+/// it.
 fn request(server: impl Into<SocketAddr>, name: &str, line: String, hold: Duration) -> u16 {
     let (folder, ports) = (Folder::new(name), [Ports::one(), Ports::one()]);
     let mut command = sipp((Link::Udp, server.into()), &folder, &ports, name, &[line], hold);
@@ -202,7 +202,7 @@ fn request(server: impl Into<SocketAddr>, name: &str, line: String, hold: Durati
     })
 }
 
-/// When each request with this `CSeq` was answered for good, and how; oldest first.
+/// The time and status of the final answer to each request with this `CSeq`, oldest first.
 fn decided(folder: &Folder, cseq: &str) -> Vec<(String, u16)> {
     let answers = messages(folder).into_iter().filter(|message| message.cseq == cseq);
     answers.filter_map(|message| Some((message.at, final_status(&message.start)?))).collect()
@@ -252,24 +252,24 @@ fn sipp(
     command
 }
 
-/// Lets a scenario run again and again, so many at once and so many a second.
+/// Options that repeat a scenario: how many at once, how many a second.
 fn without_end(sipp: &mut Command, at_once: usize, a_second: usize) -> &mut Command {
-    // Of an option given twice, SIPp takes the last.
+    // SIPp uses the last of two equal options.
     sipp.args(["-m", "1000000", "-l", &at_once.to_string(), "-r", &a_second.to_string()])
 }
 
-/// A message that SIPp sent or got.
+/// A message that SIPp sent or received.
 struct Message {
     /// Date and time to the microsecond: text that sorts by time, the same clock for all on this machine.
     at: String,
     /// Its first line.
     start: String,
-    /// Which request it is or answers, such as `2 INVITE`.
+    /// Its `CSeq`, such as `2 INVITE`.
     cseq: String,
 }
 
-/// SIPp's trace, oldest first. Each message comes behind a line of dashes with the time, one that says how long it is, and
-/// an empty one.
+/// SIPp's trace, oldest first. Before each message are a line of dashes with the time, a line with its length, and an empty
+/// one.
 fn messages(folder: &Folder) -> Vec<Message> {
     let parse = |block: &str| {
         let mut lines = block.lines();

@@ -1,4 +1,4 @@
-//! strace at a running process: what it asks of the kernel, and faults where it asks.
+//! strace at a running process: records its system calls, and makes some of them fail.
 
 use std::fs;
 use std::process::Command;
@@ -10,7 +10,7 @@ use super::{secs, wait_until};
 /// A system call that was made.
 #[derive(Debug)]
 pub struct Call {
-    /// By which thread; empty where strace sees but one.
+    /// The thread that made it; empty if strace watches only one.
     pub thread: String,
     pub name: String,
     /// Its arguments and its result, as strace writes them.
@@ -18,14 +18,14 @@ pub struct Call {
 }
 
 impl Call {
-    /// Whether it got an error that strace put in.
+    /// Whether strace made it fail.
     pub fn failed_by_strace(&self) -> bool {
         self.text.ends_with("(INJECTED)")
     }
 }
 
-/// Does `work` with strace at a process, or at one thread of it; with `-f` at all threads and children too. Gives what came of
-/// it, and the calls that strace wrote.
+/// Runs `work` while strace watches a process, or one thread of it; with `-f` all threads and children. Gives the result, and the
+/// calls that strace recorded.
 pub fn under<T>(pid: u32, arguments: &[impl AsRef<str>], work: impl FnOnce() -> T) -> (T, Vec<Call>) {
     let folder = Folder::new("strace");
     let (trace, log) = (folder.path().join("trace"), folder.path().join("log"));
@@ -42,7 +42,7 @@ pub fn under<T>(pid: u32, arguments: &[impl AsRef<str>], work: impl FnOnce() -> 
     (done, trace.lines().filter_map(call).collect())
 }
 
-/// A line of a trace; `None` for one that tells a signal, an end, or the rest of a call.
+/// Parses a line of a trace; `None` for a signal, an end, or the rest of a call.
 fn call(line: &str) -> Option<Call> {
     let numbered = line.split_once(' ').filter(|(thread, _)| thread.bytes().all(|b| b.is_ascii_digit()));
     let (thread, rest) = numbered.unwrap_or(("", line));

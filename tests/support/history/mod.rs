@@ -4,8 +4,8 @@
 //!
 //! - A phone that rings has the secret in force.
 //! - A phone registers if its secret is in force, and otherwise not.
-//! - On a healthy server an apply answers 200. Then Asterisk serves exactly the database, and the phones of those who stayed are
-//!   registered still.
+//! - On a healthy server an apply answers 200. Then Asterisk serves exactly the database, and the phones of users who stayed are
+//!   still registered.
 
 mod world;
 
@@ -23,13 +23,13 @@ use world::World;
 /// How many users come and go.
 const USERS: usize = 6;
 
-/// Within this an apply on a healthy server answers, even if the machine is busy.
+/// An apply on a healthy server answers within this, even if the machine is busy.
 const BOUND: Duration = secs(30);
 
 /// How many steps a failure shows.
 const LAST_STEPS: usize = 12;
 
-/// Something that happens. Times are in milliseconds.
+/// A step. Times are in milliseconds.
 #[derive(Debug)]
 enum Step {
     /// Some numbers get another owner.
@@ -76,11 +76,11 @@ enum Kind {
 #[derive(Debug, Clone, Copy)]
 enum Fate {
     Nothing,
-    /// So long after the request.
+    /// This long after the request.
     PortalKilled(u64),
     AsteriskKilled(u64),
     Reload(u64, &'static str),
-    /// So long after the answer.
+    /// This long after the answer.
     AnsweredThenAsteriskKilled(u64),
 }
 
@@ -95,7 +95,7 @@ pub struct Told {
     pub rings: usize,
 }
 
-/// A history, and what it tells if it fails.
+/// A history, with what it prints if it fails.
 pub struct History {
     name: String,
     world: World,
@@ -103,7 +103,7 @@ pub struct History {
     began: Instant,
     count: usize,
     steps: Vec<String>,
-    /// Tells each step when it happens.
+    /// Prints each step.
     pub aloud: bool,
     kind: Kind,
     applies: usize,
@@ -165,7 +165,7 @@ impl History {
         }
     }
 
-    /// So many steps more.
+    /// Runs this many more steps.
     pub fn go(&mut self, steps: usize) {
         for _ in 0..steps {
             let step = self.next();
@@ -190,11 +190,11 @@ impl History {
         Told { steps: self.count, applies: self.applies, calls, rings }
     }
 
-    /// What happens next: changes are mostly applied, and an apply is mostly followed by what could undo it.
+    /// Chooses the next step: changes are mostly applied, and an apply is mostly followed by something that could undo it.
     fn next(&mut self) -> Step {
         let owned = self.world.owned();
         let create = if owned.len() < USERS { 15 } else { 2 };
-        // How often each happens, compared with the others.
+        // The weight of each kind of step.
         let weights = match self.kind {
             Kind::Apply => [20, 3, create, 2, 2, 35, 5, 20, 3, 2, 3, 3],
             Kind::Change => [4, 3, create, 2, 2, 4, 60, 0, 2, 5, 4, 20],
@@ -242,7 +242,7 @@ impl History {
             30..55 => Fate::PortalKilled(random.u64(..2500)),
             55..60 => Fate::AsteriskKilled(random.u64(..2000)),
             60..70 => Fate::Reload(random.u64(..1500), RELOADS[random.usize(..RELOADS.len())]),
-            // Soon is worse than late.
+            // A short time is more dangerous than a long one.
             _ => Fate::AnsweredThenAsteriskKilled(random.u64(..1500).min(random.u64(..1500))),
         }
     }
@@ -322,7 +322,7 @@ impl History {
         }
     }
 
-    /// Gives the answer, if there is one. Whoever was killed is down then.
+    /// Gives the answer, if there is one. A killed process is still down afterwards.
     fn apply_amid_calls(&self, mut random: Rng, hammering: usize, then: Fate) -> Option<Answer> {
         let World { asterisk, portal, .. } = &self.world;
         let changing = self.world.changing();

@@ -18,16 +18,16 @@ use crate::support::postgres::program;
 use crate::support::process::{Process, run_within};
 use crate::support::{Asterisk, Phone, Portal, secs};
 
-/// Who call: each has a number for ever, and calls every other number.
+/// The callers: each keeps its number, and calls every other number.
 pub const CALLERS: usize = 2;
 
-/// By then Asterisk has committed what it wrote, or rolled it back.
+/// After this, Asterisk has committed what it wrote, or rolled it back.
 const COMMIT: Duration = Duration::from_millis(2500);
 
-/// A registration that is older may end by itself.
+/// An older registration may expire.
 const EXPIRES: Duration = Duration::from_secs(250);
 
-/// Who owns a number.
+/// The owner of a number.
 #[derive(Clone)]
 pub struct Owner {
     pub id: String,
@@ -51,7 +51,7 @@ pub struct World {
     phones: Vec<Phone>,
     /// Processes that read Asterisk's database.
     readers: Vec<Process>,
-    /// When they began, and when they end.
+    /// When each began, and when it ends.
     reads: Vec<(Instant, Instant)>,
     pub calls: AtomicUsize,
     pub rings: AtomicUsize,
@@ -114,7 +114,7 @@ impl World {
         self.phones.iter().map(|phone| phone.number.as_str()).collect()
     }
 
-    /// The numbers that the next apply gives to somebody else, or that the last one left in quarantine.
+    /// The numbers that the next apply gives to another user, or that the last one left in quarantine.
     pub fn changing(&self) -> BTreeSet<String> {
         let (secrets, quarantined) = (self.secrets(), self.quarantined());
         let changing = |number: &&str| {
@@ -147,20 +147,20 @@ impl World {
         self.phones.iter().find(|phone| phone.secret == owner.secret)
     }
 
-    /// The secret of a number that Asterisk takes now.
+    /// The secret of a number that is in force.
     fn secret(&self, number: &str) -> Option<String> {
         let auth = self.ask(&format!("pjsip show auth {number}"));
         let password = auth.lines().find_map(|line| line.trim_start().strip_prefix("password "));
         password.and_then(|value| Some(value.split_once(": ")?.1.trim().to_owned()))
     }
 
-    /// The same of every number that has one.
+    /// The secrets in force of all numbers.
     fn secrets(&self) -> BTreeMap<&str, String> {
         let secret = |number| Some((number, self.secret(number)?));
         self.numbers().into_iter().filter_map(secret).collect()
     }
 
-    /// What Asterisk answers on its control socket, in less than a millisecond; `asterisk -rx` takes twenty.
+    /// Asks Asterisk over its control socket, which takes less than a millisecond; `asterisk -rx` takes twenty.
     fn ask(&self, command: &str) -> String {
         let mut socket = UnixStream::connect(self.asterisk.run_dir().join("asterisk.ctl")).expect("Asterisk's socket");
         socket.set_read_timeout(Some(secs(20))).expect("a time-out");
@@ -203,7 +203,7 @@ impl World {
         });
     }
 
-    /// What this caller calls. No number is called by two at once: then a phone that rings would not tell for which call.
+    /// The numbers that this caller calls. No two callers call one number at once, because nobody could tell which call rings a phone.
     fn numbers_of(&self, caller: usize) -> Vec<&str> {
         self.numbers().into_iter().skip(caller).step_by(CALLERS).collect()
     }
@@ -293,7 +293,7 @@ impl World {
         self.backup = Some(self.owners.clone());
     }
 
-    /// The database is what it was at the last backup, if there was one.
+    /// Restores the database from the last backup, if there is one.
     pub fn restore(&mut self) {
         let Some(owners) = self.backup.clone() else { return };
         self.portal.stop();
