@@ -171,11 +171,12 @@ impl Applier {
 
     /// Steps 3 to 9; gives the number of users.
     async fn steps(&self, lock: &HostLock, progress: &mut Progress, evictions_settled: &mut Instant) -> Result<usize> {
-        // Nothing else can be asked before Asterisk has booted.
-        self.host.asterisk().await?;
-        // This probe starts a process, which takes as long as all the others, so it runs beside them.
-        let (prepared, same_asterisk) =
-            join!(self.prepared(lock, progress, evictions_settled), self.host.same_asterisk());
+        // This probe starts a process, which takes as long as all the others, so it runs beside them. Asterisk must be booted for it.
+        let same_asterisk = async {
+            self.host.asterisk().await?;
+            self.host.same_asterisk().await
+        };
+        let (prepared, same_asterisk) = join!(self.prepared(lock, progress, evictions_settled), same_asterisk);
         let (mut run, changing, endpoints, routing) = prepared?;
         same_asterisk?;
         if changing.is_empty() {
@@ -219,6 +220,7 @@ impl Applier {
 impl Run<'_> {
     /// Step 4. Afterwards no probe that refuses an apply has failed. Gives the numbers that change hands.
     async fn look(&mut self) -> Result<BTreeSet<ExtensionNumber>> {
+        self.host.asterisk().await?;
         let numbers: Vec<_> = self.numbers.iter().copied().collect();
         let control = &self.host.control;
         let (secrets, main) = join!(objects::secrets(control, &numbers), self.host.look());

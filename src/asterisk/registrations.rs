@@ -1,21 +1,22 @@
 //! Which phones are registered, and evicting them.
 //!
-//! Asterisk keeps registrations in its database, family `registrar/contact`, under keys `1000;@` and 32 hex digits, over
+//! Asterisk stores registrations in its database, family `registrar/contact`, under keys `1000;@` and 32 hex digits. They survive
 //! reloads, restarts and the removal of their AOR.
 //!
-//! While the AOR exists, [`evict`] overwrites the row with one that expired long ago, and lists the AORs: then Asterisk removes the
-//! registration, its device state and its OPTIONS. Deleting the row would leave the other two. Where the AOR is gone, the row is
-//! all there is, and [`evict`] deletes it.
+//! While the AOR exists, [`evict`] overwrites the row with one that expired long ago. It then lists the AORs, which makes Asterisk
+//! remove the registration, with its device state and its OPTIONS requests. Deleting the row would leave the device state and the
+//! OPTIONS requests. Without an AOR only the row is left, and [`evict`] deletes it.
 //!
 //! Asterisk commits its database up to a second after a change ([`COMMITTED_WITHIN`]). If another process reads the file at that
-//! moment, the commit fails and Asterisk takes all changes of that second back. What Asterisk lists is therefore not yet what
-//! it keeps. A [`Look`] finds out: it leaves a mark in the database before it lists the registrations and another one
-//! after it. As long as both are there, Asterisk cannot go back to a state from before the listing:
+//! moment, the commit fails, and Asterisk rolls back all changes since the last commit. A listing can therefore show changes
+//! that are undone later. A [`Look`] finds out: it writes a mark into the database, lists the registrations, and writes a second
+//! mark. While both marks are there, Asterisk has not gone back to a state from before the listing:
 //!
-//! - A state that was committed before the first mark does not have that mark.
-//! - A state that was committed between the two marks does not have the second one. The commit that would fail and lead back to
-//!   it comes a second later at the earliest, when the second mark is set: it would take that mark away. So a look that takes
-//!   longer than [`ONE_COMMIT`] does not count.
+//! - A commit before the first mark does not contain that mark.
+//! - A commit between the marks does not contain the second one. If the next commit fails, Asterisk goes back to it, and the
+//!   second mark is gone: the next commit comes about a second later, and by then the second mark was written. A look that takes
+//!   longer than [`MAX_LOOK_TIME`] could break this, so it does not count.
+//! - A commit after the second mark contains what was listed.
 
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
@@ -31,21 +32,22 @@ use super::in_force::objects;
 use crate::domain::ExtensionNumber;
 use crate::render::ObjectType;
 
-/// After this time a change to Asterisk's database is on the disk, or taken back: `db_sync_thread` in `main/db.c` commits at least
-/// once a second.
+/// After this time a change to Asterisk's database is on the disk, or rolled back: `db_sync_thread` in `main/db.c` tries a commit
+/// about a second after the last one. This is a second with a margin.
 pub const COMMITTED_WITHIN: Duration = Duration::from_millis(1200);
 
-/// Asterisk tries at most one commit within this time: it sleeps for a second between two.
-const ONE_COMMIT: Duration = Duration::from_millis(900);
+/// Asterisk tries at most one commit within this time, because it sleeps for a second between two.
+const MAX_LOOK_TIME: Duration = Duration::from_millis(900);
 
 /// How often a look is tried until it is whole, and short enough.
-const LOOKS: usize = 10;
+const ATTEMPTS: usize = 10;
 
 const LIST: &str = "database show registrar/contact";
 const LIST_MARKS: &str = "database show pbx-portal";
 /// The row that [`evict`] writes; Asterisk removes it, because it expired long ago.
 const EVICTED: &str = r#"{"uri":"sip:x","expiration_time":"1"}"#;
-const PUT: &str = "Updated database successfully";
+/// What Asterisk answers to `database put`.
+const PUT_DONE: &str = "Updated database successfully";
 
 /// A phone's registration as an extension.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,14 +61,14 @@ pub struct Registration {
     value: String,
 }
 
-/// The registrations at one moment, between two marks.
+/// A listing of the registrations, taken between two marks.
 #[derive(Debug)]
 pub struct Look {
-    /// All registrations of our numbers.
+    /// All registrations of our numbers, and rows of [`evict`] that Asterisk has not removed yet.
     pub registrations: Vec<Registration>,
-    /// Belongs to this look alone.
+    /// The beginning of the names of this look's two marks.
     mark: String,
-    /// The marks of this look and of others that were there at its end.
+    /// All marks that were there at its end, those of other looks too.
     marks: BTreeSet<String>,
 }
 
@@ -75,7 +77,7 @@ pub async fn list(control: &Control) -> Result<Vec<Registration>> {
     control.listing(LIST, parse).await
 }
 
-/// Evicts registrations. They are gone from the listing then; whether they are gone from the disk, only a later [`Look`] tells.
+/// Evicts registrations: no call reaches these phones any more. Whether that is on the disk, only a later [`Look`] tells.
 pub async fn evict(control: &Control, registrations: &[Registration]) -> Result<()> {
     if registrations.is_empty() {
         return Ok(());
@@ -102,12 +104,12 @@ impl Look {
     /// Looks now.
     pub async fn now(control: &Control) -> Result<Self> {
         let mut answer = String::new();
-        for _ in 0..LOOKS {
+        for _ in 0..ATTEMPTS {
             let mark = Uuid::new_v4().to_string();
             let [before, after] = ["before", "after"].map(|when| format!("database put pbx-portal {mark}/{when} 1"));
             let began = Instant::now();
             answer = control.ask_all(&[&before, LIST, &after, LIST_MARKS]).await?;
-            if began.elapsed() < ONE_COMMIT
+            if began.elapsed() < MAX_LOOK_TIME
                 && let Some((registrations, marks)) = parse_look(&answer)
             {
                 return Ok(Self { registrations, mark, marks });
@@ -117,18 +119,18 @@ impl Look {
         Err(unexpected(LIST, &answer))
     }
 
-    /// Whether Asterisk had taken nothing back since `earlier` when it took this look.
+    /// Whether Asterisk rolled nothing back between `earlier` and this look.
     pub fn continues(&self, earlier: &Self) -> bool {
         earlier.holds_in(&self.marks)
     }
 
-    /// The registrations that `earlier` did not list.
+    /// The registrations that `earlier` did not list. One that was renewed since is another row, so it counts as new.
     pub fn registered_since(&self, earlier: &Self) -> Vec<Registration> {
-        let new = |registration: &&Registration| !earlier.registrations.contains(registration);
-        self.registrations.iter().filter(new).filter(|registration| !registration.is_evicted()).cloned().collect()
+        let new = |row: &&Registration| !row.is_evicted() && !earlier.registrations.contains(row);
+        self.registrations.iter().filter(new).cloned().collect()
     }
 
-    /// Whether Asterisk has taken nothing back since. [`COMMITTED_WITHIN`] after the look, this means that it is on the disk.
+    /// Whether Asterisk has rolled nothing back since. If so [`COMMITTED_WITHIN`] after the look, the listed state is on the disk.
     pub async fn holds(&self, control: &Control) -> Result<bool> {
         Ok(self.holds_in(&control.listing(LIST_MARKS, parse_marks).await?))
     }
@@ -176,7 +178,7 @@ fn parse_marks(text: &str) -> Option<BTreeSet<String>> {
 /// What the four commands of a look print; `None` unless all of it is there.
 fn parse_look(text: &str) -> Option<(Vec<Registration>, BTreeSet<String>)> {
     let lines: Vec<_> = text.lines().collect();
-    let mut parts = lines.split(|line| *line == PUT);
+    let mut parts = lines.split(|line| *line == PUT_DONE);
     let (_, registrations, marks) = (parts.next()?, parts.next()?, parts.next()?);
     Some((parse(&registrations.join("\n"))?, parse_marks(&marks.join("\n"))?))
 }
@@ -220,8 +222,8 @@ mod tests {
     #[test]
     fn a_look_is_whole_or_none() {
         let marks = include_str!("../../tests/recordings/marks.txt").split_once('\n').expect("a command first").1;
-        let look = [ROWS, marks].map(str::trim_end).join(&format!("\n{PUT}\n"));
-        let look = format!("{PUT}\n{look}\n");
+        let look = [ROWS, marks].map(str::trim_end).join(&format!("\n{PUT_DONE}\n"));
+        let look = format!("{PUT_DONE}\n{look}\n");
         let (registrations, marks) = parse_look(&look).expect("a whole look");
         let mark = "01234567-89ab-cdef-0123-456789abcdef";
         let expected = [format!("{mark}/after"), format!("{mark}/before"), "short".to_owned()];
