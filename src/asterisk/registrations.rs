@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listing_that_lost_lines_is_none() {
+    fn a_truncated_listing_is_none() {
         for lost in ["1000", "1001", "alice", "3 results"] {
             let kept: Vec<_> =
                 ROWS.lines().filter(|l| !l.trim_start_matches("/registrar/contact/").starts_with(lost)).collect();

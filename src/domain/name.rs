@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_nothing_controls_and_line_breaks() {
+    fn refuses_empty_names_controls_and_line_breaks() {
         for typed in
             ["", " ", "\u{3000}", "a\nb", "a\u{0}b", "a\u{7f}", "\u{1b}a", "a\u{85}b", "a\u{2028}b", "a\u{2029}b"]
         {

@@ -101,7 +101,7 @@ fn with_no_users_both_include_lines_are_looked_for() {
 }
 
 #[test]
-fn of_an_emptied_database_warns_that_none_of_the_users_is_left() {
+fn of_an_emptied_database_warns_that_no_former_user_is_left() {
     let (asterisk, portal) = host();
     let message = |answer: &Value| answer["message"].as_str().expect("a message").to_owned();
     let create = |names: &[&str]| {
@@ -245,7 +245,7 @@ exec $asterisk \"$@\"
 }
 
 #[test]
-fn a_last_audit_write_that_fails_is_told_and_made_up_for() {
+fn a_last_audit_write_that_fails_is_reported_and_retried() {
     let asterisk = Asterisk::start();
     let cluster = Postgres::start(&crate::support::postgres::Options::default());
     let url = cluster.new_database();

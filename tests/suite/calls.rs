@@ -4,7 +4,7 @@ use crate::fixtures::{account, host};
 use crate::support::sipp::{Called, Phones, call, message};
 
 #[test]
-fn busy_absent_unanswered_and_unknown_are_told_apart() {
+fn busy_absent_unanswered_and_unknown_are_distinguished() {
     let (asterisk, portal) = host();
     let accounts = ["caller", "busy", "absent", "silent"]
         .map(|name| account(&portal.create_user(name, &format!("{name}@example.com"))));

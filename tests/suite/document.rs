@@ -72,7 +72,7 @@ const ANSWERS: [(&str, &[(u16, &str)]); 5] = [
 ];
 
 #[test]
-fn tells_of_every_operation_its_purpose_and_a_valid_example_of_all_it_takes_and_answers() {
+fn explains_every_operation_with_valid_examples_of_requests_and_answers() {
     let document: Value = serde_json::from_str(COMMITTED).expect("JSON");
     let expected: BTreeSet<_> = ANSWERS[1..]
         .iter()

@@ -110,7 +110,7 @@ fn stopped_hung_full_read_only_or_another_one_is_a_503_that_says_what_to_do() {
 }
 
 #[test]
-fn one_that_crashes_and_restarts_in_the_middle_of_writes_loses_nothing_that_was_answered() {
+fn one_that_crashes_and_restarts_in_the_middle_of_writes_loses_no_confirmed_user() {
     let cluster = Postgres::start(&Options::default());
     let portal = Portal::start(&settings(&cluster.new_database()));
     let created = created_during(&portal, |created| {
@@ -221,7 +221,7 @@ fn none_in_a_transaction(cluster: &Postgres) {
 }
 
 #[test]
-fn a_start_waits_for_it_a_while_and_tells_so() {
+fn a_start_waits_for_it_and_logs_that() {
     let cluster = Postgres::start(&Options::default());
     let url = cluster.new_database();
     cluster.stop();

@@ -151,7 +151,7 @@ fn creates_that_wait_for_the_lock_are_each_taken_or_refused_and_a_refused_one_le
 }
 
 #[test]
-fn moved_away_while_its_lock_is_waited_for_it_is_not_written_to() {
+fn a_file_moved_away_during_a_wait_for_its_lock_is_not_written_to() {
     let portal = Portal::start(&without_asterisk());
     let (file, aside) = (database(&portal), portal.work_dir().join("aside.db"));
     let locked = Locked::new(&file);
@@ -179,7 +179,7 @@ fn writer(portal: &Portal) -> u32 {
 }
 
 #[test]
-fn what_was_told_as_not_written_is_not_written_later() {
+fn a_write_that_was_reported_as_failed_is_not_made_later() {
     let portal = Portal::start(&without_asterisk());
     let alice = portal.create_user("Alice", "alice@example.com");
     let delete = format!("DELETE /users/{}", id(&alice));
@@ -208,7 +208,7 @@ fn what_was_told_as_not_written_is_not_written_later() {
 }
 
 #[test]
-fn a_create_whose_flush_takes_too_long_is_told_as_unknown_and_is_done() {
+fn a_create_whose_flush_takes_too_long_is_reported_as_unknown_and_is_written() {
     let portal = Portal::start(&without_asterisk());
     portal.create_user("Alice", "alice@example.com");
     let log = portal.data_dir().join("portal.db-wal").display().to_string();
@@ -223,7 +223,7 @@ fn a_create_whose_flush_takes_too_long_is_told_as_unknown_and_is_done() {
 }
 
 #[test]
-fn a_start_waits_for_its_lock_and_tells_so() {
+fn a_start_waits_for_its_lock_and_logs_that() {
     let portal = Portal::start(&without_asterisk());
     portal.stop();
     let locked = Locked::new(&database(&portal));
@@ -236,7 +236,7 @@ fn a_start_waits_for_its_lock_and_tells_so() {
 }
 
 #[test]
-fn whoever_has_waited_too_long_takes_nobody_along() {
+fn a_request_that_waited_too_long_fails_alone() {
     let portal = Portal::start(&without_asterisk());
     let locked = Locked::new(&database(&portal));
     thread::scope(|scope| {

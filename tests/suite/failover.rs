@@ -8,7 +8,7 @@ use crate::support::postgres::Options;
 use crate::support::{Portal, Postgres, secs, wait_until};
 
 #[test]
-fn a_killed_primary_loses_no_user_that_was_answered_once_the_standby_is_promoted() {
+fn a_killed_primary_loses_no_confirmed_user_once_the_standby_is_promoted() {
     let primary = Postgres::start(&Options::default());
     let url = primary.new_database();
     primary.admin("CREATE ROLE haproxy LOGIN");

@@ -190,7 +190,7 @@ fn by_sigkill_at_each_step_of_the_files() {
 }
 
 #[test]
-fn by_sigkill_at_each_question_to_asterisk_and_each_reload() {
+fn by_sigkill_at_each_command_to_asterisk_and_each_reload() {
     let mut scene = Scene::new();
     let counts = ASTERISK.map(|name| killed_at_each(&mut scene, name, &[]));
     assert!(counts[0] > 10 && counts[1] + counts[2] >= 3, "questions and three reloads: {counts:?}");
@@ -264,7 +264,7 @@ fn refused_at_each(name: &str, error: &str, told: &str) -> usize {
 }
 
 #[test]
-fn by_a_question_that_cant_be_sent() {
+fn by_a_command_that_cant_be_sent() {
     for (name, error, told) in
         [("sendto", "EPIPE", "Asterisk closed the connection"), ("connect", "EIO", "can't be reached")]
     {
@@ -280,7 +280,7 @@ fn by_a_reload_that_cant_be_started() {
 }
 
 #[test]
-fn by_sigterm_at_each_step_after_which_it_goes_on_to_its_end() {
+fn by_sigterm_at_each_step_after_which_it_finishes() {
     let mut scene = Succession::on(Database::Sqlite);
     let counts = ["flock", "fsync", "rename", "sendto", "clone3", "vfork"]
         .map(|name| scene.at_each(name, "signal=TERM", Selection::everything, Succession::stopped_after_success));

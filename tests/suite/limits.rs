@@ -157,7 +157,7 @@ fn hundreds_of_slow_clients_hold_up_nobody_and_are_gone_in_time() {
 }
 
 #[test]
-fn with_few_file_handles_serves_in_turn_and_gets_over_having_none() {
+fn with_few_file_handles_serves_in_turn_and_recovers_from_having_none() {
     let asterisk = Asterisk::start();
     let portal = Portal::prepare(&Settings::of(&asterisk));
     portal.boot_through(&["prlimit", "--nofile=64:64"]);
@@ -225,7 +225,7 @@ fn processor_time(portal: &Portal) -> Duration {
 }
 
 #[test]
-fn an_apply_may_take_any_length_and_an_answer_be_taken_slowly() {
+fn an_apply_may_take_long_and_its_answer_may_be_read_slowly() {
     let asterisk = Asterisk::start();
     let portal = Portal::start(&Settings::of(&asterisk).with("ASTERISK_TIMEOUT_SECS", 120));
     asterisk.signal(Signal::STOP);
@@ -252,7 +252,7 @@ fn an_apply_may_take_any_length_and_an_answer_be_taken_slowly() {
 }
 
 #[test]
-fn a_stop_answers_what_is_being_sent_and_waits_for_nobody_for_ever() {
+fn a_stop_answers_requests_that_are_being_sent_and_has_a_bound() {
     let portal = Portal::start(&Settings::default());
     let (head, end) = GET_NOTHING.split_at(20);
     let mut slow = sent(&portal, head);
@@ -287,7 +287,7 @@ fn pipelined_requests_are_answered_in_order() {
 }
 
 #[test]
-fn heads_and_bodies_have_a_largest_size() {
+fn heads_and_bodies_have_a_maximum_size() {
     let portal = Portal::start(&Settings::default());
     let status = |request: String| statuses(&rest(&mut sent(&portal, request)));
     let get =

@@ -131,7 +131,7 @@ fn registrations_that_asterisk_keeps_outside_its_own_database() {
 }
 
 #[test]
-fn an_include_that_finds_no_file() {
+fn an_include_that_matches_no_file() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
     portal.apply("suite");

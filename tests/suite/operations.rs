@@ -166,10 +166,10 @@ fn every_command_works_as_written() {
         }
         let printed = scene.types(block);
         match heading {
-            "Look whether all is well" if block.text.contains("check") => {
+            "Check that all is well" if block.text.contains("check") => {
                 assert!(printed.contains("An apply has what it needs."), "{printed}");
             }
-            "Look whether all is well" => assert!(printed.contains("apply proven"), "{printed}"),
+            "Check that all is well" => assert!(printed.contains("apply proven"), "{printed}"),
             "Upgrade" => {
                 assert_eq!(scene.version(), "0.1.1-1");
                 assert_eq!(scene.users(), kept);
@@ -203,10 +203,10 @@ fn every_command_works_as_written() {
                 );
             }
             "Rename a host" => _ = scene.applies(),
-            "Who applied, and what came of it" if block.text.contains("postgres") => {
+            "Who applied, and with what result" if block.text.contains("postgres") => {
                 assert!(printed.contains("pbx-berlin") && printed.contains("does not include"), "{printed}");
             }
-            "Who applied, and what came of it" => assert!(printed.contains("success"), "{printed}"),
+            "Who applied, and with what result" => assert!(printed.contains("success"), "{printed}"),
             "Prune the audit log" => assert_eq!(scene.audit_rows(block), ("0".to_owned(), true), "the old row alone"),
             "Back up Asterisk's own database" => {
                 let rows = "sqlite3 /root/astdb.sqlite3 'SELECT count(*) > 0 FROM astdb'";
@@ -245,7 +245,7 @@ fn asks(scene: &Scene, block: &Commands) {
 }
 
 #[test]
-fn tells_of_log_lines_and_errors_that_there_are() {
+fn explains_log_lines_and_errors_that_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut source = String::new();
     let mut folders = vec![root.join("src")];

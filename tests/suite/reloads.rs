@@ -26,7 +26,7 @@ fn crowd(portal: &Portal) -> Vec<serde_json::Value> {
 const DROPPED: &str = "already in progress";
 
 #[test]
-fn dropped_reloads_whole_or_of_one_module_are_sent_again() {
+fn dropped_reloads_of_all_modules_or_of_one_are_retried() {
     let (asterisk, folder) = (Asterisk::start(), Folder::new("script"));
     let keeping = "out=$(mktemp \"$here/XXXXXX.out\")\n$asterisk \"$@\" >\"$out\"\ncat \"$out\"\n";
     let program = script(&asterisk, &folder, keeping);
@@ -63,7 +63,7 @@ fn dropped_reloads_whole_or_of_one_module_are_sent_again() {
 }
 
 #[test]
-fn listings_that_lost_lines_are_read_again() {
+fn truncated_listings_are_retried() {
     let (asterisk, portal) = host();
     let mut users = VecDeque::from(crowd(&portal));
     portal.apply("suite");
@@ -206,7 +206,7 @@ fn quarantine_goes_on_until_the_reload_of_the_endpoints_has_ended_and_old_phones
 }
 
 #[test]
-fn a_quarantine_that_asterisk_did_not_take_ends_the_apply_before_the_new_endpoints() {
+fn a_quarantine_that_asterisk_did_not_load_ends_the_apply_before_the_new_endpoints() {
     let (asterisk, folder) = (Asterisk::start(), Folder::new("script"));
     let deaf = "test -e \"$here/deaf\" && [ \"$2\" = 'dialplan reload' ] && exec echo 'Dialplan reloaded.'\nexec $asterisk \"$@\"\n";
     let program = script(&asterisk, &folder, deaf);

@@ -339,7 +339,7 @@ fn in_quarantine_no_pattern_of_the_administrators_answers_for_a_number() {
 }
 
 #[test]
-fn a_secret_that_asterisk_refuses_to_take_keeps_its_number_in_quarantine() {
+fn a_secret_that_asterisk_does_not_load_keeps_its_number_in_quarantine() {
     let (asterisk, portal) = host();
     let caller = account(&portal.create_user("Caller", "caller@example.com"));
     let old_user = portal.create_user("Old", "old@example.com");

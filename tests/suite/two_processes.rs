@@ -225,7 +225,7 @@ fn two_at_once_because_somebody_removed_the_lock_file_leave_whole_files_and_one_
 }
 
 #[test]
-fn users_who_come_and_go_meanwhile_are_the_next_ones_matter() {
+fn users_who_come_and_go_during_an_apply_are_left_to_the_next_one() {
     for database in [Database::Sqlite, Database::Postgres] {
         let host = Host::start(database);
         let [portal, other] = &host.portals;

@@ -59,7 +59,7 @@ fn the_request_id_is_the_clients_or_a_new_one_in_head_body_and_log() {
 }
 
 #[test]
-fn the_service_manager_is_told_again_and_again_that_the_event_loop_lives() {
+fn the_service_manager_hears_regularly_that_the_event_loop_lives() {
     let folder = std::env::temp_dir().join(format!("pbx-portal-watchdog-{}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a folder");
     let socket = folder.join("notify");

@@ -52,7 +52,7 @@ mod tests {
     proptest::proptest! {
         /// A listing that lost lines is not taken for another: it is none, or says the same.
         #[test]
-        fn no_lost_line_goes_unnoticed(lost in proptest::collection::btree_set(0_usize..40, 1..6)) {
+        fn a_truncated_listing_is_noticed(lost in proptest::collection::btree_set(0_usize..40, 1..6)) {
             macro_rules! same_or_none {
                 ($parse:expr, $name:literal) => {
                     let parsed = $parse(&without(recorded!($name), &lost));
