@@ -102,11 +102,7 @@ impl Run<'_> {
     pub(super) async fn evict_nobodys(&mut self) -> Result<()> {
         let mut registered = registrations::list(&self.host.control).await?;
         registered.retain(|registration| !self.numbers.contains(&registration.number));
-        if !registered.is_empty() {
-            self.evict(registered).await?;
-            *self.evictions_settled = Instant::now() + COMMITTED_WITHIN;
-        }
-        Ok(())
+        self.evict(registered).await
     }
 
     /// The second part of step 7. Afterwards each of the `changing` numbers belongs to its new owner alone, but for those that it

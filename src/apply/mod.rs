@@ -70,8 +70,8 @@ pub struct Applier {
     storage: Storage,
     host: Host,
     name: String,
-    /// Locked while an apply runs in this process. The value is the time from which on no evicted registration of a number
-    /// without a user can come back. After a start it allows for evictions by an earlier process.
+    /// Locked while an apply runs in this process. The value is the time from which on no registration can come back that an apply
+    /// evicted. After a start it allows for evictions by an earlier process, after a failed apply for evictions that were not noted.
     running: Arc<Mutex<Instant>>,
     tasks: TaskTracker,
     stopping: CancellationToken,
@@ -83,7 +83,7 @@ struct Run<'a> {
     lock: &'a HostLock,
     progress: &'a mut Progress,
     /// See [`Applier::running`].
-    evictions_settled: &'a mut Instant,
+    evictions_settled: Instant,
     users: Vec<User>,
     numbers: BTreeSet<ExtensionNumber>,
     /// Whether this apply, or one that was interrupted, may have evicted registrations of numbers that change hands.
@@ -148,7 +148,7 @@ impl Applier {
         let steps = async {
             let lock = lock.as_ref().map_err(|error| anyhow!("{error}"))?;
             let bound = self.host.command.bound * PATIENCE;
-            let steps = self.steps(lock, &mut progress, evictions_settled);
+            let steps = self.steps(lock, &mut progress, *evictions_settled);
             timeout(bound, steps).await.unwrap_or_else(|_| {
                 bail!(
                     "Asterisk is too slow: the apply was given up after {} s; look at the machine's load and at 'core show locks', then apply again",
@@ -157,6 +157,9 @@ impl Applier {
             })
         };
         let outcome = steps.instrument(info_span!("apply", audit_log_id = %row.id)).await;
+        if outcome.is_err() || !progress.evicted.is_empty() {
+            *evictions_settled = Instant::now() + COMMITTED_WITHIN;
+        }
 
         row.error_details = outcome.as_ref().err().map(ToString::to_string);
         row.files_written = json!(progress.files_written);
@@ -170,7 +173,7 @@ impl Applier {
     }
 
     /// Steps 3 to 9; gives the number of users.
-    async fn steps(&self, lock: &HostLock, progress: &mut Progress, evictions_settled: &mut Instant) -> Result<usize> {
+    async fn steps(&self, lock: &HostLock, progress: &mut Progress, evictions_settled: Instant) -> Result<usize> {
         // This probe starts a process, which takes as long as all the others, so it runs beside them. Asterisk must be booted for it.
         let same_asterisk = async {
             self.host.asterisk().await?;
@@ -199,7 +202,7 @@ impl Applier {
         &'a self,
         lock: &'a HostLock,
         progress: &'a mut Progress,
-        evictions_settled: &'a mut Instant,
+        evictions_settled: Instant,
     ) -> Result<(Run<'a>, BTreeSet<ExtensionNumber>, Prepared, Prepared)> {
         let users = self.storage.users().await.map_err(|error| anyhow!("the users can't be read: {error}"))?;
         let numbers = proof::numbers(&users);
@@ -227,7 +230,7 @@ impl Run<'_> {
         let on_disk = OnDisk::of(self.host, &main?)?;
         if !self.numbers.is_subset(&on_disk.endpoints) {
             // A number was free. If its former owner's registration comes back, it is listed by then.
-            sleep_until(*self.evictions_settled).await;
+            sleep_until(self.evictions_settled).await;
         }
         let served = Served::new(secrets?, registrations::list(control).await?);
         let changing = ownership::changing_hands(&self.users, &on_disk, &served);

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::fixtures::{SetWhenDropped, account, evicted, failed_apply, host, id, registered, registrations};
+use crate::fixtures::{SetWhenDropped, account, evicted, failed_apply, host, id, registered, registrations, script};
 use crate::support::lab::Folder;
+use crate::support::portal::Settings;
 use crate::support::process::Process;
 use crate::support::{Asterisk, Phone, Portal, secs, strace, wait_until};
 
@@ -28,6 +29,10 @@ struct Scene {
 impl Scene {
     fn new() -> Self {
         let (asterisk, portal) = host();
+        Self::of(asterisk, portal)
+    }
+
+    fn of(asterisk: Asterisk, portal: Portal) -> Self {
         let owner = portal.create_user("Owner", "owner@example.com");
         let [caller, stays] = ["caller", "stays"].map(|name| {
             let (number, secret) = account(&portal.create_user(name, &format!("{name}@example.com")));
@@ -200,6 +205,30 @@ fn a_freed_number_is_given_away_without_its_former_phone() {
         drop(reader);
         scene.belongs_to_its_owner(&old, "with a new owner");
     }
+}
+
+/// The number changes hands, but the apply fails after it has evicted the old phone. Then the number is freed, and given away again.
+#[test]
+fn an_apply_that_failed_after_an_eviction_brings_nobody_back() {
+    let (asterisk, folder) = (Asterisk::start(), Folder::new("script"));
+    let failing = "[ \"$2\" = 'pjsip reload' ] && [ -e \"$here/fail\" ] && exit 1\nexec $asterisk \"$@\"\n";
+    let program = script(&asterisk, &folder, failing);
+    let portal = Portal::start(&Settings::of(&asterisk).with("ASTERISK_BIN", program.display()));
+    let mut scene = Scene::of(asterisk, portal);
+    let old = scene.change_hands();
+    fs::write(folder.path().join("fail"), "").expect("make reloads fail");
+    // As above.
+    scene.asterisk.rx("database put suite pause 1");
+    let reader = scene.read(1, 1.5, 0.0);
+    failed_apply(&scene.portal, &["pjsip reload"]);
+    fs::remove_file(folder.path().join("fail")).expect("let reloads work");
+    scene.delete();
+    scene.portal.apply("suite");
+    scene.reuse();
+    scene.portal.apply("suite");
+    scene.silent(&old, 480, "with the owner after the next");
+    drop(reader);
+    scene.belongs_to_its_owner(&old, "with the owner after the next");
 }
 
 #[test]
