@@ -142,18 +142,26 @@ impl Host {
         Ok("nothing of them stands outside the generated files".to_owned())
     }
 
-    /// Asterisk keeps registrations in its own database: an apply cannot evict them from anywhere else.
+    /// Asterisk keeps registrations in its own database, and no copy of all of them elsewhere: an apply cannot evict them there.
     pub(super) fn registrations_kept(&self) -> Probed {
         let sorcery = Config::read_if_there(&self.config_dir, &self.config_dir.join("sorcery.conf"))?;
         for section in sorcery.sections.iter().filter(|section| section.name.eq_ignore_ascii_case("res_pjsip")) {
             for entry in sorcery.entries(section) {
                 let key = entry.key.to_ascii_lowercase();
                 let mut key = key.split('/');
-                let keeps = key.next() == Some("contact") && !key.any(|option| option == "cache");
-                if keeps && entry.value.split(',').map(str::trim).ne(["astdb", "registrar"]) {
+                if key.next() != Some("contact") {
+                    continue;
+                }
+                let mut value = entry.value.split(',').map(str::trim);
+                let in_reach = if key.any(|option| option == "cache") {
+                    !value.any(|option| option.starts_with("full_backend_cache"))
+                } else {
+                    value.eq(["astdb", "registrar"])
+                };
+                if !in_reach {
                     return failure(format!(
-                        "{}: 'contact = {}' keeps registrations where no apply can evict them, so an old phone would ring for a number's next owner; remove the line and restart Asterisk, then apply again",
-                        entry.place, entry.value
+                        "{}: '{} = {}' keeps registrations where no apply can evict them, so an old phone would ring for a number's next owner; remove the line and restart Asterisk, then apply again",
+                        entry.place, entry.key, entry.value
                     ));
                 }
             }

@@ -117,7 +117,12 @@ fn registrations_that_asterisk_keeps_outside_its_own_database() {
     portal.create_user("Alice", "alice@example.com");
     portal.apply("suite");
     portal.create_user("Bob", "bob@example.com");
-    for contact in ["contact = memory", "contact/initialize=realtime,ps_contacts", "contact=astdb,elsewhere"] {
+    for contact in [
+        "contact = memory",
+        "contact/initialize=realtime,ps_contacts",
+        "contact=astdb,elsewhere",
+        "contact/cache=memory_cache, full_backend_cache=yes",
+    ] {
         asterisk.write_config("sorcery.conf", &format!("[tmpl](!)\n{contact}\n[res_pjsip](tmpl)\nendpoint=memory\n"));
         refused(
             &asterisk,
