@@ -41,20 +41,19 @@ const INSERT_AUDIT: &str = "INSERT INTO apply_audit_logs \
 const UPDATE_AUDIT: &str = "UPDATE apply_audit_logs \
     SET outcome = $2, error_details = $3, files_written = $4, reload_results = $5 WHERE id = $1";
 
-/// All columns as text, so that any value that somebody edited by hand can be read and reported. A user without an extension is
-/// such a damaged row, too. Only the time differs: PostgreSQL has to format it as RFC 3339.
+/// All columns as text, so that any value that somebody edited by hand can be read and reported. So can a user without an extension,
+/// and an extension without a user. Only the time differs: PostgreSQL shows it in its own form.
 macro_rules! users {
     ($created_at:literal) => {
         concat!(
             "SELECT CAST(users.id AS text), CAST(users.tenant_id AS text), users.name, users.email, ",
             $created_at,
             ", CAST(extensions.number AS text), extensions.secret ",
-            "FROM users LEFT JOIN extensions ON extensions.user_id = users.id ORDER BY extensions.number"
+            "FROM users FULL JOIN extensions ON extensions.user_id = users.id ORDER BY extensions.number"
         )
     };
 }
-const POSTGRES_USERS: &str =
-    users!("to_char(users.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')");
+const POSTGRES_USERS: &str = users!("users.created_at AT TIME ZONE 'UTC' || 'Z'");
 const SQLITE_USERS: &str = users!("users.created_at");
 
 /// The columns of a row, in the order of the query.
@@ -163,17 +162,22 @@ impl Connection {
         };
         let rows: Vec<UserRow> = ask!(self, |connection| {
             let rows = sqlx::raw_sql(sql).fetch_all(connection).await?;
-            rows.iter().map(|row| array::from_fn(|column| row.try_get(column).ok())).collect()
+            rows.iter().map(|row| array::from_fn(|column| row.try_get(column).unwrap_or_default())).collect()
         });
-        let users = rows.into_iter().map(|row| parse(row.map(Option::unwrap_or_default)));
-        users.map(|user| user.map_err(|which| StorageError::DamagedRow(which).into())).collect()
+        rows.into_iter().map(|row| parse(row).map_err(|which| StorageError::DamagedRow(which).into())).collect()
     }
 }
 
-/// Parses the columns of a user; one that is missing is empty.
+/// Parses the columns of a user.
 ///
 /// The service writes no row that fails here. Somebody edited it, so the error says which column, and how to correct it.
-fn parse([id, tenant_id, name, email, created_at, number, secret]: [String; 7]) -> Result<User, String> {
+fn parse(row: UserRow) -> Result<User, String> {
+    if let [None, .., Some(number), _] = &row {
+        return Err(format!(
+            "extension {number} belongs to no user: the user's row was deleted by hand; free the number with DELETE FROM extensions WHERE number = {number}"
+        ));
+    }
+    let [id, tenant_id, name, email, created_at, number, secret] = row.map(Option::unwrap_or_default);
     let invalid = |table: &str, column: &str, key: &str, rule: &str| {
         format!(
             "{column} of user {id} in table {table} was edited by hand: it {rule}; correct it with UPDATE {table} SET {column} = '…' WHERE {key} = '{id}', or delete the user with DELETE /users/{id}"
@@ -187,7 +191,7 @@ fn parse([id, tenant_id, name, email, created_at, number, secret]: [String; 7]) 
     };
     let Some(parsed_id) = uuid(&id) else {
         return Err(format!(
-            "id of a user in table users was edited by hand: '{id}' is not a UUID in lower case; delete the row with DELETE FROM users WHERE id = '{id}'"
+            "id of a user in table users was edited by hand: '{id}' is not a UUID in lower case; delete the user with DELETE FROM extensions WHERE user_id = '{id}'; DELETE FROM users WHERE id = '{id}'"
         ));
     };
     if number.is_empty() {

@@ -52,7 +52,21 @@ fn edited(database: Database) {
     assert_eq!(portal.request("DELETE", &format!("/users/{}", id(&alice)), None).status, 404, "it is gone");
     assert_eq!(portal.apply("suite")["users_applied"].as_u64(), Some(1));
 
+    // The sqlite3 shell does not enforce foreign keys.
     if database == Database::Sqlite {
+        let alice = portal.create_user("Alice", "alice@example.com");
+        sql(&format!("DELETE FROM users WHERE id = '{}'", id(&alice)));
+        let free = "DELETE FROM extensions WHERE number = 1001";
+        named(&portal, &settings, "extension 1001 belongs to no user", free);
+        sql(free);
+        assert_eq!(portal.users(), std::slice::from_ref(&bob));
+        let alice = portal.create_user("Alice", "alice@example.com");
+        sql(&format!("UPDATE users SET id = 'alice' WHERE id = '{}'", id(&alice)));
+        let remove = "DELETE FROM extensions WHERE user_id = 'alice'; DELETE FROM users WHERE id = 'alice'";
+        named(&portal, &settings, "id of a user in table users was edited by hand", remove);
+        sql(remove);
+        named(&portal, &settings, "extension 1001 belongs to no user", free);
+        sql(free);
         sql(&format!("UPDATE users SET created_at = 'yesterday' WHERE id = '{}'", id(&bob)));
         named(&portal, &settings, &format!("created_at of user {}", id(&bob)), "UPDATE users SET created_at");
     }
