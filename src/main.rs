@@ -1,6 +1,8 @@
 //! `pbx-portal`: arguments, settings, logging, run.
 
-use std::path::Path;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -14,7 +16,7 @@ use pbx_control_portal::preflight::probes::Host;
 use pbx_control_portal::settings::{Cli, Command, LogFormat, Secrets, Settings};
 use pbx_control_portal::storage::{MigrationError, Storage};
 use rustix::fs::Mode;
-use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, geteuid, set_dumpable_behavior, setrlimit};
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -154,10 +156,19 @@ fn fail(why: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Reads `./.env` if it exists. One that cannot be read or parsed is an error.
+/// Reads `./.env` if it exists. One that cannot be read or parsed is an error, and so is another user's: it could name any program
+/// as `ASTERISK_BIN`.
 fn read_dotenv() -> Result<(), String> {
-    let path = Path::new("./.env");
-    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let mut file = match File::open("./.env") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened.map_err(|error| error.to_string())?,
+    };
+    let owner = file.metadata().map_err(|error| error.to_string())?.uid();
+    if owner != 0 && owner != geteuid().as_raw() {
+        return Err(format!("it belongs to the user {owner}; only root's and the portal's own is read"));
+    }
+    let mut text = String::new();
+    file.read_to_string(&mut text).map_err(|error| error.to_string())?;
     // Outside single quotes, a variable replaces a $: half of a password would silently be lost.
     let expands = |line: &str| {
         line.split_once('=').is_some_and(|(_, value)| value.contains('$') && !value.trim_start().starts_with('\''))
@@ -165,10 +176,7 @@ fn read_dotenv() -> Result<(), String> {
     if let Some(index) = text.lines().position(|line| !line.trim_start().starts_with('#') && expands(line)) {
         return Err(format!("line {} has a $: put its value in single quotes", index + 1));
     }
-    match dotenvy::from_path(path) {
-        Err(error) if !error.not_found() => Err(dotenv_problem(&error)),
-        _ => Ok(()),
-    }
+    dotenvy::from_read(text.as_bytes()).map_err(|error| dotenv_problem(&error))
 }
 
 /// What is wrong with `.env`, without showing a line of it: it may hold a secret.

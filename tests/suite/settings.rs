@@ -1,5 +1,6 @@
 //! Settings: an invalid one stops the start with exit status 2 and one line on standard error, which shows no secret.
 
+use crate::support::lab::{BROWSER, User};
 use crate::support::portal::{Settings, run};
 
 #[test]
@@ -85,6 +86,11 @@ fn the_command_line_comes_before_the_environment_and_that_before_the_file() {
     let halved = says(&["serve"], &Settings::default());
     assert!(halved.contains("line 2 has a $") && !halved.contains("gone"), "{halved}");
     assert!(refusal.contains("PORTAL_API_TOKEN") && !refusal.contains("not a token"), "{refusal}");
+    // Root's own is read, as above; anybody else's could name any program.
+    let User(stranger) = BROWSER;
+    std::os::unix::fs::chown(portal.work_dir().join(".env"), Some(stranger), None).expect("chown .env");
+    let strangers = says(&["check"], &Settings::default());
+    assert!(strangers.contains(&format!("it belongs to the user {stranger}")), "{strangers}");
 }
 
 #[test]
