@@ -52,8 +52,10 @@ impl HostLock {
         // If root applies, the service's user must still be able to open the file later: it gets the folder's owner, as the
         // generated files do. No other user may open it: who can open it can hold the lock.
         let own = file.metadata().map_err(&unusable)?;
-        if own.uid() == rustix::process::geteuid().as_raw() && own.mode() & 0o777 != 0o600 {
-            file.set_permissions(Permissions::from_mode(0o600)).map_err(&unusable)?;
+        if own.uid() == rustix::process::geteuid().as_raw() {
+            if own.mode() & 0o777 != 0o600 {
+                file.set_permissions(Permissions::from_mode(0o600)).map_err(&unusable)?;
+            }
             rights::follow_the_folder(&file, folder).map_err(&unusable)?;
         }
         match file.try_lock() {

@@ -9,6 +9,7 @@ use std::process::Command;
 use crate::fixtures::{failed_apply, host, left_overs};
 use crate::look_before_touching::refused;
 use crate::support::lab::{self, User, make_dir};
+use crate::support::portal::Settings;
 use crate::support::{Asterisk, Portal};
 
 /// A change to the system. Drop undoes it, also after a panic.
@@ -205,6 +206,12 @@ fn something_else_at_the_path_of_the_lock_or_of_a_temporary_file() {
     fs::set_permissions(&lock, Permissions::from_mode(0o600)).expect("chmod");
     lock_is_refused(&["Permission denied", "another user owns the file and no apply runs, remove it"]);
     fs::remove_file(&lock).expect("remove root's");
+    let roots = Portal::prepare(&Settings::of(&asterisk));
+    roots.boot_as_root();
+    roots.apply("suite");
+    drop(roots);
+    portal.apply("suite");
+    fs::remove_file(&lock).expect("remove the lock file");
     symlink(&elsewhere, &lock).expect("make a link");
     lock_is_refused(&["it is no regular file: remove it"]);
     untouched();

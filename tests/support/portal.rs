@@ -97,16 +97,22 @@ impl Portal {
     /// Like [`Portal::boot`], through another program that runs it with a limit or a umask: `["prlimit", "--nofile=64"]`.
     pub fn boot_through(&self, launcher: &[&str]) {
         let log = self.log_file();
-        self.boot_by(launcher, |serve| Process::start(serve, &log));
+        self.boot_by(lab::PORTAL, launcher, |serve| Process::start(serve, &log));
+    }
+
+    /// Like [`Portal::boot`], as root instead of the portal's user.
+    pub fn boot_as_root(&self) {
+        let log = self.log_file();
+        self.boot_by(User(0), &[], |serve| Process::start(serve, &log));
     }
 
     /// Like [`Portal::boot`], with its output on the terminal.
     pub fn boot_attached(&self) {
-        self.boot_by(&[], Process::start_attached);
+        self.boot_by(lab::PORTAL, &[], Process::start_attached);
     }
 
-    fn boot_by(&self, launcher: &[&str], start: impl FnOnce(&mut Command) -> Process) {
-        let mut command = command_through(launcher, &self.settings, self.folder.path());
+    fn boot_by(&self, user: User, launcher: &[&str], start: impl FnOnce(&mut Command) -> Process) {
+        let mut command = command_through(user, launcher, &self.settings, self.folder.path());
         *self.process() = Some(start(command.arg("serve")));
         wait_until(secs(30), "the portal answers", || {
             if let Some(status) = self.ended() {
@@ -271,10 +277,10 @@ pub fn run(arguments: &[&str], settings: &Settings) -> Output {
 
 /// The command `pbx-portal` with exactly these settings.
 pub fn portal_command(settings: &Settings, work_dir: &Path) -> Command {
-    command_through(&[], settings, work_dir)
+    command_through(lab::PORTAL, &[], settings, work_dir)
 }
 
-fn command_through(launcher: &[&str], settings: &Settings, work_dir: &Path) -> Command {
+fn command_through(user: User, launcher: &[&str], settings: &Settings, work_dir: &Path) -> Command {
     // A copy that the portal's user can run: the clone may lie in a home that is closed to others.
     static BINARY: LazyLock<PathBuf> = LazyLock::new(|| {
         let binary = lab::process_folder().join("pbx-portal");
@@ -285,7 +291,7 @@ fn command_through(launcher: &[&str], settings: &Settings, work_dir: &Path) -> C
     let preload = settings.0.get("LD_PRELOAD").map(|library| format!("LD_PRELOAD={library}"));
     let preload = preload.iter().flat_map(|variable| [Path::new("env"), Path::new(variable)]);
     let line: Vec<_> = launcher.iter().map(Path::new).chain(preload).chain([BINARY.as_path()]).collect();
-    let mut command = command_as(lab::PORTAL, &[lab::ASTERISK], line[0]);
+    let mut command = command_as(user, &[lab::ASTERISK], line[0]);
     command.args(&line[1..]).envs(&settings.0).env_remove("LD_PRELOAD").current_dir(work_dir);
     command
 }
