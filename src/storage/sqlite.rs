@@ -60,7 +60,10 @@ impl File {
             .busy_timeout(DEADLINE)
             .row_buffer_size(ROWS_AHEAD)
             .disable_statement_logging();
-        let pool = |connections| SqlitePoolOptions::new().max_connections(connections).acquire_timeout(DEADLINE);
+        let pool = |connections| {
+            // There is no server that could have ended a connection.
+            SqlitePoolOptions::new().max_connections(connections).acquire_timeout(DEADLINE).test_before_acquire(false)
+        };
         Self {
             path: Arc::new(path.to_owned()),
             readers: pool(READERS).connect_lazy_with(options.clone()),
