@@ -65,7 +65,7 @@ impl Kept {
     pub(super) fn verdict(&self) -> Result<()> {
         ensure!(
             self.taken_back.is_empty(),
-            "Asterisk cannot write its database, and takes back that it dropped old registrations of {}; a process that reads astdb.sqlite3 while Asterisk writes it (a backup, a monitor) is the usual cause: find it (fuser -v on that file), stop it, then apply again; until then, calls to these numbers get 404",
+            "Asterisk cannot write its database, so old registrations that were evicted come back: {}; a process that reads astdb.sqlite3 while Asterisk writes it (a backup, a monitor) is the usual cause: find it (fuser -v on that file), stop it, then apply again; until then, calls to these numbers get 404",
             some_of(&self.taken_back)
         );
         Ok(())

@@ -237,7 +237,7 @@ impl Run<'_> {
         let before = on_disk.endpoints.len();
         if before > 1 && on_disk.endpoints.is_disjoint(&(&self.numbers - &changing)) {
             self.progress.warn(format!(
-                "none of the {before} users whom Asterisk served before is in the database any more; if that is not meant, look at DATABASE_URL, or restore a backup, then apply again"
+                "none of the {before} users whom Asterisk served before is in the database any more; if you did not delete them, check DATABASE_URL, or restore a backup, then apply again"
             ));
         }
         self.may_have_evicted = !on_disk.quarantined.is_disjoint(&self.numbers);

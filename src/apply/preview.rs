@@ -52,10 +52,10 @@ async fn old_registrations(host: &Host, users: &[User]) -> Probed {
     let old: Vec<_> =
         served.registered.into_iter().filter(|number| changing.contains(number) || !wanted.contains(number)).collect();
     if old.is_empty() {
-        return Ok("none of somebody who had a number before".to_owned());
+        return Ok("no phone of a former user is registered".to_owned());
     }
     Err(Trouble::Warning(format!(
-        "phones are registered as {} that are not, or no longer, their users'; POST /apply evicts them",
+        "phones of nobody, or of former users, are registered as {}; POST /apply evicts them",
         some_of(old)
     )))
 }

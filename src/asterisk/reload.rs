@@ -129,7 +129,7 @@ impl AsteriskCommand {
         Identity::parse(&output).ok_or_else(|| {
             let output: String = output.trim().chars().take(200).collect();
             anyhow!(
-                "{command} prints nothing that Asterisk prints, but '{output}'; set ASTERISK_BIN to Asterisk's program"
+                "{command} did not print Asterisk's settings, but '{output}'; set ASTERISK_BIN to Asterisk's program"
             )
         })
     }

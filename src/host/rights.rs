@@ -26,7 +26,9 @@ pub(crate) fn advice(error: &io::Error) -> &'static str {
             "its folder must belong to the portal's user, with mode 2750 and the group asterisk; then apply again"
         }
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free space on its disk, then apply again",
-        io::ErrorKind::ReadOnlyFilesystem => "its file system is read-only: mount it writable, then apply again",
+        io::ErrorKind::ReadOnlyFilesystem => {
+            "its file system is read-only: mount it writable, or if only the service's unit forbids it, allow the folder there (systemctl edit pbx-portal: ReadWritePaths=, then restart it); then apply again"
+        }
         io::ErrorKind::IsADirectory => "it is a folder: move it away, then apply again",
         _ => "look at its disk (dmesg), then apply again",
     }

@@ -37,7 +37,7 @@ impl Report {
     /// The report if a setting is invalid: nothing else was looked at.
     #[must_use]
     pub fn of_settings(problem: &str) -> Self {
-        let failure = Trouble::Failure(format!("{problem}; see .env.example"));
+        let failure = Trouble::Failure(format!("{problem}; 'pbx-portal serve --help' shows all settings"));
         Self::new("unknown".to_owned(), vec![Finding::of("the settings", Err(failure))])
     }
 
@@ -80,7 +80,7 @@ fn token_rule(settings: &Settings, secrets: &Secrets) -> Probed {
     let listen = settings.listen;
     match (&secrets.api_token, listen.ip().is_loopback()) {
         (Some(token), _) if token.is_short() => Err(Trouble::Warning(format!(
-            "listening on {listen}, for everybody who has or guesses a token of fewer than {} characters; make one with openssl rand -hex 32",
+            "listening on {listen}, with a token of fewer than {} characters, which can be guessed; make a longer one with openssl rand -hex 32",
             ApiToken::LONG_ENOUGH
         ))),
         (Some(_), _) => Ok(format!("listening on {listen}, for everybody who has the token")),

@@ -79,7 +79,7 @@ impl Host {
                 ));
             }
         }
-        Ok("none of ours".to_owned())
+        Ok("neither of the generated files".to_owned())
     }
 
     /// Both files are included, by a line that allows for a missing file.
@@ -132,14 +132,14 @@ impl Host {
                 }
             }
         }
-        Ok("none stands twice in pjsip.conf".to_owned())
+        Ok("none in pjsip.conf".to_owned())
     }
 
     /// Nobody else defines one of our numbers.
     pub(super) fn nothing_foreign(&self, main: &MainFiles) -> Probed {
         let wizards = Config::read_if_there(&self.config_dir, &self.config_dir.join("pjsip_wizard.conf"))?;
         foreign::check(main.pjsip()?, &wizards, main.extensions()?, &self.files)?;
-        Ok("nothing of them stands outside the generated files".to_owned())
+        Ok("defined only in the generated files".to_owned())
     }
 
     /// Asterisk keeps registrations in its own database, and no copy of all of them elsewhere: an apply cannot evict them there.

@@ -103,7 +103,12 @@ impl Finding {
         if possible {
             Self::of(what, probe.await)
         } else {
-            Self { what, state: State::Unknown, found: "not looked at, see above".to_owned(), mend: None }
+            Self {
+                what,
+                state: State::Unknown,
+                found: "not checked: it depends on a failure above".to_owned(),
+                mend: None,
+            }
         }
     }
 }

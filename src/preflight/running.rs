@@ -82,7 +82,7 @@ impl Host {
         for file in [&self.files.endpoints, &self.files.routing] {
             if let Some(closed) = closed_to(&asterisk, file) {
                 return failure(format!(
-                    "Asterisk runs as user {}, which may not read {}; give the folder a group of that user (chgrp asterisk {folder}; chmod 2750 {folder}), then apply again",
+                    "Asterisk runs as user {}, which may not read {}; give the folder a group of that user (chgrp asterisk {folder}; chmod 2750 {folder}), or add that user to the folder's group and restart Asterisk (started with -G or rungroup, it has that group alone); then apply again",
                     asterisk.uid,
                     closed.display(),
                     folder = folder(file).display(),

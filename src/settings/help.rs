@@ -27,7 +27,7 @@ const SECRETS: [(&str, &str, &str); 2] = [
 
 /// Commands as an administrator types them, with what they do.
 pub const EXAMPLES: [(&str, &str); 3] = [
-    ("pbx-portal check", "Show what is missing on this host"),
+    ("pbx-portal check", "Show what is missing; for the package, run it in /etc/pbx-portal as the user pbx-portal"),
     ("pbx-portal serve --listen 127.0.0.1:9000", "Serve on another port"),
     ("LOG_FORMAT=json pbx-portal", "Serve, with log lines for a collector"),
 ];

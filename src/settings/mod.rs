@@ -17,7 +17,7 @@ use tracing::level_filters::LevelFilter;
 use crate::domain::Name;
 pub use database_url::DatabaseUrl;
 
-/// Users in a database become SIP extensions that Asterisk is proven to serve.
+/// Creates SIP extensions in Asterisk from the users in a database, and proves that Asterisk serves them.
 #[derive(Debug, Parser)]
 #[command(name = "pbx-portal", version)]
 pub struct Cli {
@@ -50,7 +50,7 @@ pub enum Command {
     Serve(Box<Settings>),
     /// Make or upgrade the database's tables, then end
     Migrate(Box<Settings>),
-    /// Look at everything that an apply needs, and at what the next one would change; changes nothing
+    /// Check this host, and show what the next apply would change; changes nothing
     Check {
         /// As JSON, for scripts
         #[arg(long)]
@@ -95,10 +95,10 @@ pub struct Settings {
     /// The command run as asterisk -rx '…'
     #[arg(long, env = "ASTERISK_BIN", value_name = "ASTERISK_BIN", default_value = "asterisk")]
     pub asterisk_bin: PathBuf,
-    /// Bound for one Asterisk command, in seconds, 1 to 3600
+    /// Time limit for one Asterisk command, in seconds (1 to 3600)
     #[arg(long, env = "ASTERISK_TIMEOUT_SECS", value_name = "ASTERISK_TIMEOUT_SECS", default_value = "30", value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub asterisk_timeout_secs: u64,
-    /// The least important lines that are logged
+    /// Log level
     #[arg(long, env = "LOG_LEVEL", value_name = "LOG_LEVEL", default_value = "info", ignore_case = true, value_parser = log_level())]
     pub log_level: LevelFilter,
     /// How log lines look

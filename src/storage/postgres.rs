@@ -116,7 +116,7 @@ impl Server {
             (_, _, false) => "not encrypted",
         };
         let advice = (remote && !matches!(mode, PgSslMode::VerifyFull)).then_some(
-            "SIP secrets may reach another machine than the database's: add sslmode=verify-full to DATABASE_URL, and sslrootcert=FILE for an authority of your own",
+            "the database's server is not verified, so another machine could read SIP secrets: add sslmode=verify-full to DATABASE_URL, and sslrootcert=FILE for an authority of your own",
         );
         Wire { found: found.to_owned(), advice }
     }

@@ -34,7 +34,7 @@ const ROWS_AHEAD: usize = 1000;
 /// How long one `BEGIN IMMEDIATE` waits for the lock.
 const LOCK_WAIT: Duration = Duration::from_millis(5);
 
-const RESTORE_ADVICE: &str = "The database's file is damaged, or not in its place: stop the service, restore a backup, start the service; its log has the line that does so.";
+const RESTORE_ADVICE: &str = "The database's file is damaged, or not in its place: stop the service, restore a backup, start the service; its log shows the command.";
 
 /// A database file.
 #[derive(Debug, Clone)]

@@ -166,7 +166,7 @@ fn an_asterisk_bin_that_does_not_reach_this_asterisk() {
     for (program, words) in [
         ("/nonexistent/asterisk", ["cannot start /nonexistent/asterisk", "No such file", "set ASTERISK_BIN"]),
         (&not_executable, ["cannot start ", "Permission denied", "set ASTERISK_BIN"]),
-        ("/bin/true", ["/bin/true -rx", "prints nothing that Asterisk prints", "set ASTERISK_BIN"]),
+        ("/bin/true", ["/bin/true -rx", "did not print Asterisk's settings", "set ASTERISK_BIN"]),
         ("/bin/false", ["/bin/false -rx", "exit status: 1", "ASTERISK_BIN"]),
         (&elsewhere, [&elsewhere, "reaches another Asterisk than the control socket", "set ASTERISK_BIN"]),
     ] {
