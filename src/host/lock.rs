@@ -9,6 +9,7 @@ use std::path::Path;
 use anyhow::{Result, anyhow};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
+use rustix::process::geteuid;
 
 use super::place::{GeneratedFiles, folder};
 use super::rights;
@@ -49,13 +50,14 @@ impl HostLock {
             anyhow!("cannot use the lock file {}: {error}; {advice}", path.display())
         };
         let file = opened.map_err(&unusable)?;
-        // If root applies, the service's user must still be able to open the file later: it gets the folder's owner, as the
-        // generated files do. No other user may open it: who can open it can hold the lock.
-        let own = file.metadata().map_err(&unusable)?;
-        if own.uid() == rustix::process::geteuid().as_raw() {
-            if own.mode() & 0o777 != 0o600 {
-                file.set_permissions(Permissions::from_mode(0o600)).map_err(&unusable)?;
-            }
+        // No other user may open it: who can open it can hold the lock.
+        let (own, user) = (file.metadata().map_err(&unusable)?, geteuid());
+        if own.uid() == user.as_raw() && own.mode() & 0o777 != 0o600 {
+            file.set_permissions(Permissions::from_mode(0o600)).map_err(&unusable)?;
+        }
+        // If root applies, the service's user must still be able to open it later: it gets the folder's owner, as the generated
+        // files do.
+        if user.is_root() {
             rights::follow_the_folder(&file, folder).map_err(&unusable)?;
         }
         match file.try_lock() {
