@@ -17,7 +17,7 @@ use crate::storage::StorageError;
 /// An error's answer.
 #[derive(Debug)]
 pub struct ApiError {
-    phrase: Phrase,
+    pub(super) phrase: Phrase,
     message: Cow<'static, str>,
     details: Option<Vec<FieldError>>,
     more: Option<Value>,
@@ -41,7 +41,6 @@ impl FieldError {
 
 /// One phrase for each kind of error: for programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
-#[expect(missing_docs, reason = "the phrases say it")]
 pub enum Phrase {
     #[serde(rename = "Validation failed")]
     ValidationFailed,
@@ -74,7 +73,7 @@ pub enum Phrase {
 }
 
 impl Phrase {
-    fn status(self) -> StatusCode {
+    pub(super) fn status(self) -> StatusCode {
         match self {
             Self::ValidationFailed => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
@@ -135,7 +134,6 @@ impl ApiError {
     );
 
     /// An error with a constant message.
-    #[must_use]
     pub const fn new(phrase: Phrase, message: &'static str) -> Self {
         Self { phrase, message: Cow::Borrowed(message), details: None, more: None }
     }
@@ -146,14 +144,12 @@ impl ApiError {
     }
 
     /// 400, with every bad field.
-    #[must_use]
     pub fn validation(details: Vec<FieldError>) -> Self {
         let error = Self::new(Phrase::ValidationFailed, "The request has fields that can't be taken; see details.");
         Self { details: Some(details), ..error }
     }
 
     /// Adds the fields of `more`, which is an object, to the body.
-    #[must_use]
     pub fn with(self, more: Value) -> Self {
         Self { more: Some(more), ..self }
     }
@@ -191,20 +187,7 @@ impl ApiError {
         Self::with_message(Phrase::InternalServerError, format!("The database holds a damaged row: {which}."))
     }
 
-    /// The answer's status.
-    #[must_use]
-    pub fn status(&self) -> StatusCode {
-        self.phrase.status()
-    }
-
-    /// The kind of error.
-    #[must_use]
-    pub fn phrase(&self) -> Phrase {
-        self.phrase
-    }
-
     /// The body of the answer to the request of this id.
-    #[must_use]
     pub fn into_body(self, request_id: String) -> ErrorBody {
         let Self { phrase, message, details, more } = self;
         ErrorBody { error: phrase, message: message.into_owned(), request_id, details, more }
@@ -213,7 +196,7 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let status = self.status();
+        let status = self.phrase.status();
         let mut response = (status, Json(self.into_body(request_log::current_id()))).into_response();
         if status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

@@ -5,7 +5,7 @@
 //! JSON, errors included ([`error`]).
 
 mod apply;
-pub mod error;
+mod error;
 mod extract;
 pub mod guard;
 mod openapi;
@@ -16,11 +16,11 @@ mod users;
 use std::any::Any;
 use std::sync::Arc;
 
+use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::middleware;
-use axum::response::{IntoResponse as _, Response};
-use axum::{Router, http};
+use axum::response::IntoResponse as _;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::set_header::SetResponseHeaderLayer;
 use utoipa::OpenApi as _;
@@ -65,13 +65,12 @@ pub fn openapi_document() -> String {
 /// The operations and their documentation.
 pub fn router(portal: Portal, guard: Guard) -> Router {
     let (operations, document) = operations();
-    layered(operations.with_state(Arc::new(portal)).merge(openapi::page(document)), guard)
-}
-
-/// What each request passes on its way to one of `routes`.
-pub fn layered(routes: Router, guard: Guard) -> Router {
     let always = |name: HeaderName, value| SetResponseHeaderLayer::overriding(name, HeaderValue::from_static(value));
-    routes
+    // The panic's own message went to the log where it happened.
+    let panicked = |_: Box<dyn Any + Send>| ApiError::INTERNAL.into_response();
+    operations
+        .with_state(Arc::new(portal))
+        .merge(openapi::page(document))
         .fallback(async || ApiError::NOT_FOUND)
         .method_not_allowed_fallback(async || ApiError::METHOD_NOT_ALLOWED)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
@@ -81,10 +80,4 @@ pub fn layered(routes: Router, guard: Guard) -> Router {
         .layer(always(header::CACHE_CONTROL, "no-store"))
         .layer(always(header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
         .layer(middleware::from_fn(request_log::log))
-}
-
-fn panicked(_: Box<dyn Any + Send + 'static>) -> http::Response<axum::body::Body> {
-    // The panic's own message went to the log where it happened.
-    let response: Response = ApiError::INTERNAL.into_response();
-    response
 }

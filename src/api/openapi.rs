@@ -64,7 +64,7 @@ pub fn failures<const N: usize>(errors: [ApiError; N]) -> BTreeMap<String, RefOr
     let every_operation = [ApiError::UNAUTHORIZED, guard::OTHER_ORIGIN, guard::OTHER_HOST, ApiError::INTERNAL];
     let mut statuses = BTreeMap::<StatusCode, Vec<ApiError>>::new();
     for error in errors.into_iter().chain(every_operation) {
-        statuses.entry(error.status()).or_default().push(error);
+        statuses.entry(error.phrase.status()).or_default().push(error);
     }
     statuses.into_iter().map(|(status, errors)| (status.as_str().to_owned(), response(errors).into())).collect()
 }
@@ -72,7 +72,7 @@ pub fn failures<const N: usize>(errors: [ApiError; N]) -> BTreeMap<String, RefOr
 /// The response of one status.
 fn response(errors: Vec<ApiError>) -> openapi::Response {
     let error_body = Ref::from_schema_name("ErrorBody");
-    let schema = if errors.iter().any(|error| error.phrase() == Phrase::ApplyOperationFailed) {
+    let schema = if errors.iter().any(|error| error.phrase == Phrase::ApplyOperationFailed) {
         // An internal error has the fields that every error has, so a failed apply matches both schemas.
         AnyOfBuilder::new().item(Ref::from_schema_name("FailedApply")).item(error_body).into()
     } else {

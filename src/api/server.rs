@@ -105,7 +105,7 @@ async fn converse(
         Ok::<_, Infallible>(answer)
     });
     let mut http = http1::Builder::new();
-    // hyper bounds heads only; `no_progress` bounds all that the client does.
+    // `no_progress` bounds heads and writes, so hyper's own time-out is off; `Fields` bounds bodies.
     http.header_read_timeout(None).half_close(true).max_buf_size(MAX_HEAD_BYTES);
     let connection = watcher.watch(http.serve_connection(TokioIo::new(stream), service));
     tokio::select! {

@@ -30,7 +30,7 @@ use crate::asterisk::in_force::objects;
 use crate::asterisk::registrations::{self, COMMITTED_WITHIN, Look, Registration};
 use crate::asterisk::reload::Reload;
 use crate::domain::{ExtensionNumber, some_of};
-use crate::host::files::Stage;
+use crate::host::files::{self, Stage};
 use crate::render;
 
 /// How long to try until the evictions last; less if the whole apply has less time.
@@ -39,19 +39,18 @@ const EVICTIONS_LAST_WITHIN: Duration = Duration::from_secs(20);
 /// After a reload, its new secrets are in force within this; if they are not, Asterisk refused them.
 const IN_FORCE_WITHIN: Duration = Duration::from_secs(1);
 
-/// Between two looks at the secrets.
-const NEXT_LOOK: Duration = Duration::from_millis(50);
+/// Between two questions for the secrets.
+const NEXT_TRY: Duration = Duration::from_millis(50);
 
-/// Asterisk stores a registration that it let in within this: ten times the longest that was seen, with twelve phones registering
-/// without pause on an overloaded machine.
+/// The longest that Asterisk takes to store a registration after it accepted it: ten times the longest that was seen, with twelve
+/// phones registering without pause on an overloaded machine.
 const STORED_WITHIN: Duration = Duration::from_millis(50);
 
 /// The numbers that stay in quarantine: they are not handed over.
-#[derive(Default)]
 pub(super) struct Kept {
     /// Their former owners' secrets are in force still. The proof says why.
     old_secrets: BTreeSet<ExtensionNumber>,
-    /// Asterisk took evictions back until the end.
+    /// Evictions did not last. Marks cover the whole database, so these are all numbers whose new secret is in force.
     taken_back: BTreeSet<ExtensionNumber>,
 }
 
@@ -77,7 +76,8 @@ impl Run<'_> {
     /// evicted once, for dialplans that dial the endpoint directly.
     pub(super) async fn quarantine(&mut self, changing: &BTreeSet<ExtensionNumber>) -> Result<()> {
         let target = &self.host.files.routing;
-        let quarantine = self.prepare(target, Stage::Quarantine, &render::routing(&self.numbers, changing))?;
+        let quarantine =
+            files::prepare(self.lock, target, Stage::Quarantine, &render::routing(&self.numbers, changing))?;
         self.publish(quarantine, target)?;
         let result = &mut self.progress.reload_results.dialplan_reload;
         self.host.command.reload(Reload::Dialplan, result).await?;
@@ -99,7 +99,7 @@ impl Run<'_> {
 
     /// Evicts the registrations of numbers without a user. Afterwards none is listed. Asterisk may take that back; but without an
     /// AOR it reaches nobody, and an apply that gives the number away waits until it would be listed, and evicts it.
-    pub(super) async fn evict_nobodys(&mut self) -> Result<()> {
+    pub(super) async fn evict_without_user(&mut self) -> Result<()> {
         let mut registered = registrations::list(&self.host.control).await?;
         registered.retain(|registration| !self.numbers.contains(&registration.number));
         self.evict(registered).await
@@ -108,16 +108,11 @@ impl Run<'_> {
     /// The second part of step 7. Afterwards each of the `changing` numbers belongs to its new owner alone, but for those that it
     /// gives.
     pub(super) async fn hand_over(&mut self, changing: BTreeSet<ExtensionNumber>) -> Result<Kept> {
-        let mut kept = Kept::default();
-        if !changing.is_empty() {
-            kept.old_secrets = self.new_secrets(&changing).await?;
-            let handed_over = &changing - &kept.old_secrets;
-            if !self.evict_for_good(&handed_over).await? {
-                kept.taken_back = handed_over;
-            }
-            self.progress.done("hand over");
-        }
-        Ok(kept)
+        let old_secrets = self.new_secrets(&changing).await?;
+        let handed_over = &changing - &old_secrets;
+        let taken_back = if self.evict_for_good(&handed_over).await? { BTreeSet::new() } else { handed_over };
+        self.progress.done("hand over");
+        Ok(Kept { old_secrets, taken_back })
     }
 
     /// Afterwards no phone with an old secret can register as one of the `changing` numbers, but for those that it gives: their
@@ -136,7 +131,7 @@ impl Run<'_> {
                 sleep(STORED_WITHIN).await;
                 return Ok(old);
             }
-            sleep(NEXT_LOOK).await;
+            sleep(NEXT_TRY).await;
         }
     }
 
@@ -146,6 +141,7 @@ impl Run<'_> {
         if !self.may_have_evicted && !registered.iter().any(|registration| changing.contains(&registration.number)) {
             return Ok(true);
         }
+        // Two bounds are left for the routing and the proof.
         let bound = EVICTIONS_LAST_WITHIN.min(self.host.command.bound * (PATIENCE - 2));
         let lasts = timeout(bound, self.evict_until_it_lasts(changing)).await;
         registrations::forget_looks(&self.host.control).await?;

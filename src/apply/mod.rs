@@ -56,7 +56,7 @@ use crate::render;
 use crate::settings::Settings;
 use crate::storage::{self, AuditEntry, Storage, StorageError};
 pub use outcome::{Applied, ApplyError, Progress, ReloadResults};
-use ownership::{OnDisk, Served};
+use ownership::OnDisk;
 
 /// The bound of an apply, in bounds of one command. It cannot interrupt a flush to the disk.
 const PATIENCE: u32 = 5;
@@ -69,10 +69,10 @@ const AUDIT_RETRY: Duration = Duration::from_secs(2);
 pub struct Applier {
     storage: Storage,
     host: Host,
-    name: String,
+    host_name: String,
     /// Locked while an apply runs in this process. The value is the time from which on no registration can come back that an apply
     /// evicted. After a start it allows for evictions by an earlier process, after a failed apply for evictions that were not noted.
-    running: Arc<Mutex<Instant>>,
+    evictions_settled: Arc<Mutex<Instant>>,
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
@@ -82,7 +82,7 @@ struct Run<'a> {
     host: &'a Host,
     lock: &'a HostLock,
     progress: &'a mut Progress,
-    /// See [`Applier::running`].
+    /// See [`Applier::evictions_settled`].
     evictions_settled: Instant,
     users: Vec<User>,
     numbers: BTreeSet<ExtensionNumber>,
@@ -98,8 +98,8 @@ impl Applier {
         Self {
             storage,
             host: Host::new(settings),
-            name: settings.host.clone(),
-            running: Arc::new(Mutex::new(Instant::now() + COMMITTED_WITHIN)),
+            host_name: settings.host.clone(),
+            evictions_settled: Arc::new(Mutex::new(Instant::now() + COMMITTED_WITHIN)),
             tasks,
             stopping,
         }
@@ -113,13 +113,14 @@ impl Applier {
     /// # Panics
     /// If the apply's task panics; its audit row still says "interrupted", which is true.
     pub async fn apply(&self, triggered_by: Name) -> Result<Applied, ApplyError> {
-        let mut running = self.running.clone().try_lock_owned().map_err(|_| ApplyError::InProgress)?;
+        let locked = self.evictions_settled.clone().try_lock_owned();
+        let mut evictions_settled = locked.map_err(|_| ApplyError::InProgress)?;
         let (applier, service, request) = (self.clone(), Handle::current(), Span::current());
         // A thread of its own, because flushing a file would block all other requests. An event loop of its own, because each answer
         // of Asterisk would otherwise wake the service's thread first.
         let run = move || {
             let event_loop = Builder::new_current_thread().enable_all().build().expect("an event loop");
-            event_loop.block_on(applier.run(triggered_by, &service, &mut running).instrument(request))
+            event_loop.block_on(applier.run(triggered_by, &service, &mut evictions_settled).instrument(request))
         };
         self.tasks.spawn_blocking(run).await.expect("the apply panicked")
     }
@@ -136,7 +137,7 @@ impl Applier {
             id: Uuid::new_v4(),
             triggered_at: storage::now(),
             triggered_by,
-            host: self.name.clone(),
+            host: self.host_name.clone(),
             error_details: Some("interrupted: the files may be of two versions; apply again".to_owned()),
             files_written: json!([]),
             reload_results: json!(ReloadResults::default()),
@@ -184,11 +185,11 @@ impl Applier {
         same_asterisk?;
         if changing.is_empty() {
             run.serve_both(endpoints, routing).await?;
-            run.evict_nobodys().await?;
+            run.evict_without_user().await?;
         } else {
             run.quarantine(&changing).await?;
             run.serve_endpoints(endpoints).await?;
-            run.evict_nobodys().await?;
+            run.evict_without_user().await?;
             let kept = run.hand_over(changing).await?;
             run.serve_routing(routing, &kept.numbers()).await?;
             kept.verdict()?;
@@ -213,8 +214,8 @@ impl Applier {
             Run { host: &self.host, lock, progress, evictions_settled, users, numbers, may_have_evicted: false };
         let changing = run.look().await?;
         files::remove_left_overs(&self.host.files, lock)?;
-        let endpoints = run.prepare(&self.host.files.endpoints, Stage::Final, &endpoints)?;
-        let routing = run.prepare(&self.host.files.routing, Stage::Final, &routing)?;
+        let endpoints = files::prepare(lock, &self.host.files.endpoints, Stage::Final, &endpoints)?;
+        let routing = files::prepare(lock, &self.host.files.routing, Stage::Final, &routing)?;
         run.progress.done("prepare");
         Ok((run, changing, endpoints, routing))
     }
@@ -226,14 +227,14 @@ impl Run<'_> {
         self.host.asterisk().await?;
         let numbers: Vec<_> = self.numbers.iter().copied().collect();
         let control = &self.host.control;
-        let (secrets, main) = join!(objects::secrets(control, &numbers), self.host.look());
+        let (secrets, main) = join!(objects::secrets(control, &numbers), self.host.probe_before_apply());
         let on_disk = OnDisk::of(self.host, &main?)?;
         if !self.numbers.is_subset(&on_disk.endpoints) {
             // A number was free. If its former owner's registration comes back, it is listed by then.
             sleep_until(self.evictions_settled).await;
         }
-        let served = Served::new(secrets?, registrations::list(control).await?);
-        let changing = ownership::changing_hands(&self.users, &on_disk, &served);
+        let registered = registrations::list(control).await?;
+        let changing = ownership::changing_hands(&self.users, &on_disk, &secrets?, &registered);
         let before = on_disk.endpoints.len();
         if before > 1 && on_disk.endpoints.is_disjoint(&(&self.numbers - &changing)) {
             self.progress.warn(format!(
@@ -243,11 +244,6 @@ impl Run<'_> {
         self.may_have_evicted = !on_disk.quarantined.is_disjoint(&self.numbers);
         self.progress.done("look before touching");
         Ok(changing)
-    }
-
-    /// Step 5, for one file. Afterwards its temporary file is on the disk, whole.
-    fn prepare(&self, target: &Path, stage: Stage, content: &str) -> Result<Prepared> {
-        files::prepare(self.lock, target, stage, content)
     }
 
     /// The first part of step 7. Afterwards Asterisk has read the endpoints; it may have refused them.
@@ -264,7 +260,7 @@ impl Run<'_> {
         let target = &self.host.files.routing;
         if !quarantined.is_empty() {
             drop(routing); // Removes its temporary file.
-            routing = self.prepare(target, Stage::Final, &render::routing(&self.numbers, quarantined))?;
+            routing = files::prepare(self.lock, target, Stage::Final, &render::routing(&self.numbers, quarantined))?;
         }
         self.publish(routing, target)?;
         let result = &mut self.progress.reload_results.dialplan_reload;
@@ -291,7 +287,9 @@ impl Run<'_> {
     async fn prove(&mut self) -> Result<()> {
         let differences = proof::differences(&self.host.control, &self.users);
         let (differences, transport) = join!(differences, self.host.transport());
-        if let Err(found) = proof::verdict(&differences?) {
+        let differences: Vec<_> = differences?.into_iter().map(|difference| difference.text).collect();
+        if !differences.is_empty() {
+            let found = format!("Asterisk does not serve what the database holds: {}", differences.join("; "));
             return Err(self.not_proven(found).await);
         }
         // Without a user there is nothing that Asterisk could show: then the include lines are the proof.

@@ -49,16 +49,13 @@ pub struct Applied {
 }
 
 /// An apply that is not proven.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug)]
 pub enum ApplyError {
     /// Another one runs on this host.
-    #[error("another apply is in progress on this host")]
     InProgress,
     /// The first audit row could not be written; nothing was touched.
-    #[error("the audit row can't be written: {0}")]
     Unavailable(StorageError),
     /// A step failed.
-    #[error("{error_details}")]
     Failed {
         /// Its row in the audit log.
         audit_log_id: Uuid,

@@ -61,31 +61,23 @@ fn each_section(host: &Host, main: &Config, path: &Path, mut take: impl FnMut(&C
     } else {
         main
     };
-    let own = config.sections.iter().filter(|section| files.is_empty() || section.place.is_in(&files));
+    let own = config.sections.iter().filter(|section| files.is_empty() || files.contains(&section.place.file));
     own.for_each(|section| take(config, section));
     Ok(())
 }
 
-/// The secrets in force, and the numbers that have registrations.
-pub(super) struct Served {
-    secrets: BTreeMap<ExtensionNumber, String>,
-    pub(super) registered: BTreeSet<ExtensionNumber>,
-}
-
-impl Served {
-    /// The secrets in force of all users, and all registrations.
-    pub(super) fn new(secrets: BTreeMap<ExtensionNumber, String>, registrations: Vec<Registration>) -> Self {
-        Self { secrets, registered: registrations.into_iter().map(|registration| registration.number).collect() }
-    }
-}
-
-/// The numbers of `users` that change hands.
-pub(super) fn changing_hands(users: &[User], on_disk: &OnDisk, served: &Served) -> BTreeSet<ExtensionNumber> {
+/// The numbers of `users` that change hands, if these secrets are in force and these registrations are listed.
+pub(super) fn changing_hands(
+    users: &[User],
+    on_disk: &OnDisk,
+    secrets: &BTreeMap<ExtensionNumber, String>,
+    registered: &[Registration],
+) -> BTreeSet<ExtensionNumber> {
     let changes = |user: &&User| {
         let (number, secret) = (user.extension.number, user.extension.secret.reveal());
-        let another = match served.secrets.get(&number).or(on_disk.secrets.get(&number)) {
+        let another = match secrets.get(&number).or(on_disk.secrets.get(&number)) {
             Some(former) => former != secret,
-            None => served.registered.contains(&number),
+            None => registered.iter().any(|registration| registration.number == number),
         };
         another || on_disk.quarantined.contains(&number)
     };

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use tokio::try_join;
 
-use super::ownership::{OnDisk, Served, changing_hands};
+use super::ownership::{OnDisk, changing_hands};
 use super::proof::{self, Remedy};
 use crate::asterisk::in_force::objects;
 use crate::asterisk::registrations;
@@ -47,10 +47,9 @@ async fn old_registrations(host: &Host, users: &[User]) -> Probed {
     let numbers: Vec<_> = wanted.iter().copied().collect();
     let (secrets, registrations) =
         try_join!(objects::secrets(&host.control, &numbers), registrations::list(&host.control))?;
-    let served = Served::new(secrets, registrations);
-    let changing = changing_hands(users, &on_disk, &served);
-    let old: Vec<_> =
-        served.registered.into_iter().filter(|number| changing.contains(number) || !wanted.contains(number)).collect();
+    let changing = changing_hands(users, &on_disk, &secrets, &registrations);
+    let registered = registrations.into_iter().map(|registration| registration.number);
+    let old: BTreeSet<_> = registered.filter(|number| changing.contains(number) || !wanted.contains(number)).collect();
     if old.is_empty() {
         return Ok("no phone of a former user is registered".to_owned());
     }

@@ -40,21 +40,12 @@ pub(super) enum Remedy {
 /// Compares everything that Asterisk serves with `users`.
 pub(super) async fn differences(control: &Control, users: &[User]) -> Result<Differences> {
     let (endpoints, auths, aors, dialplan) = try_join!(
-        objects(control, ObjectType::Endpoint, users),
-        objects(control, ObjectType::Auth, users),
-        objects(control, ObjectType::Aor, users),
-        dialplan(control, users)
+        object_differences(control, ObjectType::Endpoint, users),
+        object_differences(control, ObjectType::Auth, users),
+        object_differences(control, ObjectType::Aor, users),
+        dialplan_differences(control, users)
     )?;
     Ok([endpoints, auths, aors, dialplan].into_iter().flatten().collect())
-}
-
-/// Nothing, or everything that differs, in one line.
-pub(super) fn verdict(differences: &Differences) -> Result<(), String> {
-    if differences.is_empty() {
-        return Ok(());
-    }
-    let texts: Vec<_> = differences.iter().map(|difference| difference.text.as_str()).collect();
-    Err(format!("Asterisk does not serve what the database holds: {}", texts.join("; ")))
 }
 
 /// The numbers of `changing` that Asterisk does not keep at 404.
@@ -72,7 +63,7 @@ pub(super) fn numbers(users: &[User]) -> BTreeSet<ExtensionNumber> {
     users.iter().map(|user| user.extension.number).collect()
 }
 
-async fn objects(control: &Control, kind: ObjectType, users: &[User]) -> Result<Differences> {
+async fn object_differences(control: &Control, kind: ObjectType, users: &[User]) -> Result<Differences> {
     let users: BTreeMap<_, _> = users.iter().map(|user| (user.extension.number, user)).collect();
     let wanted: Vec<_> = users.keys().copied().collect();
     let differing = |number, shown: &Options| differing_options(kind, users[&number], shown);
@@ -87,16 +78,16 @@ async fn objects(control: &Control, kind: ObjectType, users: &[User]) -> Result<
             by_option.entry(option).or_default().push(number);
         }
     }
-    let objects = match kind {
+    let plural = match kind {
         ObjectType::Endpoint => "endpoints",
         ObjectType::Auth => "auths",
         ObjectType::Aor => "AORs",
     };
     let mut found = Differences::new();
-    add(&mut found, Remedy::Add, &format!("{objects} missing"), missing);
-    add(&mut found, Remedy::Remove, &format!("{objects} left over"), left_over);
+    add(&mut found, Remedy::Add, &format!("{plural} missing"), missing);
+    add(&mut found, Remedy::Remove, &format!("{plural} left over"), left_over);
     for (option, numbers) in by_option {
-        add(&mut found, Remedy::Change, &format!("{objects} with another {option}"), numbers);
+        add(&mut found, Remedy::Change, &format!("{plural} with another {option}"), numbers);
     }
     Ok(found)
 }
@@ -111,7 +102,7 @@ fn differing_options(kind: ObjectType, user: &User, shown: &Options) -> Vec<&'st
     shown.iter().filter_map(differs).collect()
 }
 
-async fn dialplan(control: &Control, users: &[User]) -> Result<Differences> {
+async fn dialplan_differences(control: &Control, users: &[User]) -> Result<Differences> {
     let wanted = numbers(users);
     let mut found = Differences::new();
     let Some(routed) = first_priorities(control).await? else {

@@ -25,7 +25,7 @@ use super::permissions::{self, COMMANDS};
 const GREETING: &str = "(its greeting)";
 
 /// The longest command, in bytes.
-pub const MAX_COMMAND_BYTES: usize = 499;
+const MAX_COMMAND_BYTES: usize = 511;
 
 /// How often a truncated listing is tried.
 const READINGS: usize = 10;
@@ -76,7 +76,7 @@ pub(super) fn unexpected(command: &str, answer: &str) -> Error {
 }
 
 /// Fails if Asterisk refused to run a command: it is not permitted, or Asterisk is shutting down.
-pub(super) fn refusal(answer: &str) -> Result<()> {
+pub(super) fn ensure_not_refused(answer: &str) -> Result<()> {
     for line in answer.lines() {
         if let Some(rest) = line.strip_prefix("You don't have permissions to run '") {
             // Asterisk cuts the command at 64 bytes.
@@ -100,19 +100,11 @@ impl Control {
         Self { socket: run_dir.join("asterisk.ctl"), bound }
     }
 
-    /// Runs a command and gives what Asterisk prints.
+    /// Runs commands on one connection and gives what Asterisk prints, in turn. The bound is for all of them together.
     ///
     /// # Panics
-    /// If the command is too long, is more than one, or is missing from [`COMMANDS`]: a mistake in this program.
-    pub async fn ask(&self, command: &str) -> Result<String> {
-        self.ask_all(&[command]).await
-    }
-
-    /// Runs several commands on one connection and gives what Asterisk prints, in turn. The bound is for all of them together.
-    pub async fn ask_all(&self, commands: &[impl AsRef<str>]) -> Result<String> {
-        if commands.is_empty() {
-            return Ok(String::new());
-        }
+    /// If there is none, or if one is too long, is more than one, or is missing from [`COMMANDS`]: a mistake in this program.
+    pub async fn ask(&self, commands: &[impl AsRef<str>]) -> Result<String> {
         let named = first_and_last(commands);
         let mut lines = Vec::new();
         for command in commands.iter().map(AsRef::as_ref) {
@@ -123,21 +115,16 @@ impl Control {
         }
         let answer = timeout(self.bound, self.exchange(&named, &lines)).await.map_err(|_| self.hung(&named))??;
         // Asterisk refuses all commands or none; only `permitted` sends several of which it may refuse some.
-        refusal(answer.lines().next().unwrap_or_default())?;
+        ensure_not_refused(answer.lines().next().unwrap_or_default())?;
         Ok(answer)
     }
 
-    /// Runs a command that lists something. Asterisk drops lines if the reader is slow. `parse` gives `None` for such a truncated
-    /// listing, which is then retried, a few times.
-    pub async fn listing<T>(&self, command: &str, parse: impl Fn(&str) -> Option<T>) -> Result<T> {
-        self.listings(&[command], parse).await
-    }
-
-    /// Like [`Control::listing`], for several commands; `parse` gets their answers as one text.
-    pub async fn listings<T>(&self, commands: &[impl AsRef<str>], parse: impl Fn(&str) -> Option<T>) -> Result<T> {
+    /// Runs commands that list something; `parse` gets what Asterisk prints as one text. Asterisk drops lines if the reader is slow.
+    /// `parse` gives `None` for such a truncated listing, which is then retried, a few times.
+    pub async fn listing<T>(&self, commands: &[impl AsRef<str>], parse: impl Fn(&str) -> Option<T>) -> Result<T> {
         let mut answer = String::new();
         for _ in 0..READINGS {
-            answer = self.ask_all(commands).await?;
+            answer = self.ask(commands).await?;
             if let Some(parsed) = parse(&answer) {
                 return Ok(parsed);
             }
@@ -148,13 +135,13 @@ impl Control {
 
     /// The identity of the Asterisk that answers on this socket.
     pub async fn identity(&self) -> Result<Identity> {
-        self.listing(identity::COMMAND, Identity::parse).await
+        self.listing(&[identity::COMMAND], Identity::parse).await
     }
 
     /// Fails if Asterisk does not let this user run all that the portal needs. Changes nothing.
     pub async fn permitted(&self) -> Result<()> {
         let harmless: Vec<_> = COMMANDS.iter().filter_map(|command| command.harmless).collect();
-        refusal(&self.ask_all(&harmless).await?)
+        ensure_not_refused(&self.ask(&harmless).await?)
     }
 
     /// The server that answers. Its greeting has the version; the kernel knows its user and groups.
@@ -255,7 +242,7 @@ mod tests {
 
     #[test]
     fn an_answer_that_asterisk_refuses_is_an_error_of_its_own() {
-        let refused = |answer| refusal(answer).map_or_else(|error| error.to_string(), |()| "run".to_owned());
+        let refused = |answer| ensure_not_refused(answer).map_or_else(|error| error.to_string(), |()| "run".to_owned());
         let denied = refused(include_str!("../../tests/recordings/not-permitted.txt"));
         assert!(denied.starts_with("Asterisk does not let the portal's user run 'core waitfullybooted' ("), "{denied}");
         let shutting_down = refused(include_str!("../../tests/recordings/shutting-down.txt"));

@@ -74,7 +74,7 @@ pub struct Look {
 
 /// All registrations of our numbers.
 pub async fn list(control: &Control) -> Result<Vec<Registration>> {
-    control.listing(LIST, parse).await
+    control.listing(&[LIST], parse).await
 }
 
 /// Evicts registrations: no call reaches these phones any more. Whether that is on the disk, only a later [`Look`] tells.
@@ -95,7 +95,7 @@ pub async fn evict(control: &Control, registrations: &[Registration]) -> Result<
             }
         })
         .collect();
-    control.ask_all(&commands).await?;
+    control.ask(&commands).await?;
     // Makes Asterisk remove what has expired.
     objects::numbers(control, ObjectType::Aor).await.map(drop)
 }
@@ -108,7 +108,7 @@ impl Look {
             let mark = Uuid::new_v4().to_string();
             let [before, after] = ["before", "after"].map(|when| format!("database put pbx-portal {mark}/{when} 1"));
             let began = Instant::now();
-            answer = control.ask_all(&[&before, LIST, &after, LIST_MARKS]).await?;
+            answer = control.ask(&[&before, LIST, &after, LIST_MARKS]).await?;
             if began.elapsed() < MAX_LOOK_TIME
                 && let Some((registrations, marks)) = parse_look(&answer)
             {
@@ -132,7 +132,7 @@ impl Look {
 
     /// Whether Asterisk has rolled nothing back since. If so [`COMMITTED_WITHIN`] after the look, the listed state is on the disk.
     pub async fn holds(&self, control: &Control) -> Result<bool> {
-        Ok(self.holds_in(&control.listing(LIST_MARKS, parse_marks).await?))
+        Ok(self.holds_in(&control.listing(&[LIST_MARKS], parse_marks).await?))
     }
 
     fn holds_in(&self, marks: &BTreeSet<String>) -> bool {
@@ -142,7 +142,7 @@ impl Look {
 
 /// Removes the marks of all looks.
 pub async fn forget_looks(control: &Control) -> Result<()> {
-    control.ask("database deltree pbx-portal").await.map(drop)
+    control.ask(&["database deltree pbx-portal"]).await.map(drop)
 }
 
 impl Registration {

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process_group};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::info;
@@ -51,7 +51,7 @@ impl Reload {
 }
 
 /// How a command went.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct CommandResult {
     /// As an administrator would type it.
     #[schema(example = "asterisk -rx 'pjsip reload'")]
@@ -97,7 +97,7 @@ impl AsteriskCommand {
         loop {
             let CommandResult { command: typed, stdout, stderr, .. } = self.run(command, last).await?.clone();
             let output = format!("{stdout}{stderr}");
-            control::refusal(&output)?;
+            control::ensure_not_refused(&output)?;
             if output.contains("already in progress") || output.contains("cannot reload a module yet") {
                 ensure!(
                     started.elapsed() < self.bound,
@@ -125,7 +125,7 @@ impl AsteriskCommand {
         let mut last = None;
         let CommandResult { command, stdout, stderr, .. } = self.run(identity::COMMAND, &mut last).await?;
         let output = format!("{stdout}{stderr}");
-        control::refusal(&output)?;
+        control::ensure_not_refused(&output)?;
         Identity::parse(&output).ok_or_else(|| {
             let output: String = output.trim().chars().take(200).collect();
             anyhow!(

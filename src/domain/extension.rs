@@ -7,11 +7,6 @@ use super::Invalid;
 pub struct ExtensionNumber(u16);
 
 impl ExtensionNumber {
-    /// The lowest number of the pool.
-    pub const FIRST: u16 = 1000;
-    /// The highest number of the pool.
-    pub const LAST: u16 = 1999;
-
     /// Parses exactly four digits that are a number of the pool.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
@@ -32,7 +27,7 @@ impl TryFrom<i64> for ExtensionNumber {
     fn try_from(number: i64) -> Result<Self, Invalid> {
         u16::try_from(number)
             .ok()
-            .filter(|n| (Self::FIRST..=Self::LAST).contains(n))
+            .filter(|n| (1000..=1999).contains(n))
             .map(Self)
             .ok_or(Invalid("must be a number from 1000 to 1999"))
     }

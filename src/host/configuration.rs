@@ -115,13 +115,6 @@ impl std::fmt::Display for Place {
     }
 }
 
-impl Place {
-    /// Whether it lies in one of `files`, as [`Config::included`] gives them.
-    pub fn is_in(&self, files: &[Arc<Path>]) -> bool {
-        files.contains(&self.file)
-    }
-}
-
 impl Config {
     /// Reads `file` and what it includes; relative names are relative to `config_dir`.
     pub fn read(config_dir: &Path, file: &Path) -> Result<Self> {
@@ -200,7 +193,7 @@ impl Config {
             return Ok(());
         }
         let Some(include) = Include::parse(directive, place, config_dir)? else { return Ok(()) };
-        let found = include.found().to_vec();
+        let found = include.found.clone();
         self.includes.push(include);
         for path in found {
             self.read_file(config_dir, &path, section, depth + 1)?;

@@ -20,7 +20,7 @@ pub fn check(pjsip: &Config, wizards: &Config, extensions: &Config, ours: &Gener
         )
     };
     let generated = pjsip.included(&ours.endpoints);
-    for section in pjsip.sections.iter().filter(|s| !s.template && !s.place.is_in(&generated)) {
+    for section in pjsip.sections.iter().filter(|s| !s.template && !generated.contains(&s.place.file)) {
         if let (Some(number), Some(what)) = (ExtensionNumber::parse(&section.name), collides(pjsip, section)) {
             return stands(&section.place, what, number);
         }
@@ -36,7 +36,7 @@ pub fn check(pjsip: &Config, wizards: &Config, extensions: &Config, ours: &Gener
     let generated = extensions.included(&ours.routing);
     for section in extensions.sections.iter().filter(|s| s.name == CONTEXT) {
         for (number, entry) in first_priorities(extensions.entries(section)) {
-            if !entry.place.is_in(&generated) {
+            if !generated.contains(&entry.place.file) {
                 return stands(&entry.place, "priority 1 of extension", number);
             }
         }
@@ -50,16 +50,7 @@ fn collides(config: &Config, section: &Section) -> Option<&'static str> {
         return Some("the addition to section");
     }
     let types = config.values(section, "type");
-    let is = |wanted: &str| types.iter().any(|t| t.eq_ignore_ascii_case(wanted));
-    if is("endpoint") {
-        Some("endpoint")
-    } else if is("auth") {
-        Some("auth")
-    } else if is("aor") {
-        Some("AOR")
-    } else {
-        None
-    }
+    ["endpoint", "auth", "AOR"].into_iter().find(|ours| types.iter().any(|found| found.eq_ignore_ascii_case(ours)))
 }
 
 /// The numbers 1000 to 1999 that have a priority 1 in these lines, each with its line; `1000/1001`, which matches a caller ID,

@@ -22,7 +22,8 @@ pub struct Include {
     /// The name or pattern, as written.
     pub written: String,
     patterns: Vec<glob::Pattern>,
-    found: Vec<PathBuf>,
+    /// The files that it includes.
+    pub found: Vec<PathBuf>,
 }
 
 impl Include {
@@ -57,16 +58,6 @@ impl Include {
         let same =
             |found: &PathBuf| matches!((fs::canonicalize(found), fs::canonicalize(path)), (Ok(a), Ok(b)) if a == b);
         self.patterns.iter().any(|pattern| pattern.matches_path_with(path, AS_THE_SHELL)) || self.found.iter().any(same)
-    }
-
-    /// Whether no file has such a name.
-    pub fn finds_nothing(&self) -> bool {
-        self.found.is_empty()
-    }
-
-    /// The files that it includes.
-    pub(super) fn found(&self) -> &[PathBuf] {
-        &self.found
     }
 }
 

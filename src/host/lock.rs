@@ -20,7 +20,8 @@ pub struct HostLock {
     _file: File,
 }
 
-/// Says to remove the lock file only if no apply runs: otherwise two could run at once.
+/// What to do about an error of the lock file. Removing a regular one is advised only if no apply runs: otherwise two could run at
+/// once.
 fn advice(error: &io::Error, folder: &Path, install: &str) -> String {
     match error.raw_os_error().map(Errno::from_raw_os_error) {
         Some(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS) => rights::closed_above(folder).unwrap_or_else(|| {

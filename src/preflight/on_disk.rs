@@ -56,7 +56,7 @@ impl Host {
             [&self.files.endpoints, &self.files.routing].iter().any(|generated| include.includes(generated))
         };
         for config in [main.pjsip()?, main.extensions()?] {
-            if let Some(include) = config.includes.iter().find(|i| !i.tries && i.finds_nothing() && !ours(i)) {
+            if let Some(include) = config.includes.iter().find(|i| !i.tries && i.found.is_empty() && !ours(i)) {
                 return failure(format!(
                     "{}: '#include {}' finds no file, so Asterisk refuses what stands in that file; write #tryinclude there, or remove the line, then apply again",
                     include.place, include.written
@@ -173,7 +173,7 @@ impl Host {
     pub(super) fn context_elsewhere(&self, main: &MainFiles) -> Probed {
         let dialplan = main.extensions()?;
         let generated = dialplan.included(&self.files.routing);
-        let sections = dialplan.sections.iter().filter(|s| s.name == CONTEXT && !s.place.is_in(&generated));
+        let sections = dialplan.sections.iter().filter(|s| s.name == CONTEXT && !generated.contains(&s.place.file));
         let places: Vec<_> = sections.map(|section| section.place.to_string()).collect();
         Ok(if places.is_empty() {
             format!("{CONTEXT}, defined by the generated file alone")

@@ -5,8 +5,8 @@
 //! apply that is not proven is the first that fails. Most of these faults were seen on a real Asterisk that said "reloaded
 //! successfully" all the same.
 
-use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Serialize;
 use tokio::try_join;
@@ -113,13 +113,6 @@ impl Finding {
     }
 }
 
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.found)?;
-        self.mend.iter().try_for_each(|mend| write!(f, "; {mend}"))
-    }
-}
-
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Probe {
     Asterisk,
@@ -200,7 +193,7 @@ impl Host {
     pub fn new(settings: &Settings) -> Self {
         let config_dir = &settings.asterisk_config_dir;
         let config_dir = std::path::absolute(config_dir).unwrap_or_else(|_| config_dir.clone());
-        let bound = settings.asterisk_timeout();
+        let bound = Duration::from_secs(settings.asterisk_timeout_secs);
         Self {
             control: Control::new(&settings.asterisk_run_dir, bound),
             command: AsteriskCommand { program: settings.asterisk_bin.clone(), bound },
@@ -235,7 +228,7 @@ impl Host {
     ///
     /// # Errors
     /// The first failure.
-    pub async fn look(&self) -> Result<MainFiles, Trouble> {
+    pub async fn probe_before_apply(&self) -> Result<MainFiles, Trouble> {
         let others = async {
             let main = self.main_files();
             for row in LIST.iter().filter(|row| row.refuses && ![Asterisk, Command, Routing].contains(&row.probe)) {
@@ -251,10 +244,10 @@ impl Host {
     /// The first failure; otherwise where to look.
     pub async fn likely_cause(&self) -> String {
         let failure = self.probe().await.into_iter().find(|finding| finding.state == State::Failure);
-        failure.map_or_else(
-            || "none was found; Asterisk's own log (messages.log) says what it refused".to_owned(),
-            |finding| finding.to_string(),
-        )
+        let Some(Finding { found, mend, .. }) = failure else {
+            return "none was found; Asterisk's own log (messages.log) says what it refused".to_owned();
+        };
+        [Some(found), mend].into_iter().flatten().collect::<Vec<_>>().join("; ")
     }
 
     async fn run(&self, probe: Probe, main: &MainFiles) -> Probed {

@@ -6,10 +6,9 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 use std::str::FromStr as _;
 
+use anyhow::{Result, anyhow};
 use percent_encoding::percent_decode_str;
 use sqlx::postgres::PgConnectOptions;
-
-use super::SettingError;
 
 /// Which database, and how to reach it.
 #[derive(Clone)]
@@ -62,9 +61,9 @@ impl DatabaseUrl {
     /// Parses `postgres://…`, or `sqlite://` and a percent-encoded path.
     ///
     /// # Errors
-    /// [`SettingError`], without the URL: it holds a password.
-    pub fn parse(url: &str) -> Result<Self, SettingError> {
-        let invalid = |why: &dyn fmt::Display| SettingError(format!("DATABASE_URL is invalid: {why}"));
+    /// Why it is invalid, without the URL: it holds a password.
+    pub fn parse(url: &str) -> Result<Self> {
+        let invalid = |why: &dyn fmt::Display| anyhow!("DATABASE_URL is invalid: {why}");
         if url.starts_with("postgres://") || url.starts_with("postgresql://") {
             Self::parse_postgres(url).map_err(|why| invalid(&why))
         } else if let Some(path) = url.strip_prefix("sqlite://") {

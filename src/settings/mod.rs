@@ -8,8 +8,8 @@ use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
 
+use anyhow::{Result, bail, ensure};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use tracing::level_filters::LevelFilter;
@@ -106,14 +106,6 @@ pub struct Settings {
     pub log_format: LogFormat,
 }
 
-impl Settings {
-    /// The bound for one Asterisk command.
-    #[must_use]
-    pub fn asterisk_timeout(&self) -> Duration {
-        Duration::from_secs(self.asterisk_timeout_secs)
-    }
-}
-
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -122,11 +114,6 @@ pub enum LogFormat {
     /// For collectors: one object a line.
     Json,
 }
-
-/// An invalid setting: its name and the rule.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct SettingError(String);
 
 /// The settings that only the environment or `./.env` can give.
 pub struct Secrets {
@@ -140,27 +127,24 @@ impl Secrets {
     /// Reads the two secrets from the environment.
     ///
     /// # Errors
-    /// [`SettingError`], without the value. No token, but an address beyond loopback is an error too, unless `settings` allow it.
-    pub fn from_environment(settings: &Settings) -> Result<Self, SettingError> {
+    /// An invalid setting, without its value. No token, but an address beyond loopback is an error too, unless `settings` allow it.
+    pub fn from_environment(settings: &Settings) -> Result<Self> {
         let variable = |name: &str| match std::env::var(name) {
-            Ok(value) if value.is_empty() => {
-                Err(SettingError(format!("{name} is set but empty: give it a value, or remove it")))
-            }
+            Ok(value) if value.is_empty() => bail!("{name} is set but empty: give it a value, or remove it"),
             Ok(value) => Ok(Some(value)),
             Err(std::env::VarError::NotPresent) => Ok(None),
-            Err(std::env::VarError::NotUnicode(_)) => Err(SettingError(format!("{name} is not valid UTF-8"))),
+            Err(std::env::VarError::NotUnicode(_)) => bail!("{name} is not valid UTF-8"),
         };
         let database = match variable("DATABASE_URL")? {
             Some(url) => DatabaseUrl::parse(&url)?,
             None => DatabaseUrl::Sqlite(settings.data_dir.join("portal.db")),
         };
         let api_token = variable("PORTAL_API_TOKEN")?.map(ApiToken::parse).transpose()?;
-        if api_token.is_none() && !settings.listen.ip().is_loopback() && !settings.allow_unauthenticated {
-            return Err(SettingError(format!(
-                "PORTAL_LISTEN {} is open to other machines and PORTAL_API_TOKEN is not set: anybody there could read every SIP secret; set PORTAL_API_TOKEN, listen on 127.0.0.1, or say PORTAL_ALLOW_UNAUTHENTICATED=true",
-                settings.listen
-            )));
-        }
+        ensure!(
+            api_token.is_some() || settings.listen.ip().is_loopback() || settings.allow_unauthenticated,
+            "PORTAL_LISTEN {} is open to other machines and PORTAL_API_TOKEN is not set: anybody there could read every SIP secret; set PORTAL_API_TOKEN, listen on 127.0.0.1, or say PORTAL_ALLOW_UNAUTHENTICATED=true",
+            settings.listen
+        );
         Ok(Self { database, api_token })
     }
 }
@@ -170,15 +154,12 @@ impl Secrets {
 pub struct ApiToken(String);
 
 impl ApiToken {
-    fn parse(token: String) -> Result<Self, SettingError> {
-        if token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            Ok(Self(token))
-        } else {
-            Err(SettingError(
-                "PORTAL_API_TOKEN must be printable ASCII without spaces: make one with 'openssl rand -hex 32'"
-                    .to_owned(),
-            ))
-        }
+    fn parse(token: String) -> Result<Self> {
+        ensure!(
+            token.bytes().all(|byte| byte.is_ascii_graphic()),
+            "PORTAL_API_TOKEN must be printable ASCII without spaces: make one with 'openssl rand -hex 32'"
+        );
+        Ok(Self(token))
     }
 
     /// The length from which nobody can guess a token, in bytes.

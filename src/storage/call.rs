@@ -30,24 +30,13 @@ pub(super) enum Access {
 }
 
 /// Why a call failed inside its transaction.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
 pub(super) enum Failure {
     /// A statement failed.
-    Statement(sqlx::Error),
+    Statement(#[from] sqlx::Error),
     /// The statements worked but the call must not go on; or SQLite's file was replaced or damaged.
-    Refused(StorageError),
-}
-
-impl From<sqlx::Error> for Failure {
-    fn from(error: sqlx::Error) -> Self {
-        Self::Statement(error)
-    }
-}
-
-impl From<StorageError> for Failure {
-    fn from(refusal: StorageError) -> Self {
-        Self::Refused(refusal)
-    }
+    Refused(#[from] StorageError),
 }
 
 /// The statements of a call.

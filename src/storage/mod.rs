@@ -25,7 +25,7 @@ use time::OffsetDateTime;
 use tokio::runtime::Handle;
 use uuid::{Uuid, uuid};
 
-use crate::domain::{Email, Extension, ExtensionNumber, Name, Secret, User};
+use crate::domain::{Email, ExtensionNumber, Name, Secret, User};
 use crate::settings::DatabaseUrl;
 use call::{Access, Database, Work};
 use statements::Connection;
@@ -78,7 +78,7 @@ pub enum StorageError {
 }
 
 impl StorageError {
-    /// A failure before anything was written.
+    /// A failure. [`Database::call`] sets `maybe_written` later.
     fn unavailable(reason: String, advice: &'static str) -> Self {
         Self::Unavailable { reason, advice, maybe_written: false }
     }
@@ -156,23 +156,6 @@ impl AuditEntry {
     }
 }
 
-/// A user who is to be created.
-#[derive(Debug)]
-struct NewUser {
-    id: Uuid,
-    name: Name,
-    email: Email,
-    secret: Secret,
-    created_at: OffsetDateTime,
-}
-
-impl NewUser {
-    fn with_number(self, number: ExtensionNumber) -> User {
-        let Self { id, name, email, secret, created_at } = self;
-        User { id, tenant_id: DEFAULT_TENANT, name, email, extension: Extension { number, secret }, created_at }
-    }
-}
-
 /// Runs the migrations that are missing. The caller holds a lock, and a transaction that it commits.
 async fn run_migrations(mut migrator: Migrator, transaction: &mut impl Migrate) -> sqlx::Result<()> {
     migrator.set_ignore_missing(true).set_locking(false);
@@ -231,14 +214,7 @@ impl Storage {
     /// # Errors
     /// [`StorageError::Unavailable`], [`StorageError::EmailInUse`], [`StorageError::PoolExhausted`].
     pub async fn create_user(&self, name: Name, email: Email, secret: Secret) -> Result<User, StorageError> {
-        let new = NewUser { id: Uuid::new_v4(), name, email, secret, created_at: now() };
-        self.call(Access::Create, |connection| {
-            Box::pin(async move {
-                let number = connection.insert_user(&new).await?;
-                Ok(new.with_number(number))
-            })
-        })
-        .await
+        self.call(Access::Create, |connection| Box::pin(connection.insert_user(name, email, secret))).await
     }
 
     /// All users of one snapshot, by extension number.

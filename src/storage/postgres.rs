@@ -171,21 +171,12 @@ impl Server {
     /// Why the server refuses a connection, with the SQL that mends it where that is known.
     fn refusal(&self, error: &sqlx::Error) -> String {
         let role = self.options.get_username();
-        let database = self.options.get_database().unwrap_or(role);
+        let database = quoted(self.options.get_database().unwrap_or(role));
+        let (role, why) = (quoted(role), text(error));
         match sqlstate(error).as_str() {
-            "3D000" => format!(
-                "{}; as a superuser run: CREATE DATABASE {} OWNER {}",
-                text(error),
-                quoted(database),
-                quoted(role)
-            ),
-            "42501" => format!(
-                "{}; as a superuser run: GRANT CONNECT ON DATABASE {} TO {}",
-                text(error),
-                quoted(database),
-                quoted(role)
-            ),
-            _ => text(error),
+            "3D000" => format!("{why}; as a superuser run: CREATE DATABASE {database} OWNER {role}"),
+            "42501" => format!("{why}; as a superuser run: GRANT CONNECT ON DATABASE {database} TO {role}"),
+            _ => why,
         }
     }
 }

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use uuid::fmt::Hyphenated;
 
 use super::call::Failure;
-use super::{AuditEntry, DEFAULT_TENANT, NewUser, StorageError};
+use super::{AuditEntry, DEFAULT_TENANT, StorageError, now};
 use crate::domain::{Email, Extension, ExtensionNumber, Name, Secret, User};
 
 /// Violates the index `users_email_key` if the address is taken.
@@ -92,11 +92,12 @@ impl Connection {
         ask!(self, |connection| sqlx::raw_sql(sql).execute(connection).await.map(|_| ()))
     }
 
-    /// Inserts a user with the lowest free number, which it returns.
-    pub(super) async fn insert_user(&mut self, new: &NewUser) -> Result<ExtensionNumber, Failure> {
+    /// Inserts a user with the lowest free number.
+    pub(super) async fn insert_user(&mut self, name: Name, email: Email, secret: Secret) -> Result<User, Failure> {
+        let (id, created_at) = (Uuid::new_v4(), now());
         let inserted = ask!(self, |connection| {
-            let user = sqlx::query(INSERT_USER).persistent(false).bind(Id::from(new.id)).bind(Id::from(DEFAULT_TENANT));
-            let user = user.bind(new.name.as_str()).bind(new.email.as_str()).bind(new.created_at);
+            let user = sqlx::query(INSERT_USER).persistent(false).bind(Id::from(id)).bind(Id::from(DEFAULT_TENANT));
+            let user = user.bind(name.as_str()).bind(email.as_str()).bind(created_at);
             user.execute(connection).await.map(|_| ())
         });
         match inserted {
@@ -107,11 +108,12 @@ impl Connection {
         }
         let number: Option<i32> = ask!(self, |connection| {
             let extension = sqlx::query_scalar(INSERT_EXTENSION).persistent(false).bind(Id::from(Uuid::new_v4()));
-            let extension = extension.bind(Id::from(new.id)).bind(new.secret.reveal()).bind(new.created_at);
+            let extension = extension.bind(Id::from(id)).bind(secret.reveal()).bind(created_at);
             extension.fetch_optional(connection).await?
         });
         let number = number.ok_or(StorageError::PoolExhausted)?;
-        Ok(ExtensionNumber::try_from(i64::from(number)).expect("the statement stays within the pool"))
+        let number = ExtensionNumber::try_from(i64::from(number)).expect("the statement stays within the pool");
+        Ok(User { id, tenant_id: DEFAULT_TENANT, name, email, extension: Extension { number, secret }, created_at })
     }
 
     /// Deletes a user's extension, and returns its number.

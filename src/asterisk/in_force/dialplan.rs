@@ -29,7 +29,7 @@ impl FirstPriority {
 pub async fn first_priorities(control: &Control) -> Result<Option<BTreeMap<ExtensionNumber, FirstPriority>>> {
     let absent = |text: &str| text.contains("There is no existence of").then_some(None);
     let command = format!("dialplan show {CONTEXT}");
-    control.listing(&command, |text| absent(text).or_else(|| parse(text).map(Some))).await
+    control.listing(&[command], |text| absent(text).or_else(|| parse(text).map(Some))).await
 }
 
 /// `None` unless the listing is whole.

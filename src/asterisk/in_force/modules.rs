@@ -28,19 +28,19 @@ const MODULES: [&str; 14] = [
 /// Waits until Asterisk is fully booted, within the bound of a command: it answers before its modules are loaded.
 pub async fn wait_fully_booted(control: &Control) -> Result<()> {
     let command = "core waitfullybooted";
-    let answer = control.ask(command).await?;
+    let answer = control.ask(&[command]).await?;
     if answer.contains("fully booted") { Ok(()) } else { Err(unexpected(command, &answer)) }
 }
 
 /// The needed modules that are not running.
 pub async fn missing(control: &Control) -> Result<Vec<&'static str>> {
-    let running = control.listing("module show", parse).await?;
+    let running = control.listing(&["module show"], parse).await?;
     Ok(MODULES.into_iter().filter(|module| !running.contains(*module)).collect())
 }
 
 /// Whether there is a transport: without one, no phone can reach Asterisk.
 pub async fn has_transport(control: &Control) -> Result<bool> {
-    control.listing("pjsip show transports", parse_transports).await
+    control.listing(&["pjsip show transports"], parse_transports).await
 }
 
 /// The running modules; `None` unless the listing is whole.

@@ -39,7 +39,7 @@ fn label(kind: ObjectType) -> &'static str {
 pub async fn numbers(control: &Control, kind: ObjectType) -> Result<BTreeSet<ExtensionNumber>> {
     // Without the pattern, thousands of other objects would take a second.
     let list = format!("{}s like ^1[0-9][0-9][0-9]$", command(kind));
-    control.listing(&list, |text| parse_numbers(kind, text)).await
+    control.listing(&[list], |text| parse_numbers(kind, text)).await
 }
 
 /// What `each` makes of the options of the objects of this type; a number without such an object is left out.
@@ -55,7 +55,7 @@ pub async fn options<T>(
         for some in numbers.chunks(AT_ONCE) {
             let commands: Vec<_> = some.iter().map(|number| format!("{} {number}", command(kind))).collect();
             let parse = |text: &str| parse_options(kind, text, some, &each);
-            options.extend(control.listings(&commands, parse).await?);
+            options.extend(control.listing(&commands, parse).await?);
         }
         anyhow::Ok(options)
     };
