@@ -201,7 +201,12 @@ fn once(
         }
         Kind::Registration => {
             let others = &accounts[2 + CALLED..];
-            let status = sipp::register(asterisk, others[index % others.len()]);
+            let registers = || sipp::register(asterisk, others[index % others.len()]);
+            // A reload between the challenge and the phone's answer makes Asterisk challenge again; phones answer that at once.
+            let status = match registers() {
+                401 => registers(),
+                status => status,
+            };
             if status != 200 {
                 return Err(format!("REGISTER: {status}"));
             }

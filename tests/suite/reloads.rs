@@ -98,10 +98,11 @@ fn truncated_listings_are_retried() {
     for listing in ["module show", "dialplan show synergy-internal", "database show registrar/contact"] {
         let retried = format!("it is retried command=\"{listing}\"");
         let places = asked.iter().enumerate().filter(|(_, call)| call.text.contains(listing));
-        // Two questions at a time may change places, and not every stop costs a line.
-        for (index, _) in places.cycle().take(20) {
+        // Questions that run side by side may change places, and not every stop costs a line.
+        let near = places.flat_map(|(index, _)| [index + 1, index + 2, index.max(1)]);
+        for place in near.cycle().take(30) {
             // It asks, and does not read the answer until it may go on.
-            let stop = format!("inject=sendto:signal=STOP:when={}", index + 1);
+            let stop = format!("inject=sendto:signal=STOP:when={place}");
             apply_under(&[&questions[..], &["-e", &stop]].concat());
             if portal.log().contains(&retried) {
                 break;
