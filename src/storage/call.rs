@@ -1,4 +1,5 @@
-//! A call to either database: take a connection, begin, run the statements, commit.
+//! A call to either database: take a connection, begin, run the statements, commit. A call that only reads is one statement, which
+//! needs no transaction.
 
 use std::io;
 use std::pin::Pin;
@@ -21,7 +22,7 @@ pub(super) enum Database {
 /// What a call does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
-    /// Reads.
+    /// Reads, by one statement.
     Read,
     /// Writes.
     Write,
@@ -63,7 +64,7 @@ pub(super) fn text(error: &sqlx::Error) -> String {
 }
 
 impl Database {
-    /// Runs `work` in a transaction on a pooled connection, within [`DEADLINE`].
+    /// Runs `work` on a pooled connection, within [`DEADLINE`]: in a transaction, unless it only reads.
     pub(super) async fn call<T>(
         &self,
         access: Access,
@@ -74,10 +75,14 @@ impl Database {
         let connection = borrowed.0.as_mut().expect("it is there until it is given back");
         let mut committing = false;
         let ended = timeout_at(deadline, async {
-            self.begin(connection, access, deadline).await?;
+            if access != Access::Read {
+                self.begin(connection, access, deadline).await?;
+            }
             let done = work(connection).await?;
-            committing = access != Access::Read;
-            connection.execute("COMMIT").await?;
+            if access != Access::Read {
+                committing = true;
+                connection.execute("COMMIT").await?;
+            }
             self.check()?;
             Ok(done)
         })
@@ -89,7 +94,9 @@ impl Database {
             }
             // Not on a file that was replaced: this connection may be one to the wrong file.
             Ok(Err(Failure::Refused(refusal))) if !matches!(refusal, StorageError::Unavailable { .. }) => {
-                if let Ok(Ok(())) = timeout_at(deadline, connection.execute("ROLLBACK")).await {
+                if access == Access::Read
+                    || matches!(timeout_at(deadline, connection.execute("ROLLBACK")).await, Ok(Ok(())))
+                {
                     drop(borrowed.0.take());
                 }
                 refusal
@@ -111,11 +118,11 @@ impl Database {
         }
     }
 
-    /// Begins a transaction, with the lock that the access needs.
+    /// Begins a transaction that writes, with the lock that the access needs.
     async fn begin(&self, connection: &mut Connection, access: Access, deadline: Instant) -> Result<(), Failure> {
         match self {
             Self::Postgres(_) => Ok(connection.execute(postgres::begin(access)).await?),
-            Self::Sqlite(file) => file.begin(connection, access, deadline).await,
+            Self::Sqlite(file) => file.begin(connection, deadline).await,
         }
     }
 

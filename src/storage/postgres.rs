@@ -181,7 +181,7 @@ impl Server {
     }
 }
 
-/// Begins a transaction, a create with its lock, in one message.
+/// Begins a transaction that writes, a create with its lock, in one message.
 pub(super) fn begin(access: Access) -> &'static str {
     if access == Access::Create { BEGIN_CREATE } else { BEGIN }
 }

@@ -142,18 +142,12 @@ impl File {
         connection.map_err(|error| self.explain(&error))
     }
 
-    /// Begins a transaction; one that writes takes the write lock.
-    pub(super) async fn begin(
-        &self,
-        connection: &mut Connection,
-        access: Access,
-        deadline: Instant,
-    ) -> Result<(), Failure> {
-        let statement = if access == Access::Read { "BEGIN" } else { "BEGIN IMMEDIATE" };
+    /// Begins a transaction with the write lock.
+    pub(super) async fn begin(&self, connection: &mut Connection, deadline: Instant) -> Result<(), Failure> {
         // Stop early enough to report the lock before the caller's time is over.
         let last = deadline - 2 * LOCK_WAIT;
         loop {
-            match connection.execute(statement).await {
+            match connection.execute("BEGIN IMMEDIATE").await {
                 Err(error) if code(&error) == Some(BUSY) && Instant::now() < last => {}
                 begun => break begun?,
             }
