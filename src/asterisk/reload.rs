@@ -15,8 +15,11 @@ use std::time::Duration;
 use anyhow::{Result, anyhow, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Serialize;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::Command;
+use tokio::sync::oneshot::Sender;
 use tokio::time::{Instant, sleep, timeout};
+use tokio::try_join;
 use tracing::info;
 use utoipa::ToSchema;
 
@@ -26,6 +29,9 @@ use super::permissions;
 
 /// Between two attempts to send a reload.
 const RETRY: Duration = Duration::from_millis(100);
+
+/// What Asterisk prints once the module of the endpoints, auths and AORs is reloaded. The modules after it only use them.
+const OBJECTS_SERVED: &[u8] = b"Module 'res_pjsip.so' reloaded successfully.\n";
 
 /// What is reloaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +85,13 @@ impl Drop for Group {
     }
 }
 
+fn tell(served: &mut Option<Sender<()>>) {
+    if let Some(served) = served.take() {
+        // Fails if the other reload failed, so that nobody waits for it.
+        let _ = served.send(());
+    }
+}
+
 /// The program that sends commands to Asterisk.
 #[derive(Debug, Clone)]
 pub struct AsteriskCommand {
@@ -89,13 +102,21 @@ pub struct AsteriskCommand {
 }
 
 impl AsteriskCommand {
-    /// Makes Asterisk read its files again. `last` gets the result of the last attempt, also if it failed.
-    pub async fn reload(&self, what: Reload, last: &mut Option<CommandResult>) -> Result<()> {
+    /// Makes Asterisk read its files again. `last` gets the result of the last attempt, also if it failed. Sends to
+    /// `served` as soon as the file's objects are in force, while the last modules may still be reloading; drops it if the reload
+    /// fails.
+    pub async fn reload(
+        &self,
+        what: Reload,
+        last: &mut Option<CommandResult>,
+        mut served: Option<Sender<()>>,
+    ) -> Result<()> {
         let started = Instant::now();
         let mut commands = what.commands().iter();
         let mut command = *commands.next().expect("a reload has a command");
         loop {
-            let CommandResult { command: typed, stdout, stderr, .. } = self.run(command, last).await?.clone();
+            let CommandResult { command: typed, stdout, stderr, .. } =
+                self.run(command, last, &mut served).await?.clone();
             let output = format!("{stdout}{stderr}");
             control::ensure_not_refused(&output)?;
             if output.contains("already in progress") || output.contains("cannot reload a module yet") {
@@ -115,6 +136,7 @@ impl AsteriskCommand {
                 };
                 command = next;
             } else {
+                tell(&mut served);
                 return Ok(());
             }
         }
@@ -123,7 +145,7 @@ impl AsteriskCommand {
     /// The identity of the Asterisk that this program reaches.
     pub async fn identity(&self) -> Result<Identity> {
         let mut last = None;
-        let CommandResult { command, stdout, stderr, .. } = self.run(identity::COMMAND, &mut last).await?;
+        let CommandResult { command, stdout, stderr, .. } = self.run(identity::COMMAND, &mut last, &mut None).await?;
         let output = format!("{stdout}{stderr}");
         control::ensure_not_refused(&output)?;
         Identity::parse(&output).ok_or_else(|| {
@@ -135,7 +157,12 @@ impl AsteriskCommand {
     }
 
     /// Runs `program -rx command` in a process group of its own, and kills the whole group if it takes too long.
-    async fn run<'r>(&self, command: &str, last: &'r mut Option<CommandResult>) -> Result<&'r CommandResult> {
+    async fn run<'r>(
+        &self,
+        command: &str,
+        last: &'r mut Option<CommandResult>,
+        served: &mut Option<Sender<()>>,
+    ) -> Result<&'r CommandResult> {
         assert!(permissions::is_listed(command), "it is in the list of permissions: {command}");
         let typed = format!("{} -rx '{command}'", self.program.display());
         let not_started = |error| anyhow!("cannot start {typed}: {error}; set ASTERISK_BIN to Asterisk's program");
@@ -145,7 +172,7 @@ impl AsteriskCommand {
             stdout: String::new(),
             stderr: String::new(),
         });
-        let child = Command::new(&self.program)
+        let mut child = Command::new(&self.program)
             .args(["-rx", command])
             .env_remove("DATABASE_URL")
             .env_remove("PORTAL_API_TOKEN")
@@ -164,16 +191,27 @@ impl AsteriskCommand {
                 self.bound.as_secs()
             )
         };
-        let output = timeout(self.bound, child.wait_with_output()).await.map_err(timed_out)?.map_err(not_started)?;
+        let mut stdout = BufReader::new(child.stdout.take().expect("a pipe"));
+        let mut stderr = child.stderr.take().expect("a pipe");
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let read_lines = async {
+            while stdout.read_until(b'\n', &mut out).await? > 0 {
+                if out.ends_with(OBJECTS_SERVED) {
+                    tell(served);
+                }
+            }
+            Ok(())
+        };
+        let ended = async { try_join!(read_lines, stderr.read_to_end(&mut err), child.wait()) };
+        let (.., status) = timeout(self.bound, ended).await.map_err(timed_out)?.map_err(not_started)?;
         group.0 = None;
         // No database stores a NUL in a text.
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).replace('\0', "");
-        (result.stdout, result.stderr) = (text(&output.stdout), text(&output.stderr));
-        result.exit_code = output.status.code();
+        (result.stdout, result.stderr) = (text(&out), text(&err));
+        result.exit_code = status.code();
         ensure!(
-            output.status.success(),
-            "{typed} ended with {}: {}; look whether Asterisk runs (systemctl status asterisk), the portal's user may use its control socket, and ASTERISK_BIN is Asterisk's program",
-            output.status,
+            status.success(),
+            "{typed} ended with {status}: {}; look whether Asterisk runs (systemctl status asterisk), the portal's user may use its control socket, and ASTERISK_BIN is Asterisk's program",
             format!("{}{}", result.stdout, result.stderr).trim()
         );
         Ok(result)
