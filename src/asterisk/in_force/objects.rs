@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
-use tokio::try_join;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::whole;
 use crate::asterisk::control::Control;
@@ -15,6 +15,10 @@ pub type Options<'t> = [(&'t str, &'t str)];
 
 /// How many objects are asked about on one connection: a megabyte, at most.
 const AT_ONCE: usize = 100;
+
+/// How many connections ask about the objects of one type. Asterisk answers each by a thread of its own, so while one answer is
+/// read, it writes the others.
+const CONNECTIONS: usize = 3;
 
 /// The command that shows one object; with an `s`, it lists them all.
 fn command(kind: ObjectType) -> &'static str {
@@ -49,20 +53,11 @@ pub async fn options<T>(
     numbers: &[ExtensionNumber],
     each: impl Fn(ExtensionNumber, &Options) -> T,
 ) -> Result<BTreeMap<ExtensionNumber, T>> {
-    // Asterisk answers each connection by a thread of its own. While one answers, another's answer is read.
-    let ask = async |numbers: &[ExtensionNumber]| {
-        let mut options = BTreeMap::new();
-        for some in numbers.chunks(AT_ONCE) {
-            let commands: Vec<_> = some.iter().map(|number| format!("{} {number}", command(kind))).collect();
-            let parse = |text: &str| parse_options(kind, text, some, &each);
-            options.extend(control.listing(&commands, parse).await?);
-        }
-        anyhow::Ok(options)
+    let ask = async |some: &[ExtensionNumber]| {
+        let commands: Vec<_> = some.iter().map(|number| format!("{} {number}", command(kind))).collect();
+        control.listing(&commands, |text| parse_options(kind, text, some, &each)).await
     };
-    let (one, other) = numbers.split_at(numbers.len() / 2);
-    let (mut options, others) = try_join!(ask(one), ask(other))?;
-    options.extend(others);
-    Ok(options)
+    stream::iter(numbers.chunks(AT_ONCE)).map(ask).buffer_unordered(CONNECTIONS).try_concat().await
 }
 
 /// The secrets in force of `numbers`; a number without an auth is left out.
