@@ -2,15 +2,13 @@
 //! web page in an administrator's browser. The browser names a page of another origin in `Origin`. It names a page whose host
 //! name now resolves to a loopback address (DNS rebinding) in `Host`. The documentation is open to everybody.
 
-use std::net::IpAddr;
-
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Uri, header};
 use axum::middleware::Next;
 use axum::response::Response;
 
 use super::error::{ApiError, Phrase};
-use crate::settings::ApiToken;
+use crate::settings::{ApiToken, is_this_machine};
 
 /// 403 for a page of another origin, without a token.
 pub const OTHER_ORIGIN: ApiError =
@@ -81,7 +79,7 @@ fn host(request: &Request) -> Option<String> {
 fn names_this_machine(host: &str) -> bool {
     let Ok(authority) = host.parse::<axum::http::uri::Authority>() else { return false };
     let name = authority.host().trim_start_matches('[').trim_end_matches(']');
-    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    is_this_machine(name)
 }
 
 fn same_origin(headers: &HeaderMap, host: Option<&str>) -> bool {

@@ -7,6 +7,9 @@ use super::Invalid;
 pub struct ExtensionNumber(u16);
 
 impl ExtensionNumber {
+    /// The rule, in words.
+    pub const INVALID: Invalid = Invalid("must be a number from 1000 to 1999");
+
     /// Parses exactly four digits that are a number of the pool.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
@@ -25,11 +28,7 @@ impl TryFrom<i64> for ExtensionNumber {
     type Error = Invalid;
 
     fn try_from(number: i64) -> Result<Self, Invalid> {
-        u16::try_from(number)
-            .ok()
-            .filter(|n| (1000..=1999).contains(n))
-            .map(Self)
-            .ok_or(Invalid("must be a number from 1000 to 1999"))
+        u16::try_from(number).ok().filter(|n| (1000..=1999).contains(n)).map(Self).ok_or(Self::INVALID)
     }
 }
 

@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::ErrorKind;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +19,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::call::{Access, no_answer, text};
 use super::{DEADLINE, Inspection, LOOK_AND_TRY_AGAIN, MigrationError, StorageError, Wire, run_migrations};
+use crate::settings::is_this_machine;
 
 /// Enough to keep a server busy. Ten hosts stay well below the default limit of a server, 100.
 const CONNECTIONS: u32 = 8;
@@ -280,10 +280,6 @@ fn quoted(name: &str) -> String {
     let plain = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
         && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
     if plain { name.to_owned() } else { format!("\"{}\"", name.replace('"', "\"\"")) }
-}
-
-fn is_this_machine(host: &str) -> bool {
-    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// Turns an error of an open connection into advice.
