@@ -14,10 +14,12 @@
 //! - [`storage`]: users and the audit log.
 //! - [`apply`]: the protocol of an apply, step by step.
 //! - [`preflight`]: what must be set up beside the portal; `pbx-portal check`.
-//! - `host`: this server's disk: the generated files, and Asterisk's own.
-//! - `asterisk`: the running Asterisk.
-//! - `render`: users become the bytes of the two files.
-//! - `account`: names of this system's users and groups, for messages.
+//! - [`host`]: this server's disk: the generated files, and Asterisk's own.
+//! - [`asterisk`]: the running Asterisk.
+//! - [`render`]: users become the bytes of the two files.
+//! - [`account`]: names of this system's users and groups, for messages.
+
+#![allow(rustdoc::private_intra_doc_links, reason = "a developer reads it with --document-private-items")]
 
 mod account;
 pub mod api;
