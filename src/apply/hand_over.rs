@@ -9,11 +9,10 @@
 //!
 //! # When an eviction lasts
 //!
-//! Asterisk may take back whatever it changed in its database within the last second
-//! ([`registrations`]). A listing without old registrations is therefore no proof: one may
-//! have been evicted, or replaced by the new owner's, only until the next failed commit. A [`Look`] tells more. As long as it
-//! holds, no registration can come back that it did not list: the state to which Asterisk could go back is the look's own or a
-//! later one. Two rules follow.
+//! Asterisk may take back whatever it changed in its database within the last second ([`registrations`]). A listing without old
+//! registrations is therefore no proof: one may have been evicted, or replaced by the new owner's, only until the next failed
+//! commit. A [`Look`] tells more. As long as it holds, no registration can come back that it did not list: the state to which
+//! Asterisk could go back is the look's own or a later one. Two rules follow.
 //!
 //! - A registration that an earlier look did not list, while that look still holds, is new. So it is the new owner's and stays.
 //!   All others are evicted.

@@ -17,7 +17,7 @@
 //! 10. **Finish** the audit row, then release the lock.
 //!
 //! If numbers change hands, the steps run strictly one after another. If none does, both files are renamed, both reloads run side
-//! by side, and the proof begins as soon as both files are in force.
+//! by side, and the proof begins as soon as Asterisk has read both.
 //!
 //! If a step fails, the apply ends: what is on disk stays, and the row says why. The next apply needs no record of it, because
 //! each one starts from what Asterisk and the disk say. A client that hangs up does not end an apply.
@@ -33,11 +33,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Error, Result, anyhow, bail};
+use anyhow::{Context as _, Error, Result, anyhow, bail};
 use serde_json::json;
 use tokio::join;
 use tokio::runtime::{Builder, Handle};
-use tokio::sync::{Mutex, oneshot};
+use tokio::sync::{Mutex, mpsc};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -185,9 +185,7 @@ impl Applier {
         let (mut run, changing, endpoints, routing) = prepared?;
         same_asterisk?;
         let differences = if changing.is_empty() {
-            let differences = run.serve_both(endpoints, routing).await?;
-            run.evict_without_user().await?;
-            differences
+            run.serve_both(endpoints, routing).await?
         } else {
             run.quarantine(&changing).await?;
             run.serve_endpoints(endpoints).await?;
@@ -273,25 +271,29 @@ impl Run<'_> {
     }
 
     /// Steps 7 and 8 if no number changes hands: then their order does not matter. Gives the differences that step 9 judges. They
-    /// are asked for while Asterisk still reloads modules that only use the endpoints, for a fifth of a reload.
+    /// are asked for while Asterisk still reloads modules that only use the endpoints, for a fifth of a reload; and again if the
+    /// reload is retried.
     async fn serve_both(&mut self, endpoints: Prepared, routing: Prepared) -> Result<Differences> {
         self.publish(endpoints, &self.host.files.endpoints)?;
         self.publish(routing, &self.host.files.routing)?;
         let ReloadResults { pjsip_reload, dialplan_reload } = &mut self.progress.reload_results;
         let Host { command, control, .. } = self.host;
-        let (sender, served) = oneshot::channel();
+        let (sender, mut read) = mpsc::channel(1);
         let routing_and_proof = async {
             command.reload(Reload::Dialplan, dialplan_reload, None).await?;
-            match served.await {
-                Ok(()) => proof::differences(control, &self.users).await,
-                Err(_) => Ok(Differences::new()), // The other reload failed.
+            let mut differences = None;
+            while read.recv().await.is_some() {
+                differences = Some(proof::differences(control, &self.users).await?);
             }
+            differences.context("Asterisk did not read the endpoints")
         };
         let (endpoints, differences) =
             join!(command.reload(Reload::Pjsip, pjsip_reload, Some(sender)), routing_and_proof);
         endpoints?;
+        self.evict_without_user().await?;
+        let differences = differences?;
         self.progress.done("endpoints and routing, and the proof's questions");
-        differences
+        Ok(differences)
     }
 
     /// Step 9, from the differences. Afterwards it is known that Asterisk serves the snapshot, no more and no less.

@@ -17,7 +17,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Serialize;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::Command;
-use tokio::sync::oneshot::Sender;
+use tokio::sync::mpsc::Sender;
 use tokio::time::{Instant, sleep, timeout};
 use tokio::try_join;
 use tracing::info;
@@ -30,8 +30,8 @@ use super::permissions;
 /// Between two attempts to send a reload.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// What Asterisk prints once the module of the endpoints, auths and AORs is reloaded. The modules after it only use them.
-const OBJECTS_SERVED: &[u8] = b"Module 'res_pjsip.so' reloaded successfully.\n";
+/// What Asterisk prints once it has read the endpoints, auths and AORs. The modules that it reloads afterwards only use them.
+const OBJECTS_READ: &str = "Module 'res_pjsip.so' reloaded successfully.\n";
 
 /// What is reloaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,11 +85,9 @@ impl Drop for Group {
     }
 }
 
-fn tell(served: &mut Option<Sender<()>>) {
-    if let Some(served) = served.take() {
-        // Fails if the other reload failed, so that nobody waits for it.
-        let _ = served.send(());
-    }
+fn tell(read: Option<&Sender<()>>) {
+    // A message that is still waiting says the same.
+    let _ = read.map(|read| read.try_send(()));
 }
 
 /// The program that sends commands to Asterisk.
@@ -102,21 +100,15 @@ pub struct AsteriskCommand {
 }
 
 impl AsteriskCommand {
-    /// Makes Asterisk read its files again. `last` gets the result of the last attempt, also if it failed. Sends to
-    /// `served` as soon as the file's objects are in force, while the last modules may still be reloading; drops it if the reload
-    /// fails.
-    pub async fn reload(
-        &self,
-        what: Reload,
-        last: &mut Option<CommandResult>,
-        mut served: Option<Sender<()>>,
-    ) -> Result<()> {
+    /// Makes Asterisk read its files again. `last` gets the result of the last attempt, also if it failed. `read` gets a message
+    /// each time that Asterisk has read the file, which may be before the last modules are reloaded; at least one if this succeeds.
+    pub async fn reload(&self, what: Reload, last: &mut Option<CommandResult>, read: Option<Sender<()>>) -> Result<()> {
         let started = Instant::now();
         let mut commands = what.commands().iter();
         let mut command = *commands.next().expect("a reload has a command");
         loop {
             let CommandResult { command: typed, stdout, stderr, .. } =
-                self.run(command, last, &mut served).await?.clone();
+                self.run(command, last, read.as_ref()).await?.clone();
             let output = format!("{stdout}{stderr}");
             control::ensure_not_refused(&output)?;
             if output.contains("already in progress") || output.contains("cannot reload a module yet") {
@@ -136,7 +128,9 @@ impl AsteriskCommand {
                 };
                 command = next;
             } else {
-                tell(&mut served);
+                if !stdout.contains(OBJECTS_READ) {
+                    tell(read.as_ref());
+                }
                 return Ok(());
             }
         }
@@ -145,7 +139,7 @@ impl AsteriskCommand {
     /// The identity of the Asterisk that this program reaches.
     pub async fn identity(&self) -> Result<Identity> {
         let mut last = None;
-        let CommandResult { command, stdout, stderr, .. } = self.run(identity::COMMAND, &mut last, &mut None).await?;
+        let CommandResult { command, stdout, stderr, .. } = self.run(identity::COMMAND, &mut last, None).await?;
         let output = format!("{stdout}{stderr}");
         control::ensure_not_refused(&output)?;
         Identity::parse(&output).ok_or_else(|| {
@@ -161,7 +155,7 @@ impl AsteriskCommand {
         &self,
         command: &str,
         last: &'r mut Option<CommandResult>,
-        served: &mut Option<Sender<()>>,
+        read: Option<&Sender<()>>,
     ) -> Result<&'r CommandResult> {
         assert!(permissions::is_listed(command), "it is in the list of permissions: {command}");
         let typed = format!("{} -rx '{command}'", self.program.display());
@@ -196,8 +190,8 @@ impl AsteriskCommand {
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let read_lines = async {
             while stdout.read_until(b'\n', &mut out).await? > 0 {
-                if out.ends_with(OBJECTS_SERVED) {
-                    tell(served);
+                if out.ends_with(OBJECTS_READ.as_bytes()) {
+                    tell(read);
                 }
             }
             Ok(())

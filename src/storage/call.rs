@@ -1,5 +1,5 @@
-//! A call to either database: take a connection, begin, run the statements, commit. A call that only reads is one statement, which
-//! needs no transaction.
+//! A call to either database: take a connection, begin, run the statements, commit. A call that only reads is one message, which
+//! is a transaction by itself.
 
 use std::io;
 use std::pin::Pin;
@@ -22,7 +22,7 @@ pub(super) enum Database {
 /// What a call does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
-    /// Reads, by one statement.
+    /// Reads, by one message.
     Read,
     /// Writes.
     Write,
@@ -30,7 +30,7 @@ pub(super) enum Access {
     Create,
 }
 
-/// Why a call failed inside its transaction.
+/// Why a call failed after it got its connection.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) enum Failure {
@@ -73,13 +73,14 @@ impl Database {
         let deadline = Instant::now() + DEADLINE;
         let mut borrowed = Borrowed(Some(self.connection(access, deadline).await?));
         let connection = borrowed.0.as_mut().expect("it is there until it is given back");
+        let writes = access != Access::Read;
         let mut committing = false;
         let ended = timeout_at(deadline, async {
-            if access != Access::Read {
+            if writes {
                 self.begin(connection, access, deadline).await?;
             }
             let done = work(connection).await?;
-            if access != Access::Read {
+            if writes {
                 committing = true;
                 connection.execute("COMMIT").await?;
             }
@@ -94,9 +95,7 @@ impl Database {
             }
             // Not on a file that was replaced: this connection may be one to the wrong file.
             Ok(Err(Failure::Refused(refusal))) if !matches!(refusal, StorageError::Unavailable { .. }) => {
-                if access == Access::Read
-                    || matches!(timeout_at(deadline, connection.execute("ROLLBACK")).await, Ok(Ok(())))
-                {
+                if !writes || matches!(timeout_at(deadline, connection.execute("ROLLBACK")).await, Ok(Ok(()))) {
                     drop(borrowed.0.take());
                 }
                 refusal

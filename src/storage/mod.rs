@@ -1,7 +1,7 @@
 //! Users, extensions and the audit log, in PostgreSQL or SQLite.
 //!
 //! A call takes a connection from a pool, begins a transaction, runs its statements and commits. A call that only reads is one
-//! statement. That is the same on both databases. What differs is in [`postgres`] and [`sqlite`]: how to connect, how to begin,
+//! message. That is the same on both databases. What differs is in [`postgres`] and [`sqlite`]: how to connect, how to begin,
 //! what an error means.
 //!
 //! - **Allocation.** A create first takes the one lock that all creates queue on: the tenant's row in PostgreSQL, the write

@@ -5,7 +5,7 @@
 //!   hardly ever let another one in.
 //! - **The file.** SQLite keeps using a file that was deleted or replaced, and what is readable of a damaged one. Anything written
 //!   then would be lost. So each call compares device and inode of the path with those of the file that the service was started
-//!   on ([`File::check`]): when it takes a connection, when it has begun, and when it has committed. A file that is put back is
+//!   on ([`File::check`]): when it takes a connection, when it has the write lock, and at its end. A file that is put back is
 //!   used again. Damage is remembered, because SQLite may not report it again: every call fails until a restart. A file that
 //!   is overwritten in place keeps its inode; only SQLite itself can find that, as damage.
 

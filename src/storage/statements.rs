@@ -61,7 +61,7 @@ const POSTGRES_USERS: &str = users!(
 );
 const SQLITE_USERS: &str = users!("", "users.created_at");
 
-/// The columns of a row, in the order of the query, as text: so any value that somebody edited by hand can be read and reported.
+/// The columns of a row, in the order of the query, as text, so that a value that somebody edited by hand can be read and reported.
 type UserRow<'r> = [Option<&'r str>; 7];
 
 /// A connection from a pool.
@@ -167,15 +167,14 @@ impl Connection {
             Self::Postgres(_) => POSTGRES_USERS,
             Self::Sqlite(_) => SQLITE_USERS,
         };
-        ask!(self, |connection| {
-            let mut rows = sqlx::raw_sql(sql).fetch(connection);
-            let mut users = Vec::new();
-            while let Some(row) = rows.try_next().await? {
-                let row = array::from_fn(|column| row.try_get_unchecked(column).unwrap_or_default());
-                users.push(parse(row).map_err(StorageError::DamagedRow)?);
-            }
-            Ok(users)
-        })
+        // To the end, also if a row is damaged: the connection goes back to its pool.
+        let users: Vec<_> = ask!(self, |connection| {
+            let rows = sqlx::raw_sql(sql).fetch(connection);
+            rows.map_ok(|row| parse(array::from_fn(|column| row.try_get_unchecked(column).unwrap_or_default())))
+                .try_collect()
+                .await?
+        });
+        users.into_iter().map(|user| user.map_err(|which| StorageError::DamagedRow(which).into())).collect()
     }
 }
 

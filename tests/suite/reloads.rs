@@ -112,6 +112,41 @@ fn truncated_listings_are_retried() {
     }
 }
 
+#[test]
+fn what_somebody_changes_between_a_reload_and_its_retry_is_found() {
+    let (asterisk, folder) = (Asterisk::start(), Folder::new("script"));
+    // The first reload reads the file, and is then said to be dropped for a later module.
+    let body = format!(
+        "[ \"$2\" = 'pjsip reload' ] || exec $asterisk \"$@\"
+if mkdir \"$here/first\" 2>/dev/null; then
+    $asterisk \"$@\"
+    echo 'A module reload request is {DROPPED}; please be patient'
+else
+    sed -i s/^direct_media=no/direct_media=yes/ {}
+    exec $asterisk \"$@\"
+fi
+",
+        asterisk.endpoints_file().display()
+    );
+    let program = script(&asterisk, &folder, &body);
+    let portal = Portal::start(&Settings::of(&asterisk).with("ASTERISK_BIN", program.display()));
+    portal.create_user("Alice", "alice@example.com");
+    failed_apply(&portal, &["endpoints with another direct_media: 1000"]);
+}
+
+#[test]
+fn a_reload_that_fails_after_asterisk_has_read_the_file_fails_the_apply() {
+    let (asterisk, folder) = (Asterisk::start(), Folder::new("script"));
+    let program = script(&asterisk, &folder, "$asterisk \"$@\"\n[ \"$2\" != 'pjsip reload' ]\n");
+    let portal = Portal::start(&Settings::of(&asterisk).with("ASTERISK_BIN", program.display()));
+    portal.create_user("Alice", "alice@example.com");
+    failed_apply(
+        &portal,
+        &["-rx 'pjsip reload' ended with exit status: 1: Module 'res_pjsip.so' reloaded successfully."],
+    );
+    assert!(asterisk.rx("pjsip show endpoints").contains("1000/1000"), "Asterisk has read the file");
+}
+
 /// The processes of a group, ended ones that nobody has waited for among them, with their command lines.
 fn group(id: &str) -> Vec<String> {
     let processes = fs::read_dir("/proc").expect("list /proc").map(|entry| entry.expect("list /proc").path());
