@@ -5,8 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::future::poll_fn;
 use std::io::ErrorKind;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use sqlx::error::DatabaseError;
@@ -26,6 +29,9 @@ const CONNECTIONS: u32 = 8;
 
 /// How long a call waits for a connection. It then still has time to find out why there is none.
 const PATIENCE: Duration = DEADLINE.saturating_sub(Duration::from_millis(1250));
+
+/// How often [`eagerly`] polls: 320 rounds of the hash, some hundred microseconds.
+const POLLS_A_TURN: u32 = 64;
 
 /// The time-outs end a transaction whose host hangs, so that it does not block other hosts.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; \
@@ -65,7 +71,8 @@ impl Server {
     }
 
     async fn connect(&self, deadline: Instant) -> sqlx::Result<PgConnection> {
-        timeout_at(deadline, PgConnection::connect_with(&self.options)).await.unwrap_or_else(|_| Err(no_answer()))
+        let connecting = eagerly(PgConnection::connect_with(&self.options));
+        timeout_at(deadline, connecting).await.unwrap_or_else(|_| Err(no_answer()))
     }
 
     /// One transaction holds an advisory lock from the first look to the last migration.
@@ -122,7 +129,7 @@ impl Server {
     }
 
     pub(super) async fn connection(&self, deadline: Instant) -> Result<PoolConnection<Postgres>, StorageError> {
-        match self.pool.acquire().await {
+        match eagerly(self.pool.acquire()).await {
             Err(sqlx::Error::PoolTimedOut) => Err(self.why_no_connection(deadline).await),
             connection => connection.map_err(|error| self.cannot_be_reached(&error)),
         }
@@ -179,6 +186,17 @@ impl Server {
             _ => why,
         }
     }
+}
+
+/// Opens a connection. sqlx hashes the password for it, and yields 800 times meanwhile. On a busy event loop each time costs a turn,
+/// and a connection would take seconds; so it is polled many times in each turn.
+async fn eagerly<T>(opening: impl Future<Output = T>) -> T {
+    let mut opening = pin!(opening);
+    poll_fn(|context| {
+        let mut polls = (0..POLLS_A_TURN).map(|_| opening.as_mut().poll(context));
+        polls.find(Poll::is_ready).unwrap_or(Poll::Pending)
+    })
+    .await
 }
 
 /// Begins a transaction that writes, a create with its lock, in one message.

@@ -2,7 +2,8 @@
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
+use std::thread::{self, sleep};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -10,7 +11,7 @@ use crate::fixtures::{Database, SetWhenDropped, id, psql, sqlite_file, unavailab
 use crate::support::lab::Folder;
 use crate::support::postgres::Options;
 use crate::support::process::Signal;
-use crate::support::{Portal, Postgres};
+use crate::support::{Portal, Postgres, secs};
 
 /// Two portals on one database.
 struct Two {
@@ -56,6 +57,28 @@ fn shows_each_change_of_each_process_and_of_an_administrator_at_once() {
             two.both_show(&[]);
         }
     }
+}
+
+#[test]
+fn answers_while_a_busy_service_opens_its_connections() {
+    let (_folder, url) = Database::Postgres.shared();
+    let start = || Portal::start(&without_asterisk().with("DATABASE_URL", &url));
+    let creating = start();
+    (0..200).for_each(|index| _ = creating.create_user("User", &format!("user{index}@example.com")));
+    let portal = start();
+    let end = Instant::now() + secs(8);
+    thread::scope(|scope| {
+        // One after another, so that each needs one more connection while the others keep the event loop busy.
+        for client in 0..8 {
+            let portal = &portal;
+            scope.spawn(move || {
+                sleep(client * Duration::from_millis(300));
+                while Instant::now() < end {
+                    assert_eq!(portal.users().len(), 200);
+                }
+            });
+        }
+    });
 }
 
 #[test]
