@@ -189,7 +189,7 @@ impl Server {
 }
 
 /// Opens a connection. sqlx hashes the password for it, and yields 800 times meanwhile. On a busy event loop each time costs a turn,
-/// and a connection would take seconds; so it is polled many times in each turn.
+/// so a connection could take seconds. So it is polled many times in each turn.
 async fn eagerly<T>(opening: impl Future<Output = T>) -> T {
     let mut opening = pin!(opening);
     poll_fn(|context| {
