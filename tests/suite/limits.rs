@@ -340,6 +340,7 @@ fn odd_requests_get_a_clear_answer_and_no_second_one() {
     let post = "POST /users HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
     let length = body.len();
     let smuggled = "GET /smuggled HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    let closing = |head: &str| format!("{head}\r\nconnection: close\r\n\r\n");
     for (name, request, expected) in [
         // Where does it end? Refused, or the connection ends with it.
         ("two lengths", format!("{post}content-length: {length}\r\ncontent-length: 5\r\n\r\n{body}"), 400),
@@ -370,33 +371,17 @@ fn odd_requests_get_a_clear_answer_and_no_second_one() {
             ),
             400,
         ),
-        (
-            "an absolute address",
-            "GET http://localhost/users HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".to_owned(),
-            200,
-        ),
-        (
-            "another's address",
-            "GET http://evil.example/users HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".to_owned(),
-            403,
-        ),
-        (
-            "two hosts",
-            "GET /users HTTP/1.1\r\nhost: localhost\r\nhost: evil.example\r\nconnection: close\r\n\r\n".to_owned(),
-            403,
-        ),
-        (
-            "a proxy's tunnel",
-            "CONNECT localhost:22 HTTP/1.1\r\nhost: localhost:22\r\nconnection: close\r\n\r\n".to_owned(),
-            404,
-        ),
+        ("an absolute address", closing("GET http://localhost/users HTTP/1.1\r\nhost: localhost"), 200),
+        ("another's address", closing("GET http://evil.example/users HTTP/1.1\r\nhost: localhost"), 403),
+        ("two hosts", closing("GET /users HTTP/1.1\r\nhost: localhost\r\nhost: evil.example"), 403),
+        ("a proxy's tunnel", closing("CONNECT localhost:22 HTTP/1.1\r\nhost: localhost:22"), 404),
         (
             "an upgrade",
             "GET /users HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade, close\r\nupgrade: websocket\r\n\r\n"
                 .to_owned(),
             200,
         ),
-        ("an unknown method", "BREW /users HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".to_owned(), 405),
+        ("an unknown method", closing("BREW /users HTTP/1.1\r\nhost: localhost"), 405),
         ("no method", "G@T /users HTTP/1.1\r\nhost: localhost\r\n\r\n".to_owned(), 400),
         ("TLS", "\x16\x03\x01\x02\x00\x01\x00\x01\r\n\r\n".to_owned(), 400),
     ] {
