@@ -1,11 +1,5 @@
 //! What Asterisk serves, asked over its control socket.
 //!
-//! | module | what it asks about |
-//! |---|---|
-//! | [`objects`] | the endpoints, auths and AORs of the numbers 1000 to 1999, with every option |
-//! | [`dialplan`] | priority 1 of each of these numbers |
-//! | [`modules`] | the modules that an apply needs, a transport, whether Asterisk has booted |
-//!
 //! The questions leave nothing behind in Asterisk: no channel, no event, no record, no memory. `dialplan eval function` would.
 //!
 //! Asterisk drops lines if the reader is slow, so an answer counts only if it is whole: a listing must have as many rows as its
