@@ -79,7 +79,7 @@ impl Run<'_> {
             files::prepare(self.lock, target, Stage::Quarantine, &render::routing(&self.numbers, changing))?;
         self.publish(quarantine, target)?;
         let result = &mut self.progress.reload_results.dialplan_reload;
-        self.host.command.reload(Reload::Dialplan, result, None).await?;
+        self.host.command.reload(Reload::Dialplan, result, || {}).await?;
         let still_routed = proof::not_quarantined(&self.host.control, changing).await?;
         if !still_routed.is_empty() {
             let found = format!(

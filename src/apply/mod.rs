@@ -48,6 +48,7 @@ use crate::asterisk::in_force::objects;
 use crate::asterisk::registrations::{self, COMMITTED_WITHIN};
 use crate::asterisk::reload::Reload;
 use crate::domain::{ExtensionNumber, Name, User};
+use crate::host::configuration::MainFiles;
 use crate::host::files::{self, Prepared, Stage};
 use crate::host::lock::HostLock;
 use crate::host::place::GeneratedFiles;
@@ -251,7 +252,7 @@ impl Run<'_> {
     async fn serve_endpoints(&mut self, endpoints: Prepared) -> Result<()> {
         self.publish(endpoints, &self.host.files.endpoints)?;
         let result = &mut self.progress.reload_results.pjsip_reload;
-        self.host.command.reload(Reload::Pjsip, result, None).await?;
+        self.host.command.reload(Reload::Pjsip, result, || {}).await?;
         self.progress.done("endpoints");
         Ok(())
     }
@@ -265,7 +266,7 @@ impl Run<'_> {
         }
         self.publish(routing, target)?;
         let result = &mut self.progress.reload_results.dialplan_reload;
-        self.host.command.reload(Reload::Dialplan, result, None).await?;
+        self.host.command.reload(Reload::Dialplan, result, || {}).await?;
         self.progress.done("routing");
         Ok(())
     }
@@ -279,16 +280,19 @@ impl Run<'_> {
         let ReloadResults { pjsip_reload, dialplan_reload } = &mut self.progress.reload_results;
         let Host { command, control, .. } = self.host;
         let (sender, mut read) = mpsc::channel(1);
+        let tell = move || {
+            // A message that is still waiting says the same.
+            let _ = sender.try_send(());
+        };
         let routing_and_proof = async {
-            command.reload(Reload::Dialplan, dialplan_reload, None).await?;
+            command.reload(Reload::Dialplan, dialplan_reload, || {}).await?;
             let mut differences = None;
             while read.recv().await.is_some() {
                 differences = Some(proof::differences(control, &self.users).await?);
             }
             anyhow::Ok(differences)
         };
-        let (endpoints, differences) =
-            join!(command.reload(Reload::Pjsip, pjsip_reload, Some(sender)), routing_and_proof);
+        let (endpoints, differences) = join!(command.reload(Reload::Pjsip, pjsip_reload, tell), routing_and_proof);
         endpoints?;
         self.evict_without_user().await?;
         let differences = differences?.expect("a reload that succeeds says that Asterisk has read the file");
@@ -305,7 +309,7 @@ impl Run<'_> {
         }
         // Without a user there is nothing that Asterisk could show: then the include lines are the proof.
         if self.users.is_empty() {
-            self.host.includes(&self.host.main_files())?;
+            self.host.includes(&MainFiles::read(&self.host.config_dir)?)?;
         }
         match self.host.transport().await {
             Ok(_) => {}

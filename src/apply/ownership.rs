@@ -34,7 +34,7 @@ impl OnDisk {
     /// Takes both files from what includes them in `main`. Reads a file by itself if nothing includes it; an absent one is empty.
     pub(super) fn of(host: &Host, main: &MainFiles) -> Result<Self> {
         let mut on_disk = Self::default();
-        each_section(host, main.pjsip()?, &host.files.endpoints, |config, section| {
+        each_section(host, &main.pjsip, &host.files.endpoints, |config, section| {
             let Some(number) = ExtensionNumber::parse(&section.name) else { return };
             if config.values(section, "type").contains(&"endpoint") {
                 on_disk.endpoints.insert(number);
@@ -43,7 +43,7 @@ impl OnDisk {
                 .secrets
                 .extend(config.values(section, "password").first().map(|secret| (number, (*secret).to_owned())));
         })?;
-        each_section(host, main.extensions()?, &host.files.routing, |config, section| {
+        each_section(host, &main.extensions, &host.files.routing, |config, section| {
             let first_priorities = foreign::first_priorities(config.entries(section));
             let quarantined = first_priorities.filter(|(_, entry)| entry.value.ends_with(render::QUARANTINED));
             on_disk.quarantined.extend(quarantined.map(|(number, _)| number));

@@ -9,19 +9,17 @@ use super::proof::{self, Remedy};
 use crate::asterisk::in_force::objects;
 use crate::asterisk::registrations;
 use crate::domain::{User, some_of};
-use crate::preflight::check::DATABASE;
-use crate::preflight::probes::{Finding, Host, Probed, State, Trouble, would_begin};
+use crate::host::configuration::MainFiles;
+use crate::preflight::probes::{Finding, Host, Probed, State, Trouble, add};
 use crate::storage::Storage;
 
-/// Adds what the next apply would do to the `findings` of a check, if it would begin.
+/// Adds what the next apply would do to the `findings` of a check, if none of them is a failure.
 pub async fn preview(host: &Host, storage: &Storage, findings: &mut Vec<Finding>) {
-    let usable = |finding: &Finding| finding.what == DATABASE && matches!(finding.state, State::Ok | State::Warning);
-    let readable = findings.iter().any(usable);
-    let users = if readable && would_begin(findings) { storage.users().await.ok() } else { None };
-    let possible = users.is_some();
-    let users = users.unwrap_or_default();
-    findings.push(Finding::if_possible("the next apply", possible, Box::pin(next_apply(host, &users))).await);
-    findings.push(Finding::if_possible("old registrations", possible, old_registrations(host, &users)).await);
+    let possible = findings.iter().all(|finding| finding.state != State::Failure);
+    let users = if possible { storage.users().await.ok() } else { None };
+    let (possible, users) = (users.is_some(), users.unwrap_or_default());
+    add(findings, "the next apply", possible, Box::pin(next_apply(host, &users))).await;
+    add(findings, "old registrations", possible, old_registrations(host, &users)).await;
 }
 
 /// How what Asterisk serves differs from what the database holds.
@@ -42,7 +40,7 @@ async fn next_apply(host: &Host, users: &[User]) -> Probed {
 
 /// The numbers whose registrations the next apply evicts: those without a user, and those that change hands.
 async fn old_registrations(host: &Host, users: &[User]) -> Probed {
-    let on_disk = OnDisk::of(host, &host.main_files())?;
+    let on_disk = OnDisk::of(host, &MainFiles::read(&host.config_dir)?)?;
     let wanted = proof::numbers(users);
     let numbers: Vec<_> = wanted.iter().copied().collect();
     let (secrets, registrations) =

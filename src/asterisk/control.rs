@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use anyhow::{Error, Result, anyhow, bail, ensure};
 use rustix::io::Errno;
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
+use tokio::net::unix::UCred;
 use tokio::time::{sleep, timeout};
 use tokio::try_join;
 use tracing::info;
@@ -28,7 +29,7 @@ const GREETING: &str = "(its greeting)";
 const MAX_COMMAND_BYTES: usize = 511;
 
 /// How often a truncated listing is tried.
-const READINGS: usize = 10;
+pub(super) const READINGS: usize = 10;
 
 /// How long to wait when two other connections are waiting to be accepted: Asterisk's queue is then full.
 const QUEUE_RETRY: Duration = Duration::from_millis(1);
@@ -36,7 +37,7 @@ const QUEUE_RETRY: Duration = Duration::from_millis(1);
 /// The Asterisk at the other end of the control socket.
 #[derive(Debug)]
 pub struct Server {
-    /// As in its greeting: `22.10.1~dfsg`, or `GIT-22-0a1b2c3` if it was built from its repository.
+    /// As in its greeting: `22.10.1~dfsg`, `certified-22.8-cert1`, or `GIT-22-0a1b2c3` if it was built from its repository.
     pub version: String,
     /// The user that it runs as.
     pub uid: u32,
@@ -45,13 +46,9 @@ pub struct Server {
 }
 
 impl Server {
-    /// The release line, such as 22; `None` if the version does not begin with one.
+    /// The release line, such as 22; `None` if the version has none.
     pub fn release(&self) -> Option<u32> {
-        let version = ["GIT-", "certified/", "certified-"]
-            .iter()
-            .find_map(|prefix| self.version.strip_prefix(prefix))
-            .unwrap_or(&self.version);
-        version.split(['.', '-', '~', '+']).next()?.parse().ok()
+        self.version.split(['.', '-', '~', '+', '/']).find_map(|part| part.parse().ok())
     }
 }
 
@@ -101,9 +98,6 @@ impl Control {
     }
 
     /// Runs commands on one connection and gives what Asterisk prints, in turn. The bound is for all of them together.
-    ///
-    /// # Panics
-    /// If there is none, or if one is too long, is more than one, or is missing from [`COMMANDS`]: a mistake in this program.
     pub async fn ask(&self, commands: &[impl AsRef<str>]) -> Result<String> {
         let named = first_and_last(commands);
         let mut lines = Vec::new();
@@ -113,7 +107,7 @@ impl Control {
             lines.extend_from_slice(command.as_bytes());
             lines.push(0);
         }
-        let answer = timeout(self.bound, self.exchange(&named, &lines)).await.map_err(|_| self.hung(&named))??;
+        let (.., answer) = self.exchange(&named, &lines).await?;
         // Asterisk refuses all commands or none; only `permitted` sends several of which it may refuse some.
         ensure_not_refused(answer.lines().next().unwrap_or_default())?;
         Ok(answer)
@@ -146,41 +140,43 @@ impl Control {
 
     /// The server that answers. Its greeting has the version; the kernel knows its user and groups.
     pub async fn server(&self) -> Result<Server> {
-        timeout(self.bound, self.greeting()).await.map_err(|_| self.hung(GREETING))?
-    }
-
-    async fn greeting(&self) -> Result<Server> {
-        let broken = |error| broken(GREETING, &error);
-        let mut stream = BufReader::new(self.connect().await?);
-        let mut greeting = String::new();
-        stream.read_line(&mut greeting).await.map_err(broken)?;
-        let Some(version) = greeting.trim_end().splitn(3, '/').nth(2) else {
-            return Err(unexpected(GREETING, &greeting));
-        };
-        let peer = stream.get_ref().peer_cred().map_err(broken)?;
-        let status =
-            peer.pid().and_then(|pid| fs::read_to_string(format!("/proc/{pid}/status")).ok()).unwrap_or_default();
+        let (peer, greeting, _) = self.exchange(GREETING, &[]).await?;
+        let version = greeting.splitn(3, '/').nth(2).ok_or_else(|| unexpected(GREETING, &greeting))?.to_owned();
+        let status = |pid| fs::read_to_string(format!("/proc/{pid}/status")).ok();
+        let status = peer.pid().and_then(status).unwrap_or_default();
         let groups = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap_or_default();
         let groups = groups.split_whitespace().filter_map(|group| group.parse().ok()).chain([peer.gid()]).collect();
-        Ok(Server { version: version.to_owned(), uid: peer.uid(), groups })
+        Ok(Server { version, uid: peer.uid(), groups })
     }
 
-    async fn exchange(&self, command: &str, lines: &[u8]) -> Result<String> {
-        let broken = |error| broken(command, &error);
-        let mut stream = self.connect().await?;
-        let (mut from, mut to) = stream.split();
-        let mut answer = Vec::new();
-        let send = async {
-            to.write_all(lines).await?;
-            to.shutdown().await
+    /// Connects, sends `lines` and reads to the end. Gives who is at the other end, its greeting, and what it prints then.
+    async fn exchange(&self, command: &str, lines: &[u8]) -> Result<(UCred, String, String)> {
+        let broken = |error: io::Error| {
+            anyhow!("Asterisk closed the connection during '{command}' ({error}); it may be restarting: apply again")
         };
-        // Reads while it sends: Asterisk drops what it cannot write within 100 ms.
-        try_join!(send, from.read_to_end(&mut answer)).map_err(broken)?;
-        let greeting = answer.iter().position(|byte| *byte == b'\n');
-        let greeting = greeting.ok_or_else(|| broken(io::ErrorKind::UnexpectedEof.into()))?;
-        answer.drain(..=greeting);
-        // Not all of it may be UTF-8: a phone chooses its User-Agent.
-        Ok(String::from_utf8(answer).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
+        let exchange = async {
+            let mut stream = self.connect().await?;
+            let peer = stream.peer_cred().map_err(broken)?;
+            let (mut from, mut to) = stream.split();
+            let mut read = Vec::new();
+            let send = async {
+                to.write_all(lines).await?;
+                to.shutdown().await
+            };
+            // Reads while it sends: Asterisk drops what it cannot write within 100 ms.
+            try_join!(send, from.read_to_end(&mut read)).map_err(broken)?;
+            // Not all of it may be UTF-8: a phone chooses its User-Agent.
+            let read = String::from_utf8_lossy(&read);
+            let ended = || broken(io::ErrorKind::UnexpectedEof.into());
+            let (greeting, answer) = read.split_once('\n').ok_or_else(ended)?;
+            anyhow::Ok((peer, greeting.to_owned(), answer.to_owned()))
+        };
+        timeout(self.bound, exchange).await.unwrap_or_else(|_| {
+            bail!(
+                "Asterisk did not answer '{command}' within {} s: it hangs, or the machine is overloaded; look at 'core show locks', restart it, then apply again",
+                self.bound.as_secs()
+            )
+        })
     }
 
     async fn connect(&self) -> Result<UnixStream> {
@@ -207,17 +203,6 @@ impl Control {
             }
         }
     }
-
-    fn hung(&self, command: &str) -> Error {
-        anyhow!(
-            "Asterisk did not answer '{command}' within {} s: it hangs, or the machine is overloaded; look at 'core show locks', restart it, then apply again",
-            self.bound.as_secs()
-        )
-    }
-}
-
-fn broken(command: &str, error: &io::Error) -> Error {
-    anyhow!("Asterisk closed the connection during '{command}' ({error}); it may be restarting: apply again")
 }
 
 /// Names commands in an error: of many, the first and the last.

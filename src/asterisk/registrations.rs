@@ -27,7 +27,7 @@ use regex::Regex;
 use tracing::info;
 use uuid::Uuid;
 
-use super::control::{Control, unexpected};
+use super::control::{Control, READINGS, unexpected};
 use super::in_force::objects;
 use crate::domain::ExtensionNumber;
 use crate::render::ObjectType;
@@ -38,9 +38,6 @@ pub const COMMITTED_WITHIN: Duration = Duration::from_millis(1200);
 
 /// Asterisk tries at most one commit within this time, because it sleeps for a second between two.
 const MAX_LOOK_TIME: Duration = Duration::from_millis(900);
-
-/// How often a look is tried until it is whole, and short enough.
-const ATTEMPTS: usize = 10;
 
 const LIST: &str = "database show registrar/contact";
 const LIST_MARKS: &str = "database show pbx-portal";
@@ -104,7 +101,7 @@ impl Look {
     /// Looks now.
     pub async fn now(control: &Control) -> Result<Self> {
         let mut answer = String::new();
-        for _ in 0..ATTEMPTS {
+        for _ in 0..READINGS {
             let mark = Uuid::new_v4().to_string();
             let [before, after] = ["before", "after"].map(|when| format!("database put pbx-portal {mark}/{when} 1"));
             let began = Instant::now();

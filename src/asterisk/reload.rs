@@ -12,12 +12,11 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Result, anyhow, bail, ensure};
+use anyhow::{Result, anyhow, ensure};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Serialize;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::Command;
-use tokio::sync::mpsc::Sender;
 use tokio::time::{Instant, sleep, timeout};
 use tokio::try_join;
 use tracing::info;
@@ -57,7 +56,7 @@ impl Reload {
 }
 
 /// How a command went.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Debug, Clone, Default, Serialize, ToSchema)]
 pub struct CommandResult {
     /// As an administrator would type it.
     #[schema(example = "asterisk -rx 'pjsip reload'")]
@@ -85,11 +84,6 @@ impl Drop for Group {
     }
 }
 
-fn tell(read: Option<&Sender<()>>) {
-    // A message that is still waiting says the same.
-    let _ = read.map(|read| read.try_send(()));
-}
-
 /// The program that sends commands to Asterisk.
 #[derive(Debug, Clone)]
 pub struct AsteriskCommand {
@@ -100,36 +94,30 @@ pub struct AsteriskCommand {
 }
 
 impl AsteriskCommand {
-    /// Makes Asterisk read its files again. `last` gets the result of the last attempt, also if it failed. `read` gets a message
-    /// each time that Asterisk has read the file, which may be before the last modules are reloaded; at least one if this succeeds.
-    pub async fn reload(&self, what: Reload, last: &mut Option<CommandResult>, read: Option<Sender<()>>) -> Result<()> {
+    /// Makes Asterisk read its files again. `last` gets the result of the last attempt, also if it failed. `read` is called each
+    /// time that Asterisk has read the file, which may be before the last modules are reloaded; at least once if this succeeds.
+    pub async fn reload(&self, what: Reload, last: &mut Option<CommandResult>, read: impl Fn()) -> Result<()> {
         let started = Instant::now();
         let mut commands = what.commands().iter();
         let mut command = *commands.next().expect("a reload has a command");
         loop {
-            let CommandResult { command: typed, stdout, stderr, .. } =
-                self.run(command, last, read.as_ref()).await?.clone();
-            let output = format!("{stdout}{stderr}");
-            control::ensure_not_refused(&output)?;
+            let output = self.run(command, last, &read).await?;
             if output.contains("already in progress") || output.contains("cannot reload a module yet") {
                 ensure!(
                     started.elapsed() < self.bound,
-                    "{typed}: Asterisk has been busy with other reloads for {} s; find out who reloads it all the time, then apply again",
+                    "{}: Asterisk has been busy with other reloads for {} s; find out who reloads it all the time, then apply again",
+                    self.typed(command),
                     self.bound.as_secs()
                 );
-                info!(command = typed, "Asterisk dropped the reload; it is retried");
+                info!(command, "Asterisk dropped the reload; it is retried");
                 sleep(RETRY).await;
-            } else if output.contains("No such command") {
-                let Some(next) = commands.next() else {
-                    bail!(
-                        "{typed}: Asterisk does not know this command: {}; are its modules loaded (modules.conf)?",
-                        output.trim()
-                    );
-                };
+            } else if output.contains("No such command")
+                && let Some(next) = commands.next()
+            {
                 command = next;
             } else {
-                if !stdout.contains(OBJECTS_READ) {
-                    tell(read.as_ref());
+                if !output.contains(OBJECTS_READ) {
+                    read();
                 }
                 return Ok(());
             }
@@ -138,34 +126,28 @@ impl AsteriskCommand {
 
     /// The identity of the Asterisk that this program reaches.
     pub async fn identity(&self) -> Result<Identity> {
-        let mut last = None;
-        let CommandResult { command, stdout, stderr, .. } = self.run(identity::COMMAND, &mut last, None).await?;
-        let output = format!("{stdout}{stderr}");
-        control::ensure_not_refused(&output)?;
+        let output = self.run(identity::COMMAND, &mut None, &|| {}).await?;
         Identity::parse(&output).ok_or_else(|| {
             let output: String = output.trim().chars().take(200).collect();
+            let command = self.typed(identity::COMMAND);
             anyhow!(
                 "{command} did not print Asterisk's settings, but '{output}'; set ASTERISK_BIN to Asterisk's program"
             )
         })
     }
 
-    /// Runs `program -rx command` in a process group of its own, and kills the whole group if it takes too long.
-    async fn run<'r>(
-        &self,
-        command: &str,
-        last: &'r mut Option<CommandResult>,
-        read: Option<&Sender<()>>,
-    ) -> Result<&'r CommandResult> {
+    /// How an administrator would type a command.
+    fn typed(&self, command: &str) -> String {
+        format!("{} -rx '{command}'", self.program.display())
+    }
+
+    /// Runs `program -rx command` in a process group of its own, and kills the whole group if it takes too long. Gives what it
+    /// printed.
+    async fn run(&self, command: &str, last: &mut Option<CommandResult>, read: &impl Fn()) -> Result<String> {
         assert!(permissions::is_listed(command), "it is in the list of permissions: {command}");
-        let typed = format!("{} -rx '{command}'", self.program.display());
+        let typed = self.typed(command);
         let not_started = |error| anyhow!("cannot start {typed}: {error}; set ASTERISK_BIN to Asterisk's program");
-        let result = last.insert(CommandResult {
-            command: typed.clone(),
-            exit_code: None,
-            stdout: String::new(),
-            stderr: String::new(),
-        });
+        let result = last.insert(CommandResult { command: typed.clone(), ..CommandResult::default() });
         let mut child = Command::new(&self.program)
             .args(["-rx", command])
             .env_remove("DATABASE_URL")
@@ -191,7 +173,7 @@ impl AsteriskCommand {
         let read_lines = async {
             while stdout.read_until(b'\n', &mut out).await? > 0 {
                 if out.ends_with(OBJECTS_READ.as_bytes()) {
-                    tell(read);
+                    read();
                 }
             }
             Ok(())
@@ -203,11 +185,13 @@ impl AsteriskCommand {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).replace('\0', "");
         (result.stdout, result.stderr) = (text(&out), text(&err));
         result.exit_code = status.code();
+        let output = format!("{}{}", result.stdout, result.stderr);
         ensure!(
             status.success(),
             "{typed} ended with {status}: {}; look whether Asterisk runs (systemctl status asterisk), the portal's user may use its control socket, and ASTERISK_BIN is Asterisk's program",
-            format!("{}{}", result.stdout, result.stderr).trim()
+            output.trim()
         );
-        Ok(result)
+        control::ensure_not_refused(&output)?;
+        Ok(output)
     }
 }

@@ -6,14 +6,12 @@
 //! included file belong to the including section until a section of their own begins, and the including section goes on
 //! after the include (seen on 22.10). `#exec` is not followed: only running its program would tell what it prints.
 
-use std::fs::{self, File};
-use std::io::{self, Read as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Error, Result, anyhow};
-use rustix::fs::OFlags;
 
 use super::includes::Include;
 use super::rights;
@@ -47,28 +45,20 @@ pub struct Config {
     pub includes: Vec<Include>,
 }
 
-/// Asterisk's two files that include ours, or why one cannot be read.
-#[derive(Debug)]
+/// Asterisk's two files that include ours.
+#[derive(Debug, Default)]
 pub struct MainFiles {
-    pjsip: Result<Config>,
-    extensions: Result<Config>,
+    /// `pjsip.conf`.
+    pub pjsip: Config,
+    /// `extensions.conf`.
+    pub extensions: Config,
 }
 
 impl MainFiles {
     /// Reads both in `config_dir`, Asterisk's configuration folder.
-    pub fn read(config_dir: &Path) -> Self {
+    pub fn read(config_dir: &Path) -> Result<Self> {
         let read = |name| Config::read(config_dir, &config_dir.join(name));
-        Self { pjsip: read("pjsip.conf"), extensions: read("extensions.conf") }
-    }
-
-    /// `pjsip.conf`.
-    pub fn pjsip(&self) -> Result<&Config> {
-        self.pjsip.as_ref().map_err(|error| anyhow!("{error}"))
-    }
-
-    /// `extensions.conf`.
-    pub fn extensions(&self) -> Result<&Config> {
-        self.extensions.as_ref().map_err(|error| anyhow!("{error}"))
+        Ok(Self { pjsip: read("pjsip.conf")?, extensions: read("extensions.conf")? })
     }
 }
 
@@ -173,30 +163,18 @@ impl Config {
                     self.sections.push(parsed);
                 }
             } else if line.starts_with('#') {
-                self.include(config_dir, line, place, section, depth)?;
+                if depth < MAX_INCLUDE_DEPTH
+                    && let Some(include) = Include::parse(line, place, config_dir)?
+                {
+                    let found = include.found.clone();
+                    self.includes.push(include);
+                    for path in found {
+                        self.read_file(config_dir, &path, section, depth + 1)?;
+                    }
+                }
             } else if let Some(section) = section {
                 self.sections[section].entries.extend(Entry::parse(line, place));
             }
-        }
-        Ok(())
-    }
-
-    fn include(
-        &mut self,
-        config_dir: &Path,
-        directive: &str,
-        place: Place,
-        section: Option<usize>,
-        depth: usize,
-    ) -> Result<()> {
-        if depth >= MAX_INCLUDE_DEPTH {
-            return Ok(());
-        }
-        let Some(include) = Include::parse(directive, place, config_dir)? else { return Ok(()) };
-        let found = include.found.clone();
-        self.includes.push(include);
-        for path in found {
-            self.read_file(config_dir, &path, section, depth + 1)?;
         }
         Ok(())
     }
@@ -206,22 +184,10 @@ impl Section {
     fn parse(line: &str, place: Place) -> Option<Self> {
         let (name, rest) = line.strip_prefix('[')?.split_once(']')?;
         let options = rest.trim().strip_prefix('(').and_then(|o| o.split_once(')')).map_or("", |(o, _)| o);
-        let mut section = Self {
-            name: name.to_owned(),
-            place,
-            template: false,
-            addition: false,
-            bases: Vec::new(),
-            entries: Vec::new(),
-        };
-        for option in options.split(',').map(str::trim).filter(|o| !o.is_empty()) {
-            match option.as_bytes()[0] {
-                b'!' => section.template = true,
-                b'+' => section.addition = true,
-                _ => section.bases.push(option.to_owned()),
-            }
-        }
-        Some(section)
+        let options = || options.split(',').map(str::trim).filter(|option| !option.is_empty());
+        let (template, addition) = (options().any(|o| o.starts_with('!')), options().any(|o| o.starts_with('+')));
+        let bases = options().filter(|option| !option.starts_with(['!', '+'])).map(str::to_owned).collect();
+        Some(Self { name: name.to_owned(), place, template, addition, bases, entries: Vec::new() })
     }
 }
 
@@ -241,14 +207,10 @@ impl Entry {
 
 /// Reads a regular file. A pipe or a device could make an apply wait for ever.
 fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
-    let flags = i32::try_from(OFlags::NONBLOCK.bits()).expect("an open flag fits");
-    let mut file = File::options().read(true).custom_flags(flags).open(path)?;
-    if !file.metadata()?.is_file() {
+    if !fs::metadata(path)?.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
     }
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
-    Ok(bytes)
+    fs::read(path)
 }
 
 /// The part of a line that is no comment. `depth` counts the enclosing comments that are open; they span lines.

@@ -7,58 +7,18 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Error, Result, anyhow, bail, ensure};
-use rustix::fs::{Access, AtFlags, CWD, StatxAttributes, StatxFlags, accessat, statx};
-use rustix::io::Errno;
-use rustix::process::geteuid;
+use anyhow::{Error, Result, anyhow};
 
 use super::lock::HostLock;
 use super::place::{GeneratedFiles, folder};
-use super::rights::{self, STICKY, advice, closed_above, group_out_of_reach};
-
-/// Fails unless both targets can be replaced: each is a regular file, or absent, in a folder that this user may write into.
-pub fn check_targets(files: &GeneratedFiles) -> Result<()> {
-    for path in [&files.endpoints, &files.routing] {
-        let folder = folder(path);
-        let unusable = |error: io::Error| {
-            let make = || format!("make it with: {}", files.install_command());
-            let mend = match error.raw_os_error().map(Errno::from_raw_os_error) {
-                Some(Errno::NOENT) => make(),
-                Some(Errno::ACCESS) => closed_above(folder).unwrap_or_else(make),
-                _ => advice(&error).to_owned(),
-            };
-            anyhow!("cannot use the folder {}: {error}; {mend}", folder.display())
-        };
-        match fs::symlink_metadata(path) {
-            Ok(found) if found.is_file() => replaceable(path, &found)?,
-            Ok(found) => {
-                let kind = if found.is_dir() {
-                    "a folder"
-                } else if found.is_symlink() {
-                    "a symbolic link"
-                } else {
-                    "a special file"
-                };
-                bail!("{} is {kind}, not a regular file; move it away, then apply again", path.display());
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(unusable(error)),
-        }
-        let may_write = accessat(CWD, folder, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS);
-        may_write.map_err(|error| unusable(error.into()))?;
-        if let Some(mend) = group_out_of_reach(folder) {
-            bail!("files in {} cannot get its group; {mend}", folder.display());
-        }
-    }
-    Ok(())
-}
+use super::rights::{self, advice};
 
 /// Removes the temporary files of an apply that was killed.
 pub fn remove_left_overs(files: &GeneratedFiles, _lock: &HostLock) -> Result<()> {
-    for target in [&files.endpoints, &files.routing] {
+    for target in files.both() {
         for path in [Stage::Quarantine, Stage::Final].map(|stage| stage.temporary(target)) {
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -68,26 +28,6 @@ pub fn remove_left_overs(files: &GeneratedFiles, _lock: &HostLock) -> Result<()>
             }
         }
     }
-    Ok(())
-}
-
-/// Fails if no rename can replace a regular file, as far as its owner and attributes tell.
-fn replaceable(path: &Path, file: &fs::Metadata) -> Result<()> {
-    let (user, shown) = (geteuid(), path.display());
-    let theirs = |owner| !user.is_root() && owner != user.as_raw();
-    ensure!(
-        !fs::metadata(folder(path)).is_ok_and(|f| f.mode() & STICKY != 0 && theirs(f.uid()) && theirs(file.uid())),
-        "{shown} belongs to another user in a sticky folder; remove it, or clear the folder's sticky bit (chmod -t), then apply again"
-    );
-    let Ok(found) = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty()) else { return Ok(()) };
-    ensure!(
-        !found.stx_attributes.intersects(StatxAttributes::IMMUTABLE | StatxAttributes::APPEND),
-        "{shown} is immutable or append-only (lsattr shows an i or an a); clear that (chattr -i -a), then apply again"
-    );
-    ensure!(
-        !found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT),
-        "{shown} is a mount point; mount its folder instead, then apply again"
-    );
     Ok(())
 }
 

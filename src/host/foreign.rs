@@ -6,42 +6,30 @@
 
 use anyhow::{Result, bail};
 
-use super::configuration::{Config, Entry, Place, Section};
+use super::configuration::{Config, Entry, MainFiles, Place, Section};
 use super::place::GeneratedFiles;
 use crate::domain::ExtensionNumber;
 use crate::render::CONTEXT;
 
-/// Looks through `pjsip.conf`, `pjsip_wizard.conf` and `extensions.conf`, each with what it includes. Fails if somebody else
+/// Looks through `pjsip.conf`, `extensions.conf` and `pjsip_wizard.conf`, each with what it includes. Fails if somebody else
 /// defines one of our numbers.
-pub fn check(pjsip: &Config, wizards: &Config, extensions: &Config, ours: &GeneratedFiles) -> Result<()> {
-    let stands = |place: &Place, what, number| {
-        bail!(
-            "{place}: {what} {number} is one of the numbers 1000 to 1999, which only the portal may define; rename or remove it, then apply again"
-        )
-    };
-    let generated = pjsip.included(&ours.endpoints);
-    for section in pjsip.sections.iter().filter(|s| !s.template && !generated.contains(&s.place.file)) {
-        if let (Some(number), Some(what)) = (ExtensionNumber::parse(&section.name), collides(pjsip, section)) {
-            return stands(&section.place, what, number);
-        }
-    }
-
+pub fn check(MainFiles { pjsip, extensions }: &MainFiles, wizards: &Config, ours: &GeneratedFiles) -> Result<()> {
+    let generated = [pjsip.included(&ours.endpoints), extensions.included(&ours.routing)].concat();
+    let foreign = |place: &Place| !generated.contains(&place.file);
+    let number = |s: &Section| ExtensionNumber::parse(&s.name).filter(|_| !s.template && foreign(&s.place));
+    let objects = pjsip.sections.iter().filter_map(|s| Some((number(s)?, collides(pjsip, s)?, &s.place)));
     // A wizard makes an endpoint, an auth and an AOR of its section's name.
-    for section in wizards.sections.iter().filter(|section| !section.template) {
-        if let Some(number) = ExtensionNumber::parse(&section.name) {
-            return stands(&section.place, "wizard", number);
-        }
+    let wizards = wizards.sections.iter().filter_map(|s| Some((number(s)?, "wizard", &s.place)));
+    let context = extensions.sections.iter().filter(|section| section.name == CONTEXT);
+    let routed = context.flat_map(|section| first_priorities(extensions.entries(section)));
+    let routed = routed.filter(|(_, entry)| foreign(&entry.place));
+    let routed = routed.map(|(number, entry)| (number, "priority 1 of extension", &entry.place));
+    match objects.chain(wizards).chain(routed).next() {
+        None => Ok(()),
+        Some((number, what, place)) => bail!(
+            "{place}: {what} {number} is one of the numbers 1000 to 1999, which only the portal may define; rename or remove it, then apply again"
+        ),
     }
-
-    let generated = extensions.included(&ours.routing);
-    for section in extensions.sections.iter().filter(|s| s.name == CONTEXT) {
-        for (number, entry) in first_priorities(extensions.entries(section)) {
-            if !generated.contains(&entry.place.file) {
-                return stands(&entry.place, "priority 1 of extension", number);
-            }
-        }
-    }
-    Ok(())
 }
 
 /// What a section with one of our numbers as its name collides with; nothing if its type is another than ours (`identify`).

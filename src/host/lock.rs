@@ -1,12 +1,12 @@
 //! One apply at a time on a host, across processes: a lock on an empty file beside the endpoints. The kernel releases it when
 //! the process that holds it ends, however it ends. Functions that write ask for a [`HostLock`].
 
-use std::fs::{File, OpenOptions, Permissions, TryLockError};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Error, Result, anyhow};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::process::geteuid;
@@ -20,46 +20,15 @@ pub struct HostLock {
     _file: File,
 }
 
-/// What to do about an error of the lock file. Removing a regular one is advised only if no apply runs: otherwise two could run at
-/// once.
-fn advice(error: &io::Error, folder: &Path, install: &str) -> String {
-    match error.raw_os_error().map(Errno::from_raw_os_error) {
-        Some(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS) => rights::closed_above(folder).unwrap_or_else(|| {
-            format!(
-                "make the folders, owned by the portal's user, with: {install}; if another user owns the file and no apply runs, remove it; then apply again"
-            )
-        }),
-        Some(Errno::PERM) => rights::group_out_of_reach(folder).unwrap_or_else(|| rights::advice(error).to_owned()),
-        // A symbolic link, a folder, a pipe.
-        Some(Errno::LOOP | Errno::ISDIR | Errno::NXIO) => {
-            "it is no regular file: remove it, then apply again".to_owned()
-        }
-        _ => rights::advice(error).to_owned(),
-    }
-}
-
 impl HostLock {
-    /// Takes the lock without waiting; `None` if another apply holds it. It follows no symbolic link.
+    /// Takes the lock without waiting; `None` if another apply holds it.
     pub fn try_acquire(files: &GeneratedFiles) -> Result<Option<Self>> {
-        let path = files.lock();
-        let folder = folder(&path);
-        let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).expect("an open flag fits");
-        let mut options = OpenOptions::new();
-        let opened = options.write(true).create(true).truncate(false).mode(0o600).custom_flags(flags).open(&path);
-        let unusable = |error| {
-            let advice = advice(&error, folder, &files.install_command());
-            anyhow!("cannot use the lock file {}: {error}; {advice}", path.display())
-        };
-        let file = opened.map_err(&unusable)?;
-        // No other user may open it: who can open it can hold the lock.
-        let (own, user) = (file.metadata().map_err(&unusable)?, geteuid());
-        if own.uid() == user.as_raw() && own.mode() & 0o777 != 0o600 {
-            file.set_permissions(Permissions::from_mode(0o600)).map_err(&unusable)?;
-        }
+        let unusable = |error| unusable(&error, files);
+        let (path, file) = (files.lock(), open(files, true).map_err(unusable)?);
         // If root applies, the service's user must still be able to open it later: it gets the folder's owner, as the generated
         // files do.
-        if user.is_root() {
-            rights::follow_the_folder(&file, folder).map_err(&unusable)?;
+        if geteuid().is_root() {
+            rights::follow_the_folder(&file, folder(&path)).map_err(unusable)?;
         }
         match file.try_lock() {
             // The file was removed before it was locked: the next apply would lock another one.
@@ -69,6 +38,39 @@ impl HostLock {
             Err(TryLockError::Error(error)) => Err(unusable(error)),
         }
     }
+
+    /// Fails if this user cannot take the lock. Makes no file.
+    pub fn check(files: &GeneratedFiles) -> Result<()> {
+        match open(files, false) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(unusable(&error, files)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Opens the lock file, which no other user may open: who can open it can hold the lock. Follows no symbolic link, and waits for no
+/// pipe.
+fn open(files: &GeneratedFiles, create: bool) -> io::Result<File> {
+    let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).expect("an open flag fits");
+    let mut options = OpenOptions::new();
+    options.write(true).create(create).truncate(false).mode(0o600).custom_flags(flags).open(files.lock())
+}
+
+/// The error of the lock file: what is wrong with the folders, or else with the file. Removing a regular one is advised only if no
+/// apply runs: otherwise two could run at once.
+fn unusable(error: &io::Error, files: &GeneratedFiles) -> Error {
+    if let Err(of_the_folders) = rights::check_targets(files) {
+        return of_the_folders;
+    }
+    let mend = match Errno::from_io_error(error) {
+        Some(Errno::ACCESS) => {
+            "the portal's user may not write it: if another user owns the file and no apply runs, remove it, then apply again"
+        }
+        // A symbolic link, a folder, a pipe.
+        Some(Errno::LOOP | Errno::ISDIR | Errno::NXIO) => "it is no regular file: remove it, then apply again",
+        _ => rights::advice(error),
+    };
+    anyhow!("cannot use the lock file {}: {error}; {mend}", files.lock().display())
 }
 
 fn is_at(file: &File, path: &Path) -> bool {

@@ -23,6 +23,11 @@ impl GeneratedFiles {
         }
     }
 
+    /// Both.
+    pub fn both(&self) -> [&Path; 2] {
+        [&self.endpoints, &self.routing]
+    }
+
     /// The lock file, beside the endpoints.
     pub fn lock(&self) -> PathBuf {
         folder(&self.endpoints).join(".pbx-portal.lock")

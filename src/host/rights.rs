@@ -5,58 +5,118 @@ use std::io;
 use std::os::unix::fs::{MetadataExt as _, fchown};
 use std::path::Path;
 
-use rustix::fs::{Access, AtFlags, CWD, accessat};
+use anyhow::{Result, anyhow, bail, ensure};
+use rustix::fs::{Access, AtFlags, CWD, StatxAttributes, StatxFlags, accessat, statx};
 use rustix::io::Errno;
 use rustix::process::{getegid, geteuid, getgroups};
 
+use super::place::{GeneratedFiles, folder};
 use crate::account::group_name;
 
 /// The setgid bit of a folder's mode.
 const SETGID: u32 = 0o2000;
 /// The sticky bit of a folder's mode.
-pub const STICKY: u32 = 0o1000;
+const STICKY: u32 = 0o1000;
+
+/// Fails unless both targets can be replaced: each is a regular file, or absent, in a folder that this user may write into.
+pub fn check_targets(files: &GeneratedFiles) -> Result<()> {
+    for path in files.both() {
+        let folder = folder(path);
+        let unusable = |error: io::Error| {
+            let make = || format!("make it with: {}", files.install_command());
+            let mend = match Errno::from_io_error(&error) {
+                Some(Errno::NOENT | Errno::NOTDIR) => make(),
+                Some(Errno::ACCESS) => closed_above(folder).unwrap_or_else(make),
+                _ => advice(&error).to_owned(),
+            };
+            anyhow!("cannot use the folder {}: {error}; {mend}", folder.display())
+        };
+        match fs::symlink_metadata(path) {
+            Ok(found) if found.is_file() => replaceable(path, &found)?,
+            Ok(found) => {
+                let kind = if found.is_dir() {
+                    "a folder"
+                } else if found.is_symlink() {
+                    "a symbolic link"
+                } else {
+                    "a special file"
+                };
+                bail!("{} is {kind}, not a regular file; move it away, then apply again", path.display());
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(unusable(error)),
+        }
+        let may_write = accessat(CWD, folder, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS);
+        may_write.map_err(|error| unusable(error.into()))?;
+        if let Some(mend) = group_out_of_reach(folder) {
+            bail!("files in {} cannot get its group; {mend}", folder.display());
+        }
+    }
+    Ok(())
+}
+
+/// Fails if no rename can replace a regular file, as far as its owner and attributes tell.
+fn replaceable(path: &Path, file: &fs::Metadata) -> Result<()> {
+    let (user, shown) = (geteuid(), path.display());
+    let theirs = |owner| !user.is_root() && owner != user.as_raw();
+    ensure!(
+        !fs::metadata(folder(path)).is_ok_and(|f| f.mode() & STICKY != 0 && theirs(f.uid()) && theirs(file.uid())),
+        "{shown} belongs to another user in a sticky folder; remove it, or clear the folder's sticky bit (chmod -t), then apply again"
+    );
+    let Ok(found) = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty()) else { return Ok(()) };
+    ensure!(
+        !found.stx_attributes.intersects(StatxAttributes::IMMUTABLE | StatxAttributes::APPEND),
+        "{shown} is immutable or append-only (lsattr shows an i or an a); clear that (chattr -i -a), then apply again"
+    );
+    ensure!(
+        !found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT),
+        "{shown} is a mount point; mount its folder instead, then apply again"
+    );
+    Ok(())
+}
 
 /// What to do about an error of a file operation.
-pub(crate) fn advice(error: &io::Error) -> &'static str {
-    if error.raw_os_error() == Some(Errno::PERM.raw_os_error()) {
-        return "it or its folder is immutable or append-only (lsattr -d shows an i or an a; chattr -i -a clears that), or another user owns the file and the folder is sticky; then apply again";
-    }
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => {
+pub fn advice(error: &io::Error) -> &'static str {
+    match Errno::from_io_error(error) {
+        Some(Errno::PERM) => {
+            "it or its folder is immutable or append-only (lsattr -d shows an i or an a; chattr -i -a clears that), or another user owns the file and the folder is sticky; then apply again"
+        }
+        Some(Errno::ACCESS) => {
             "its folder must belong to the portal's user, with mode 2750 and the group asterisk; then apply again"
         }
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free space on its disk, then apply again",
-        io::ErrorKind::ReadOnlyFilesystem => {
+        Some(Errno::NOSPC | Errno::DQUOT) => "free space on its disk, then apply again",
+        Some(Errno::ROFS) => {
             "its file system is read-only: mount it writable, or if only the service's unit forbids it, allow the folder there (systemctl edit pbx-portal: ReadWritePaths=, then restart it); then apply again"
         }
-        io::ErrorKind::IsADirectory => "it is a folder: move it away, then apply again",
+        Some(Errno::ISDIR) => "it is a folder: move it away, then apply again",
         _ => "look at its disk (dmesg), then apply again",
     }
 }
 
 /// If a folder above `path` is closed to this user: which one, the topmost, and how to open it.
-pub(crate) fn closed_above(path: &Path) -> Option<String> {
+pub fn closed_above(path: &Path) -> Option<String> {
     let mut folders: Vec<_> = path.ancestors().skip(1).collect();
     folders.reverse();
     let closed = |folder: &&Path| accessat(CWD, *folder, Access::EXEC_OK, AtFlags::EACCESS) == Err(Errno::ACCESS);
     let folder = folders.into_iter().find(closed)?;
     let found = fs::metadata(folder).ok()?;
     let (group, folder) = (found.gid(), folder.display());
-    let enter = if found.mode() & 0o010 == 0 { format!("chmod g+x {folder}") } else { String::new() };
     let let_in = match group {
+        _ if found.uid() == geteuid().as_raw() => format!("let its owner enter it (chmod u+x {folder})"),
         0 => format!("give it a group of that user (chgrp asterisk {folder}; chmod g+x {folder})"),
-        _ if is_in(group) => format!("let its group enter it ({enter})"),
+        _ if is_in(group) => format!("let its group enter it (chmod g+x {folder})"),
         _ => {
             let group = group_name(group);
-            let also = if enter.is_empty() { enter } else { format!(" and let the group enter it ({enter})") };
-            format!("add that user to its group (usermod -aG {group} pbx-portal){also}, then restart the portal")
+            format!(
+                "add that user to its group, and let the group enter it (usermod -aG {group} pbx-portal; chmod g+x {folder}), then restart the portal"
+            )
         }
     };
     Some(format!("the portal's user may not enter {folder}: {let_in}, then apply again"))
 }
 
 /// If this user cannot give files in `folder` the folder's group: what to do. Asterisk could not read them.
-pub(crate) fn group_out_of_reach(folder: &Path) -> Option<String> {
+fn group_out_of_reach(folder: &Path) -> Option<String> {
     let found = fs::metadata(folder).ok()?;
     let writable = accessat(CWD, folder, Access::WRITE_OK, AtFlags::EACCESS).is_ok();
     if !writable || found.mode() & SETGID != 0 || is_in(found.gid()) || geteuid().is_root() {

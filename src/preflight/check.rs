@@ -2,15 +2,13 @@
 
 use std::fmt;
 
+use anyhow::{Error, anyhow};
 use serde::Serialize;
 
 use crate::account::user_name;
 use crate::preflight::probes::{Finding, Host, Probed, State, Trouble};
 use crate::settings::{ApiToken, DatabaseUrl, Secrets, Settings};
 use crate::storage::{Storage, Wire};
-
-/// The name of the finding about the database.
-pub const DATABASE: &str = "the database";
 
 /// Everything that was found.
 #[derive(Debug, Serialize)]
@@ -27,8 +25,10 @@ pub struct Report {
 
 /// Looks at everything that an apply needs.
 pub async fn check(settings: &Settings, secrets: &Secrets, storage: &Storage, host: &Host) -> Vec<Finding> {
-    let mut findings = vec![Finding::of("the settings", token_rule(settings, secrets))];
-    findings.push(Finding::of(DATABASE, database(&secrets.database, storage).await));
+    let mut findings = vec![
+        Finding::of("the settings", token_rule(settings, secrets)),
+        Finding::of("the database", database(&secrets.database, storage).await),
+    ];
     findings.extend(host.probe().await);
     findings
 }
@@ -37,8 +37,8 @@ impl Report {
     /// The report if a setting is invalid: nothing else was looked at.
     #[must_use]
     pub fn of_settings(problem: &str) -> Self {
-        let failure = Trouble::Failure(format!("{problem}; 'pbx-portal serve --help' shows all settings"));
-        Self::new("unknown".to_owned(), vec![Finding::of("the settings", Err(failure))])
+        let failure = anyhow!("{problem}; 'pbx-portal serve --help' shows all settings");
+        Self::new("unknown".to_owned(), vec![Finding::of("the settings", Err(failure.into()))])
     }
 
     /// The report on these findings, and on which database.
@@ -98,17 +98,15 @@ async fn database(url: &DatabaseUrl, storage: &Storage) -> Probed {
     {
         return Err(Trouble::Warning(format!("there is no {} yet; {to_make}", file.display())));
     }
-    let found = storage
-        .inspect()
-        .await
-        .map_err(|error| Trouble::Failure(format!("it can't be used: {error} Look at DATABASE_URL, too")))?;
+    let unusable = |error| anyhow!("it can't be used: {error} Look at DATABASE_URL, too");
+    let found = storage.inspect().await.map_err(unusable)?;
     if let Some(obstacle) = found.obstacle {
-        return Err(Trouble::Failure(obstacle));
+        return Err(anyhow!(obstacle).into());
     }
     let Some(version) = found.schema else {
         return Err(Trouble::Warning(format!("{} has no tables yet; {to_make}", found.server)));
     };
-    storage.users().await.map_err(|error| Trouble::Failure(error.to_string()))?;
+    storage.users().await.map_err(Error::from)?;
     match storage.wire().await {
         Some(Wire { found: wire, advice: Some(advice) }) => {
             Err(Trouble::Warning(format!("{}, schema {version}, {wire}; {advice}", found.server)))

@@ -1,13 +1,14 @@
 //! What an administrator must have set up beside the portal: one list of probes, each of which looks at one thing and changes
 //! nothing.
 //!
-//! `pbx-portal check` shows them all. An apply refuses to begin if one of those that `refuse` fails. The likely cause of an
-//! apply that is not proven is the first that fails. Most of these faults were seen on a real Asterisk that said "reloaded
-//! successfully" all the same.
+//! `pbx-portal check` shows them all. An apply refuses to begin if one that it needs fails. The likely cause of an apply that is
+//! not proven is the first that fails. Most of these faults were seen on a real Asterisk that said "reloaded successfully" all
+//! the same.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::{Result, anyhow};
 use serde::Serialize;
 use tokio::try_join;
 
@@ -16,11 +17,6 @@ use crate::asterisk::reload::AsteriskCommand;
 use crate::host::configuration::MainFiles;
 use crate::host::place::GeneratedFiles;
 use crate::settings::Settings;
-
-use Probe::{
-    Asterisk, AsterisksFolder, Command, Context, Files, FilesToInclude, Folder, Foreign, IncludeLines, IncludedOnce,
-    Modules, Permissions, Readable, Registrations, Routing, SectionsTwice, Transport, TwoFolders,
-};
 
 /// An Asterisk, and where its configuration and the generated files lie.
 #[derive(Debug, Clone)]
@@ -70,13 +66,7 @@ pub enum Trouble {
     /// An apply works all the same.
     Warning(String),
     /// Must be mended.
-    Failure(String),
-}
-
-impl From<anyhow::Error> for Trouble {
-    fn from(error: anyhow::Error) -> Self {
-        Self::Failure(error.to_string())
-    }
+    Failure(#[from] anyhow::Error),
 }
 
 /// What a probe found, or a problem.
@@ -84,12 +74,11 @@ pub type Probed = Result<String, Trouble>;
 
 impl Finding {
     /// The result of a probe.
-    #[must_use]
-    pub fn of(what: &'static str, probed: Probed) -> Self {
+    pub(crate) fn of(what: &'static str, probed: Probed) -> Self {
         let (state, text) = match probed {
             Ok(found) => return Self { what, state: State::Ok, found, mend: None },
             Err(Trouble::Warning(text)) => (State::Warning, text),
-            Err(Trouble::Failure(text)) => (State::Failure, text),
+            Err(Trouble::Failure(error)) => (State::Failure, error.to_string()),
         };
         let (found, mend) = match text.split_once("; ") {
             Some((found, mend)) => (found.to_owned(), Some(mend.to_owned())),
@@ -97,95 +86,32 @@ impl Finding {
         };
         Self { what, state, found, mend }
     }
-
-    /// Like [`Finding::of`], but does not run the probe if something that it depends on fails.
-    pub async fn if_possible(what: &'static str, possible: bool, probe: impl Future<Output = Probed>) -> Self {
-        if possible {
-            Self::of(what, probe.await)
-        } else {
-            Self {
-                what,
-                state: State::Unknown,
-                found: "not checked: it depends on a failure above".to_owned(),
-                mend: None,
-            }
-        }
-    }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Probe {
-    Asterisk,
-    Permissions,
-    Command,
-    Modules,
-    Folder,
-    AsterisksFolder,
-    TwoFolders,
-    Files,
-    FilesToInclude,
-    IncludedOnce,
-    IncludeLines,
-    Readable,
-    SectionsTwice,
-    Foreign,
-    Registrations,
-    Context,
-    Routing,
-    Transport,
-}
-
-/// A row of the list.
-struct Row {
-    probe: Probe,
+/// Runs a probe and adds what it found to a list. If it is not `possible`, because something that it depends on failed, only this is
+/// added. Says whether the probe did not fail.
+pub(crate) async fn add<E: Into<Trouble>>(
+    list: &mut Vec<Finding>,
     what: &'static str,
-    /// If one of these fails, this is not looked at: it would only fail for the same reason.
-    needs: &'static [Probe],
-    /// Whether an apply refuses to begin if this fails.
-    refuses: bool,
+    possible: bool,
+    probe: impl Future<Output = Result<String, E>>,
+) -> bool {
+    let finding = if possible {
+        Finding::of(what, probe.await.map_err(Into::into))
+    } else {
+        let found = "not checked: it depends on a failure above".to_owned();
+        Finding { what, state: State::Unknown, found, mend: None }
+    };
+    let passed = finding.state != State::Failure;
+    list.push(finding);
+    passed
 }
 
-const ANSWERS: &[Probe] = &[Asterisk, Permissions];
-const IN_FOLDER: &[Probe] = &[Folder, AsterisksFolder];
-const IN_FILES: &[Probe] = &[Folder, AsterisksFolder, Files];
-
-/// What others depend on comes first.
-const LIST: [Row; 18] = [
-    Row { probe: Asterisk, what: "Asterisk", needs: &[], refuses: true },
-    Row { probe: Modules, what: "Asterisk's modules", needs: &[Asterisk], refuses: true },
-    // Needs the modules: without PJSIP's, Asterisk would take the harmless `pjsip reload qualify` for `pjsip reload`.
-    Row { probe: Permissions, what: "the permission to run commands", needs: &[Asterisk, Modules], refuses: true },
-    Row { probe: Command, what: "the asterisk command", needs: ANSWERS, refuses: true },
-    Row { probe: Folder, what: "the configuration folder", needs: &[], refuses: true },
-    Row {
-        probe: AsterisksFolder,
-        what: "Asterisk's configuration folder",
-        needs: &[Asterisk, Permissions, Folder],
-        refuses: false,
-    },
-    Row { probe: TwoFolders, what: "the two folders", needs: IN_FOLDER, refuses: true },
-    Row { probe: Files, what: "Asterisk's configuration files", needs: IN_FOLDER, refuses: true },
-    Row { probe: FilesToInclude, what: "files to include", needs: IN_FILES, refuses: true },
-    Row { probe: IncludedOnce, what: "files included twice", needs: IN_FILES, refuses: true },
-    Row {
-        probe: IncludeLines,
-        what: "the include lines",
-        needs: &[Folder, AsterisksFolder, Files, IncludedOnce],
-        refuses: false,
-    },
-    Row {
-        probe: Readable,
-        what: "Asterisk may read the files",
-        needs: &[Asterisk, Folder, AsterisksFolder, TwoFolders],
-        refuses: false,
-    },
-    Row { probe: SectionsTwice, what: "sections of one name and type", needs: IN_FILES, refuses: false },
-    Row { probe: Foreign, what: "the numbers 1000 to 1999", needs: IN_FILES, refuses: true },
-    Row { probe: Registrations, what: "where registrations are kept", needs: IN_FOLDER, refuses: true },
-    Row { probe: Context, what: "the dialplan context", needs: IN_FILES, refuses: false },
-    Row { probe: Routing, what: "where routing comes from", needs: ANSWERS, refuses: true },
-    Row { probe: Transport, what: "a transport", needs: ANSWERS, refuses: false },
-];
+/// The first failure, as `what is wrong; what to do`.
+fn first_failure(list: Vec<Finding>) -> Option<String> {
+    let Finding { found, mend, .. } = list.into_iter().find(|finding| finding.state == State::Failure)?;
+    Some([Some(found), mend].into_iter().flatten().collect::<Vec<_>>().join("; "))
+}
 
 impl Host {
     /// The host that the settings describe.
@@ -202,39 +128,17 @@ impl Host {
         }
     }
 
-    /// `pjsip.conf` and `extensions.conf`, as they are now.
-    #[must_use]
-    pub fn main_files(&self) -> MainFiles {
-        MainFiles::read(&self.config_dir)
-    }
-
     /// Runs all probes.
-    pub async fn probe(&self) -> Vec<Finding> {
-        let main = self.main_files();
-        let (mut findings, mut failed) = (Vec::new(), Vec::new());
-        for Row { probe, what, needs, .. } in LIST {
-            let possible = !needs.iter().any(|need| failed.contains(need));
-            let finding = Finding::if_possible(what, possible, self.run(probe, &main)).await;
-            if finding.state == State::Failure {
-                failed.push(probe);
-            }
-            findings.push(finding);
-        }
-        findings
+    pub(super) async fn probe(&self) -> Vec<Finding> {
+        self.list(&MainFiles::read(&self.config_dir), true).await
     }
 
-    /// Runs the probes for which an apply refuses to begin, except [`Host::asterisk`] and [`Host::same_asterisk`], and gives the
-    /// files that it read.
-    ///
-    /// # Errors
-    /// The first failure.
-    pub async fn probe_before_apply(&self) -> Result<MainFiles, Trouble> {
+    /// Runs the probes that an apply needs, except [`Host::asterisk`] and [`Host::same_asterisk`]. Gives the files that it read, or
+    /// the first failure.
+    pub(crate) async fn probe_before_apply(&self) -> Result<MainFiles> {
         let others = async {
-            let main = self.main_files();
-            for row in LIST.iter().filter(|row| row.refuses && ![Asterisk, Command, Routing].contains(&row.probe)) {
-                self.run(row.probe, &main).await?;
-            }
-            Ok(main)
+            let main = MainFiles::read(&self.config_dir);
+            first_failure(self.list(&main, false).await).map_or(main, |failure| Err(anyhow!(failure)))
         };
         // Asterisk lists the dialplan while this process reads the files.
         let (_, main) = try_join!(self.routing_from_files(), others)?;
@@ -242,45 +146,43 @@ impl Host {
     }
 
     /// The first failure; otherwise where to look.
-    pub async fn likely_cause(&self) -> String {
-        let failure = self.probe().await.into_iter().find(|finding| finding.state == State::Failure);
-        let Some(Finding { found, mend, .. }) = failure else {
-            return "none was found; Asterisk's own log (messages.log) says what it refused".to_owned();
-        };
-        [Some(found), mend].into_iter().flatten().collect::<Vec<_>>().join("; ")
+    pub(crate) async fn likely_cause(&self) -> String {
+        let none = || "none was found; Asterisk's own log (messages.log) says what it refused".to_owned();
+        first_failure(self.probe().await).unwrap_or_else(none)
     }
 
-    async fn run(&self, probe: Probe, main: &MainFiles) -> Probed {
-        match probe {
-            Asterisk => self.asterisk().await,
-            Permissions => self.permissions().await,
-            Command => self.same_asterisk().await,
-            Modules => self.modules().await,
-            Folder => self.folder(),
-            AsterisksFolder => self.asterisks_folder().await,
-            TwoFolders => self.two_folders(),
-            Files => Self::files_readable(main),
-            FilesToInclude => self.includes_that_find(main),
-            IncludedOnce => self.included_once(main),
-            IncludeLines => self.include_lines(main),
-            Readable => self.readable_by_asterisk().await,
-            SectionsTwice => Self::no_section_twice(main),
-            Foreign => self.nothing_foreign(main),
-            Registrations => self.registrations_kept(),
-            Context => self.context_elsewhere(main),
-            Routing => self.routing_from_files().await,
-            Transport => self.transport().await,
-        }
+    /// The list. Without `all`, only what an apply needs, and does not ask by itself, is looked at. What others depend on comes first:
+    /// if it fails, they would only fail for the same reason.
+    async fn list(&self, main: &Result<MainFiles>, all: bool) -> Vec<Finding> {
+        let (read, unread, mut found) = (main, MainFiles::default(), Vec::new());
+        let (main, list) = (read.as_ref().unwrap_or(&unread), &mut found);
+
+        let asterisk = add(list, "Asterisk", all, self.asterisk()).await;
+        let modules = add(list, "Asterisk's modules", asterisk, self.modules()).await;
+        // Without PJSIP's modules, Asterisk would take the harmless `pjsip reload qualify` for `pjsip reload`.
+        let permitted = add(list, "the permission to run commands", asterisk && modules, self.permissions()).await;
+        let answers = asterisk && permitted;
+        add(list, "the asterisk command", all && answers, self.same_asterisk()).await;
+
+        let folder = add(list, "the configuration folder", true, async { self.folder() }).await;
+        let theirs = all && answers && folder;
+        let theirs = add(list, "Asterisk's configuration folder", theirs, self.asterisks_folder()).await;
+        let folder = folder && theirs;
+        let two_folders = add(list, "the two folders", folder, async { self.two_folders() }).await;
+        let files = add(list, "Asterisk's configuration files", folder, async { Self::files_readable(read) }).await;
+        let files = folder && files;
+        add(list, "files to include", files, async { self.includes_that_find(main) }).await;
+        let once = add(list, "files included twice", files, async { self.included_once(main) }).await;
+        add(list, "the include lines", all && files && once, async { self.include_lines(main) }).await;
+        let readable = all && asterisk && folder && two_folders;
+        add(list, "Asterisk may read the files", readable, self.readable_by_asterisk()).await;
+        add(list, "sections of one name and type", all && files, async { Self::no_section_twice(main) }).await;
+        add(list, "the numbers 1000 to 1999", files, async { self.nothing_foreign(main) }).await;
+        add(list, "where registrations are kept", folder, async { self.registrations_kept() }).await;
+        add(list, "the dialplan context", all && files, async { anyhow::Ok(self.context_elsewhere(main)) }).await;
+
+        add(list, "where routing comes from", all && answers, self.routing_from_files()).await;
+        add(list, "a transport", all && answers, self.transport()).await;
+        found
     }
-}
-
-/// Whether an apply would begin, after these findings of [`Host::probe`].
-#[must_use]
-pub fn would_begin(findings: &[Finding]) -> bool {
-    let refuses = |what| LIST.iter().any(|row| row.what == what && row.refuses);
-    findings.iter().all(|finding| finding.state != State::Failure || !refuses(finding.what))
-}
-
-pub(super) fn failure(text: String) -> Probed {
-    Err(Trouble::Failure(text))
 }

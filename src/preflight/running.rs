@@ -4,9 +4,12 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use super::probes::{Host, Probed, Trouble, failure};
+use anyhow::{Result, bail, ensure};
+
+use super::probes::{Host, Probed, Trouble};
 use crate::asterisk::control::Server;
-use crate::asterisk::in_force::{dialplan, modules};
+use crate::asterisk::in_force::dialplan::{FirstPriority, first_priorities};
+use crate::asterisk::in_force::modules;
 use crate::host::place::folder;
 use crate::render::CONTEXT;
 
@@ -15,102 +18,89 @@ const OLDEST_RELEASE: u32 = 22;
 
 impl Host {
     /// Asterisk answers, is not too old, is fully booted and not shutting down.
-    ///
-    /// # Errors
-    /// [`Trouble`].
-    pub async fn asterisk(&self) -> Probed {
+    pub(crate) async fn asterisk(&self) -> Result<String> {
         let server = self.control.server().await?;
         let version = &server.version;
-        if server.release().is_some_and(|release| release < OLDEST_RELEASE) {
-            return failure(format!(
-                "Asterisk {version} is older than {OLDEST_RELEASE}, the oldest that the portal works with; upgrade it, then apply again"
-            ));
-        }
+        ensure!(
+            server.release().is_none_or(|release| release >= OLDEST_RELEASE),
+            "Asterisk {version} is older than {OLDEST_RELEASE}, the oldest that the portal works with; upgrade it, then apply again"
+        );
         modules::wait_fully_booted(&self.control).await?;
         Ok(format!("{version}, fully booted"))
     }
 
     /// `cli_permissions.conf` permits all commands that the portal runs.
-    pub(super) async fn permissions(&self) -> Probed {
+    pub(super) async fn permissions(&self) -> Result<String> {
         self.control.permitted().await?;
         Ok("all that are needed".to_owned())
     }
 
     /// `ASTERISK_BIN` reaches the Asterisk that answers on the control socket.
-    ///
-    /// # Errors
-    /// [`Trouble`].
-    pub async fn same_asterisk(&self) -> Probed {
+    pub(crate) async fn same_asterisk(&self) -> Result<String> {
         let (by_command, by_socket) = (self.command.identity().await?, self.control.identity().await?);
         let program = self.command.program.display();
-        if by_command != by_socket {
-            return failure(format!(
-                "{program} reaches another Asterisk than the control socket does; set ASTERISK_BIN and ASTERISK_RUN_DIR to the program and the run directory of one Asterisk"
-            ));
-        }
+        ensure!(
+            by_command == by_socket,
+            "{program} reaches another Asterisk than the control socket does; set ASTERISK_BIN and ASTERISK_RUN_DIR to the program and the run directory of one Asterisk"
+        );
         Ok(format!("{program} reaches this Asterisk"))
     }
 
     /// Without these a phone cannot register or be called, or an apply cannot be proven.
-    pub(super) async fn modules(&self) -> Probed {
+    pub(super) async fn modules(&self) -> Result<String> {
         let missing = modules::missing(&self.control).await?;
-        if missing.is_empty() {
-            return Ok("all that are needed are running".to_owned());
-        }
-        failure(format!(
+        ensure!(
+            missing.is_empty(),
             "Asterisk lacks these modules: {}; load them (module load, and in modules.conf), then apply again",
             missing.join(" ")
-        ))
+        );
+        Ok("all that are needed are running".to_owned())
     }
 
     /// Asterisk reads its configuration from `ASTERISK_CONFIG_DIR`.
-    pub(super) async fn asterisks_folder(&self) -> Probed {
+    pub(super) async fn asterisks_folder(&self) -> Result<String> {
         let (theirs, ours) = (self.control.identity().await?.config_dir, &self.config_dir);
         match (fs::canonicalize(&theirs), fs::canonicalize(ours)) {
-            (Ok(a), Ok(b)) if a != b => failure(format!(
+            (Ok(a), Ok(b)) if a != b => bail!(
                 "Asterisk reads its configuration from {theirs}, not from {}; set ASTERISK_CONFIG_DIR to it",
                 ours.display()
-            )),
+            ),
             // A folder that this user does not see may have another name inside a container.
             _ => Ok(theirs),
         }
     }
 
     /// The user that Asterisk runs as may read both generated files.
-    pub(super) async fn readable_by_asterisk(&self) -> Probed {
+    pub(super) async fn readable_by_asterisk(&self) -> Result<String> {
         let asterisk = self.control.server().await?;
-        for file in [&self.files.endpoints, &self.files.routing] {
+        for file in self.files.both() {
             if let Some(closed) = closed_to(&asterisk, file) {
-                return failure(format!(
+                bail!(
                     "Asterisk runs as user {}, which may not read {}; give the folder a group of that user (chgrp asterisk {folder}; chmod 2750 {folder}), or add that user to the folder's group and restart Asterisk (started with -G or rungroup, it has that group alone); then apply again",
                     asterisk.uid,
                     closed.display(),
                     folder = folder(file).display(),
-                ));
+                );
             }
         }
         Ok(format!("as user {}", asterisk.uid))
     }
 
     /// No priority 1 of our numbers comes from something else than a file (AEL, Lua): `dialplan reload` would keep it.
-    pub(super) async fn routing_from_files(&self) -> Probed {
-        let first_priorities = dialplan::first_priorities(&self.control).await?.unwrap_or_default();
+    pub(super) async fn routing_from_files(&self) -> Result<String> {
+        let routed = first_priorities(&self.control).await?.unwrap_or_default();
         // `dialplan reload` reads anew what comes from a file (`file:line`), and drops what was typed (`pbx_config`).
         let reloaded = |source: &str| source.contains(':') || source == "pbx_config";
-        match first_priorities.into_iter().find(|(_, first)| !reloaded(&first.source)) {
+        match routed.into_iter().find(|(_, first)| !reloaded(&first.source)) {
             None => Ok("extensions.conf and what it includes".to_owned()),
-            Some((number, first)) => failure(format!(
-                "priority 1 of extension {number} in {CONTEXT} comes from {}, not from a file; remove it there, then apply again",
-                first.source
-            )),
+            Some((number, FirstPriority { source, .. })) => bail!(
+                "priority 1 of extension {number} in {CONTEXT} comes from {source}, not from a file; remove it there, then apply again"
+            ),
         }
     }
 
     /// There is a transport: without one, no phone can reach Asterisk.
-    ///
-    /// # Errors
-    /// [`Trouble`]; a warning if there is none.
-    pub async fn transport(&self) -> Probed {
+    pub(crate) async fn transport(&self) -> Probed {
         if modules::has_transport(&self.control).await? {
             return Ok("there is one".to_owned());
         }

@@ -120,10 +120,14 @@ fn what_lies_in_the_two_folders() {
     let User(asterisks) = lab::ASTERISK;
     let lock = folder.join(".pbx-portal.lock");
     fs::create_dir(&lock).expect("make a folder");
-    Table::of(&settings).says("the two folders", "failure", &[".pbx-portal.lock is no regular file", "remove it"]);
+    Table::of(&settings).says(
+        "the two folders",
+        "failure",
+        &["cannot use the lock file ", "it is no regular file: remove it"],
+    );
     fs::remove_dir(&lock).expect("remove it");
     fs::write(&lock, "").expect("root's lock file");
-    let words = ["this user cannot write the lock file ", "if no apply runs, remove it"];
+    let words = ["cannot use the lock file ", "and no apply runs, remove it"];
     Table::of(&settings).says("the two folders", "failure", &words);
     fs::remove_file(&lock).expect("remove it");
     Table::of(&settings).nothing_fails();

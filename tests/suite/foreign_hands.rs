@@ -123,7 +123,7 @@ fn an_immutable_file_or_folder_is_named_with_the_remedy() {
     fs::remove_file(first.join(".pbx-portal.lock")).expect("remove the lock file");
     {
         let _immutable = Done::immutable(&first);
-        refused(&asterisk, &portal, &["cannot use the lock file ", "lsattr -d", "chattr -i"]);
+        refused(&asterisk, &portal, &["cannot use the folder ", "lsattr -d", "chattr -i"]);
     }
     replaced(&asterisk, &portal);
 }

@@ -177,6 +177,10 @@ fn a_generated_file_that_is_included_twice() {
         let second = 2 + sound.lines().position(|line| line.starts_with("#tryinclude")).expect("an include line");
         let second = format!("{main}:{second}; remove one of the two lines");
         refused(&asterisk, &portal, &["is included twice", &first, &second]);
+        // A file that includes it once, but is included twice.
+        asterisk.write_config("around.conf", line);
+        asterisk.write_config(main, &format!("#include around.conf\n#include around.conf\n{sound}"));
+        refused(&asterisk, &portal, &["is included twice", "around.conf is included twice itself"]);
         asterisk.write_config(main, &sound);
         portal.apply("suite");
     }
@@ -228,15 +232,17 @@ fn a_closed_folder_above_the_files() {
     portal.create_user("Alice", "alice@example.com");
     portal.apply("suite");
     portal.create_user("Bob", "bob@example.com");
-    let (User(owner), User(others)) = (lab::ASTERISK, lab::BROWSER);
+    let (User(owner), User(portals), User(others)) = (lab::ASTERISK, lab::PORTAL, lab::BROWSER);
     let (etc, pjsip_d) = (asterisk.etc(), asterisk.etc().join("pjsip.d"));
     let entered = |folder: &Path| format!("may not enter {}: ", folder.display());
     for folder in [&etc, &pjsip_d, &etc.join("extensions.d")] {
         lab::make_dir(folder, owner, others, 0o750);
-        let group = format!("usermod -aG {others} pbx-portal), then restart the portal");
+        let group = format!("usermod -aG {others} pbx-portal; chmod g+x {}), then restart", folder.display());
         refused(&asterisk, &portal, &[&entered(folder), &group]);
         lab::make_dir(folder, owner, owner, 0o740);
         refused(&asterisk, &portal, &[&entered(folder), &format!("(chmod g+x {})", folder.display())]);
+        lab::make_dir(folder, portals, owner, 0o670);
+        refused(&asterisk, &portal, &[&entered(folder), &format!("(chmod u+x {})", folder.display())]);
         lab::make_dir(folder, owner, 0, 0o750);
         refused(&asterisk, &portal, &[&entered(folder), &format!("chgrp asterisk {}", folder.display())]);
         lab::make_dir(folder, owner, owner, 0o750);

@@ -20,21 +20,12 @@ const AT_ONCE: usize = 100;
 /// read, it writes the others.
 const CONNECTIONS: usize = 3;
 
-/// The command that shows one object; with an `s`, it lists them all.
-fn command(kind: ObjectType) -> &'static str {
+/// The command that shows one object (with an `s`, it lists them all), and the beginning of a line that names one.
+fn shown(kind: ObjectType) -> (&'static str, &'static str) {
     match kind {
-        ObjectType::Endpoint => "pjsip show endpoint",
-        ObjectType::Auth => "pjsip show auth",
-        ObjectType::Aor => "pjsip show aor",
-    }
-}
-
-/// The beginning of a line that names an object.
-fn label(kind: ObjectType) -> &'static str {
-    match kind {
-        ObjectType::Endpoint => " Endpoint:  ",
-        ObjectType::Auth => "     Auth:  ",
-        ObjectType::Aor => "      Aor:  ",
+        ObjectType::Endpoint => ("pjsip show endpoint", " Endpoint:  "),
+        ObjectType::Auth => ("pjsip show auth", "     Auth:  "),
+        ObjectType::Aor => ("pjsip show aor", "      Aor:  "),
     }
 }
 
@@ -42,7 +33,7 @@ fn label(kind: ObjectType) -> &'static str {
 /// their AORs.
 pub async fn numbers(control: &Control, kind: ObjectType) -> Result<BTreeSet<ExtensionNumber>> {
     // Without the pattern, thousands of other objects would take a second.
-    let list = format!("{}s like ^1[0-9][0-9][0-9]$", command(kind));
+    let list = format!("{}s like ^1[0-9][0-9][0-9]$", shown(kind).0);
     control.listing(&[list], |text| parse_numbers(kind, text)).await
 }
 
@@ -54,7 +45,7 @@ pub async fn options<T>(
     each: impl Fn(ExtensionNumber, &Options) -> T,
 ) -> Result<BTreeMap<ExtensionNumber, T>> {
     let ask = async |some: &[ExtensionNumber]| {
-        let commands: Vec<_> = some.iter().map(|number| format!("{} {number}", command(kind))).collect();
+        let commands: Vec<_> = some.iter().map(|number| format!("{} {number}", shown(kind).0)).collect();
         control.listing(&commands, |text| parse_options(kind, text, some, &each)).await
     };
     stream::iter(numbers.chunks(AT_ONCE)).map(ask).buffer_unordered(CONNECTIONS).try_concat().await
@@ -71,13 +62,13 @@ pub async fn secrets(control: &Control, numbers: &[ExtensionNumber]) -> Result<B
 
 /// The number at the beginning of a line that names an object of this type.
 fn named(kind: ObjectType, line: &str) -> Option<ExtensionNumber> {
-    ExtensionNumber::parse(line.strip_prefix(label(kind))?.split(['/', ' ']).next()?)
+    ExtensionNumber::parse(line.strip_prefix(shown(kind).1)?.split(['/', ' ']).next()?)
 }
 
 /// `None` unless the listing is whole.
 pub(super) fn parse_numbers(kind: ObjectType, text: &str) -> Option<BTreeSet<ExtensionNumber>> {
     // The header explains each kind of row with one of `<…>`.
-    let rows: Vec<_> = text.lines().filter(|l| l.starts_with(label(kind)) && !l.contains("  <")).collect();
+    let rows: Vec<_> = text.lines().filter(|l| l.starts_with(shown(kind).1) && !l.contains("  <")).collect();
     whole(text, rows.len())?;
     Some(rows.into_iter().filter_map(|row| named(kind, row)).collect())
 }
