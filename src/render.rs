@@ -4,10 +4,8 @@
 //! start a comment or run as an expression. All other values are digits, letters and constants.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
-use std::fmt::Write;
 
-use crate::domain::{ExtensionNumber, Name, User};
+use crate::domain::{ExtensionNumber, Name, Numbers, User};
 
 /// The dialplan context of all extensions.
 pub const CONTEXT: &str = "synergy-internal";
@@ -90,38 +88,31 @@ pub fn as_written<'v>(name: &str, shown: &'v str) -> Cow<'v, str> {
 
 /// `generated_endpoints.conf`: the objects of each user.
 pub fn endpoints(users: &[User]) -> String {
-    let mut text = String::from(HEADER);
-    let objects = users.iter().flat_map(|user| ObjectType::ALL.map(|kind| (user, kind)));
-    for (index, (user, kind)) in objects.enumerate() {
-        let separator = if index == 0 { "" } else { "\n" };
-        writeln!(text, "{separator}[{}]\ntype={}", user.extension.number, kind.as_str()).expect("writing to a string");
-        for (name, value) in options(kind, user) {
-            writeln!(text, "{name}={value}").expect("writing to a string");
-        }
-    }
-    text
+    let objects = users.iter().flat_map(|user| ObjectType::ALL.map(|kind| object(kind, user)));
+    HEADER.to_owned() + &objects.collect::<Vec<_>>().join("\n")
 }
+
+fn object(kind: ObjectType, user: &User) -> String {
+    let options = options(kind, user).into_iter().map(|(name, value)| format!("{name}={value}\n"));
+    format!("[{}]\ntype={}\n{}", user.extension.number, kind.as_str(), options.collect::<Vec<_>>().concat())
+}
+
+/// What follows the `Dial`. It tells the caller the truth: 486 for busy, 480 for nobody there or no answer.
+const HANGUP: &str = r#" same => n,Hangup(${IF($["${DIALSTATUS}" = "BUSY"]?17:19)})"#;
 
 /// `generated_routing.conf`: how each number is called. The context stands there even for no numbers.
 ///
-/// The `Hangup` tells the caller the truth: 486 for busy, 480 for nobody there or no answer. Callers of a number in quarantine
-/// hear that it is unknown (404). It has a line of its own, because without one an administrator's pattern or include could
-/// answer for it.
-pub fn routing(numbers: &BTreeSet<ExtensionNumber>, quarantined: &BTreeSet<ExtensionNumber>) -> String {
-    let mut text = format!("{HEADER}[{CONTEXT}]\n");
-    for number in numbers {
-        let dial = dial(*number);
-        if quarantined.contains(number) {
-            writeln!(text, "exten => {number},1,{QUARANTINED}").expect("writing to a string");
+/// Callers of a number in quarantine hear that it is unknown (404). It has a line of its own, because without one an
+/// administrator's pattern or include could answer for it.
+pub fn routing(numbers: &Numbers, quarantined: &Numbers) -> String {
+    let extensions = numbers.iter().map(|&number| {
+        if quarantined.contains(&number) {
+            format!("exten => {number},1,{QUARANTINED}\n")
         } else {
-            write!(
-                text,
-                "exten => {number},1,{dial}\n same => n,Hangup(${{IF($[\"${{DIALSTATUS}}\" = \"BUSY\"]?17:19)}})\n"
-            )
-            .expect("writing to a string");
+            format!("exten => {number},1,{}\n{HANGUP}\n", dial(number))
         }
-    }
-    text
+    });
+    format!("{HEADER}[{CONTEXT}]\n{}", extensions.collect::<Vec<_>>().concat())
 }
 
 /// Priority 1 of a number, as the file writes it and as `dialplan show` shows it.
@@ -207,15 +198,15 @@ qualify_frequency=60
 exten => 1000,1,Dial(PJSIP/1000,25)
  same => n,Hangup(${IF($[\"${DIALSTATUS}\" = \"BUSY\"]?17:19)})
 ";
-        let numbers: BTreeSet<_> = users.iter().map(|u| u.extension.number).collect();
-        assert_eq!(routing(&numbers, &BTreeSet::new()), format!("{HEADER}{expected}"));
+        let numbers: Numbers = users.iter().map(|u| u.extension.number).collect();
+        assert_eq!(routing(&numbers, &Numbers::new()), format!("{HEADER}{expected}"));
         let expected = "[synergy-internal]\nexten => 1000,1,Hangup(1)\n";
         assert_eq!(routing(&numbers, &numbers), format!("{HEADER}{expected}"));
     }
 
     #[test]
     fn the_context_is_there_for_no_users() {
-        assert_eq!(routing(&BTreeSet::new(), &BTreeSet::new()), format!("{HEADER}[synergy-internal]\n"));
+        assert_eq!(routing(&Numbers::new(), &Numbers::new()), format!("{HEADER}[synergy-internal]\n"));
         assert_eq!(endpoints(&[]), HEADER);
     }
 

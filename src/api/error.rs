@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 
 use axum::Json;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::Value;
@@ -14,13 +14,23 @@ use utoipa::ToSchema;
 use super::request_log;
 use crate::storage::StorageError;
 
-/// An error's answer.
-#[derive(Debug)]
+/// Every error's body.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ErrorBody)]
 pub struct ApiError {
-    pub(super) phrase: Phrase,
-    message: Cow<'static, str>,
-    details: Option<Vec<FieldError>>,
-    more: Option<Value>,
+    /// For programs: one phrase for each kind of error.
+    pub error: Phrase,
+    /// For a person: what happened, and what to do.
+    pub message: Cow<'static, str>,
+    /// The header `x-request-id` and each line of the service's log about this request have the same.
+    pub request_id: String,
+    /// With `Validation failed`: every bad field.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub details: Vec<FieldError>,
+    /// More fields, from the operation.
+    #[serde(flatten)]
+    #[schema(ignore)]
+    pub more: Option<Value>,
 }
 
 /// What is wrong with one field.
@@ -33,7 +43,6 @@ pub struct FieldError {
 }
 
 impl FieldError {
-    /// For `field`.
     pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
         Self { field: field.into(), message: message.into() }
     }
@@ -44,9 +53,7 @@ impl FieldError {
 pub enum Phrase {
     #[serde(rename = "Validation failed")]
     ValidationFailed,
-    #[serde(rename = "Unauthorized")]
     Unauthorized,
-    #[serde(rename = "Forbidden")]
     Forbidden,
     #[serde(rename = "User not found")]
     UserNotFound,
@@ -73,7 +80,7 @@ pub enum Phrase {
 }
 
 impl Phrase {
-    pub(super) fn status(self) -> StatusCode {
+    pub fn status(self) -> StatusCode {
         match self {
             Self::ValidationFailed => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
@@ -89,92 +96,56 @@ impl Phrase {
     }
 }
 
-/// Every error's body.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct ErrorBody {
-    /// For programs: one phrase for each kind of error.
-    pub error: Phrase,
-    /// For a person: what happened, and what to do.
-    pub message: String,
-    /// The header `x-request-id` and each line of the service's log about this request have the same.
-    pub request_id: String,
-    /// With `Validation failed`: every bad field.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false)]
-    pub details: Option<Vec<FieldError>>,
-    /// More fields, from the operation.
-    #[serde(flatten)]
-    #[schema(ignore)]
-    pub more: Option<Value>,
-}
-
 impl ApiError {
-    /// 401.
     pub const UNAUTHORIZED: Self = Self::new(
         Phrase::Unauthorized,
         "Send the header 'Authorization: Bearer …' with the value of PORTAL_API_TOKEN.",
     );
-    /// 404 for a path.
     pub const NOT_FOUND: Self =
         Self::new(Phrase::NotFound, "There is nothing here; /docs tells which operations there are.");
-    /// 405.
     pub const METHOD_NOT_ALLOWED: Self = Self::new(
         Phrase::MethodNotAllowed,
         "This path does not take this method; the Allow header and /docs tell which.",
     );
-    /// 413.
     pub const PAYLOAD_TOO_LARGE: Self = Self::new(Phrase::PayloadTooLarge, "A body has at most 16 KiB.");
-    /// 415.
     pub const UNSUPPORTED_MEDIA_TYPE: Self =
         Self::new(Phrase::UnsupportedMediaType, "Send JSON, with the header 'Content-Type: application/json'.");
-    /// 500 after a panic.
+    /// After a panic.
     pub const INTERNAL: Self = Self::new(
         Phrase::InternalServerError,
         "Something went wrong that should never; the service's log has a line about it.",
     );
 
-    /// An error with a constant message.
-    pub const fn new(phrase: Phrase, message: &'static str) -> Self {
-        Self { phrase, message: Cow::Borrowed(message), details: None, more: None }
+    pub const fn new(error: Phrase, message: &'static str) -> Self {
+        Self { error, message: Cow::Borrowed(message), request_id: String::new(), details: Vec::new(), more: None }
     }
 
-    /// An error with a message of its own.
-    pub fn with_message(phrase: Phrase, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { phrase, message: message.into(), details: None, more: None }
+    pub fn with_message(error: Phrase, message: String) -> Self {
+        Self { message: message.into(), ..Self::new(error, "") }
     }
 
     /// 400, with every bad field.
     pub fn validation(details: Vec<FieldError>) -> Self {
         let error = Self::new(Phrase::ValidationFailed, "The request has fields that can't be taken; see details.");
-        Self { details: Some(details), ..error }
-    }
-
-    /// Adds the fields of `more`, which is an object, to the body.
-    pub fn with(self, more: Value) -> Self {
-        Self { more: Some(more), ..self }
+        Self { details, ..error }
     }
 
     /// Logs a failure of the database, and makes the answer: 503, or 500 for a row that was edited by hand. `what` says what may have
     /// been written although the call failed; `None` for an operation that only reads.
     pub fn database(failure: &StorageError, what: Option<&'static str>) -> Self {
+        if let StorageError::Unavailable { reason, advice, maybe_written } = failure {
+            error!(reason, maybe_written, "the database failed");
+            return Self::database_unavailable(what.filter(|_| *maybe_written), advice);
+        }
+        error!(reason = %failure, "the database failed");
         match failure {
-            StorageError::Unavailable { reason, advice, maybe_written } => {
-                error!(reason, maybe_written, "the database failed");
-                Self::database_unavailable(what.filter(|_| *maybe_written), advice)
-            }
-            StorageError::DamagedRow(which) => {
-                error!(reason = which, "the database failed");
-                Self::damaged_row(which)
-            }
-            refusal => {
-                error!(reason = %refusal, "the database failed");
-                Self::INTERNAL
-            }
+            StorageError::DamagedRow(which) => Self::damaged_row(which),
+            _ => Self::INTERNAL,
         }
     }
 
     /// 503. `unknown` says what may have been written; without it, nothing was changed.
-    pub(super) fn database_unavailable(unknown: Option<&'static str>, advice: &str) -> Self {
+    pub fn database_unavailable(unknown: Option<&'static str>, advice: &str) -> Self {
         let message = match unknown {
             None => format!("The database failed; nothing was changed. {advice}"),
             Some(what) => format!("The database failed; it is unknown whether {what}. {advice}"),
@@ -183,24 +154,15 @@ impl ApiError {
     }
 
     /// 500 for a row that the service cannot have written.
-    pub(super) fn damaged_row(which: &str) -> Self {
+    pub fn damaged_row(which: &str) -> Self {
         Self::with_message(Phrase::InternalServerError, format!("The database holds a damaged row: {which}."))
-    }
-
-    /// The body of the answer to the request of this id.
-    pub fn into_body(self, request_id: String) -> ErrorBody {
-        let Self { phrase, message, details, more } = self;
-        ErrorBody { error: phrase, message: message.into_owned(), request_id, details, more }
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let status = self.phrase.status();
-        let mut response = (status, Json(self.into_body(request_log::current_id()))).into_response();
-        if status == StatusCode::UNAUTHORIZED {
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-        }
-        response
+        let status = self.error.status();
+        let challenge = (status == StatusCode::UNAUTHORIZED).then_some([(header::WWW_AUTHENTICATE, "Bearer")]);
+        (status, challenge, Json(Self { request_id: request_log::current_id(), ..self })).into_response()
     }
 }

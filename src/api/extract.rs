@@ -18,6 +18,7 @@ use super::server::BODY_PATIENCE;
 use crate::domain::Invalid;
 
 /// The fields of a JSON object. An operation takes each of its fields once; a field that is left over is an error.
+#[derive(Default)]
 pub struct Fields {
     fields: Map<String, Value>,
     errors: Vec<FieldError>,
@@ -57,31 +58,27 @@ fn not_whole() -> ApiError {
     ApiError::validation(vec![FieldError::new("body", format!("must arrive whole, within {seconds} seconds"))])
 }
 
-/// JSON parsers disagree on duplicate keys, so a duplicate key is rejected.
 impl<'de> Deserialize<'de> for Fields {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Object;
+        deserializer.deserialize_map(Self::default())
+    }
+}
 
-        impl<'de> Visitor<'de> for Object {
-            type Value = Fields;
+/// JSON parsers disagree on duplicate keys, so a duplicate key is rejected.
+impl<'de> Visitor<'de> for Fields {
+    type Value = Self;
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Fields, A::Error> {
-                let (mut fields, mut errors) = (Map::new(), Vec::new());
-                while let Some((name, value)) = object.next_entry::<String, Value>()? {
-                    if fields.contains_key(&name) {
-                        errors.push(FieldError::new(&name, "must be given only once"));
-                    }
-                    fields.insert(name, value);
-                }
-                Ok(Fields { fields, errors })
+    fn visit_map<A: MapAccess<'de>>(mut self, mut object: A) -> Result<Self, A::Error> {
+        while let Some((name, value)) = object.next_entry::<String, Value>()? {
+            if self.fields.insert(name.clone(), value).is_some() {
+                self.errors.push(FieldError::new(name, "must be given only once"));
             }
         }
-
-        deserializer.deserialize_map(Object)
+        Ok(self)
     }
 }
 
@@ -96,10 +93,7 @@ impl Fields {
         parsed.map_err(|message| self.errors.push(FieldError::new(name, message))).ok()
     }
 
-    /// Gives `values`, which were taken, if all were valid and no other field is left.
-    ///
-    /// # Errors
-    /// 400 with every bad field.
+    /// Gives `values`, which were taken, if all were valid and no other field is left; otherwise 400 with every bad field.
     pub fn finish<T>(mut self, values: Option<T>) -> Result<T, ApiError> {
         self.errors.extend(self.fields.keys().map(|name| FieldError::new(name, "is not a field of this request")));
         values.filter(|_| self.errors.is_empty()).ok_or_else(|| ApiError::validation(self.errors))

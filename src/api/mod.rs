@@ -14,7 +14,6 @@ pub mod server;
 mod users;
 
 use std::any::Any;
-use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -37,7 +36,7 @@ use openapi::Document;
 const MAX_BODY_BYTES: usize = 16 * 1024;
 
 /// The state that the operations share.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Portal {
     /// Users.
     pub storage: Storage,
@@ -45,11 +44,12 @@ pub struct Portal {
     pub applier: Applier,
 }
 
-fn operations() -> (Router<Arc<Portal>>, utoipa::openapi::OpenApi) {
+fn operations() -> (Router<Portal>, utoipa::openapi::OpenApi) {
     OpenApiRouter::with_openapi(Document::openapi())
-        .routes(routes!(users::create, users::list))
-        .routes(routes!(users::delete))
-        .routes(routes!(apply::apply))
+        .routes(openapi::with_failures(routes!(users::create), users::create_failures()))
+        .routes(openapi::with_failures(routes!(users::list), users::list_failures()))
+        .routes(openapi::with_failures(routes!(users::delete), users::delete_failures()))
+        .routes(openapi::with_failures(routes!(apply::apply), apply::failures()))
         .split_for_parts()
 }
 
@@ -69,12 +69,13 @@ pub fn router(portal: Portal, guard: Guard) -> Router {
     // The panic's own message went to the log where it happened.
     let panicked = |_: Box<dyn Any + Send>| ApiError::INTERNAL.into_response();
     operations
-        .with_state(Arc::new(portal))
-        .merge(openapi::page(document))
+        .with_state(portal)
         .fallback(async || ApiError::NOT_FOUND)
         .method_not_allowed_fallback(async || ApiError::METHOD_NOT_ALLOWED)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(middleware::from_fn_with_state(guard, guard::check))
+        // Open to everybody, so it is outside the guard.
+        .merge(openapi::page(document))
         .layer(CatchPanicLayer::custom(panicked))
         // Answers hold secrets: no cache may keep them, and no browser may guess another type.
         .layer(always(header::CACHE_CONTROL, "no-store"))

@@ -3,20 +3,23 @@
 use std::collections::BTreeMap;
 
 use axum::Router;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::middleware;
 use axum::response::{IntoResponse as _, Response};
+use serde_json::json;
 use utoipa::openapi::example::ExampleBuilder;
-use utoipa::openapi::schema::AnyOfBuilder;
+use utoipa::openapi::schema::{AllOfBuilder, AnyOfBuilder, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
-use utoipa::openapi::{self, Content, Ref, RefOr, ResponseBuilder};
+use utoipa::openapi::{self, Content, ObjectBuilder, Ref, RefOr, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
+use utoipa_axum::router::UtoipaMethodRouter;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 use uuid::{Uuid, uuid};
 
-use super::apply::FailedApply;
-use super::error::{ApiError, ErrorBody, Phrase};
+use super::error::{ApiError, Phrase};
 use super::guard;
+use crate::apply::FailedApply;
+use crate::storage::LOOK_AND_TRY_AGAIN;
 
 /// Identifiers of the examples.
 pub const USER_ID: Uuid = uuid!("0b9ad2e4-3f0c-4c1e-9d6e-1f8a2b7c5d90");
@@ -40,7 +43,7 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
         (name = "Users", description = "Who has an extension"),
         (name = "Apply", description = "What Asterisk serves"),
     ),
-    components(schemas(ErrorBody, FailedApply)),
+    components(schemas(ApiError, FailedApply)),
     modifiers(&Token),
     security((), ("token" = [])),
 )]
@@ -58,30 +61,42 @@ impl Modify for Token {
     }
 }
 
-/// The responses of an operation that can fail with `errors`, and with those that any operation can. The examples are the bodies
-/// that are sent.
-pub fn failures<const N: usize>(errors: [ApiError; N]) -> BTreeMap<String, RefOr<openapi::Response>> {
-    let every_operation = [ApiError::UNAUTHORIZED, guard::OTHER_ORIGIN, guard::OTHER_HOST, ApiError::INTERNAL];
+/// The schema of a text field.
+pub fn text(description: impl Into<String>, pattern: &str, example: &str) -> ObjectBuilder {
+    let text = ObjectBuilder::new().schema_type(Type::String).description(Some(description));
+    text.pattern(Some(pattern)).examples([example])
+}
+
+/// Documents that an operation can fail with `errors`, and with those of every operation. The examples are the bodies that are sent.
+pub fn with_failures<S>(operation: UtoipaMethodRouter<S>, errors: Vec<ApiError>) -> UtoipaMethodRouter<S> {
+    let (schemas, mut paths, router) = operation;
+    let database = ApiError::database_unavailable(None, LOOK_AND_TRY_AGAIN);
+    let every = [ApiError::UNAUTHORIZED, guard::OTHER_ORIGIN, guard::OTHER_HOST, ApiError::INTERNAL, database];
     let mut statuses = BTreeMap::<StatusCode, Vec<ApiError>>::new();
-    for error in errors.into_iter().chain(every_operation) {
-        statuses.entry(error.phrase.status()).or_default().push(error);
+    for error in errors.into_iter().chain(every) {
+        statuses.entry(error.error.status()).or_default().push(error);
     }
-    statuses.into_iter().map(|(status, errors)| (status.as_str().to_owned(), response(errors).into())).collect()
+    let responses = statuses.into_iter().map(|(status, errors)| (status.as_str().to_owned(), response(errors).into()));
+    let methods = paths.paths.values_mut().flat_map(|path| [&mut path.get, &mut path.post, &mut path.delete]);
+    let operation = methods.flatten().next().expect("one operation");
+    operation.responses.responses.extend(responses);
+    (schemas, paths, router)
 }
 
 /// The response of one status.
 fn response(errors: Vec<ApiError>) -> openapi::Response {
     let error_body = Ref::from_schema_name("ErrorBody");
-    let schema = if errors.iter().any(|error| error.phrase == Phrase::ApplyOperationFailed) {
-        // An internal error has the fields that every error has, so a failed apply matches both schemas.
-        AnyOfBuilder::new().item(Ref::from_schema_name("FailedApply")).item(error_body).into()
+    let schema = if errors.iter().any(|error| error.error == Phrase::ApplyOperationFailed) {
+        // An internal error has the fields that every error has, and no others.
+        let failed_apply = AllOfBuilder::new().item(error_body.clone()).item(Ref::from_schema_name("FailedApply"));
+        AnyOfBuilder::new().item(failed_apply).item(error_body).into()
     } else {
         RefOr::<openapi::Schema>::from(error_body)
     };
     let mut phrases = Vec::new();
     let mut examples = Vec::new();
     for error in errors {
-        let body = serde_json::to_value(error.into_body(REQUEST_ID.to_string())).expect("a body of plain values");
+        let body = json!(ApiError { request_id: REQUEST_ID.to_string(), ..error });
         let phrase = body["error"].as_str().expect("a phrase").to_owned();
         let same = phrases.iter().filter(|other| **other == phrase).count();
         let name = if same == 0 { phrase.clone() } else { format!("{phrase} ({})", same + 1) };
@@ -99,12 +114,9 @@ pub fn page(document: openapi::OpenApi) -> Router {
     // The standard layout asks a service on the Internet to validate the document, and has an inline style, which the policy forbids.
     let config = Config::default().use_base_layout().default_models_expand_depth(0);
     let page: Router = SwaggerUi::new("/docs").url("/openapi.json", document).config(config).into();
-    page.layer(middleware::map_response(async |response: Response| {
-        let mut response = match response.status() {
-            StatusCode::NOT_FOUND => ApiError::NOT_FOUND.into_response(),
-            _ => response,
-        };
-        response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
-        response
+    let page = page.method_not_allowed_fallback(async || ApiError::METHOD_NOT_ALLOWED);
+    page.layer(middleware::map_response(async |response: Response| match response.status() {
+        StatusCode::NOT_FOUND => ApiError::NOT_FOUND.into_response(),
+        _ => ([(header::CONTENT_SECURITY_POLICY, POLICY)], response).into_response(),
     }))
 }

@@ -4,9 +4,9 @@
 use std::time::Instant;
 
 use axum::extract::Request;
-use axum::http::{HeaderName, HeaderValue};
+use axum::http::HeaderName;
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse as _, Response};
 use tokio::task_local;
 use tracing::{Instrument as _, info, info_span};
 use uuid::Uuid;
@@ -30,20 +30,18 @@ const MAX_PATH_CHARS: usize = 200;
 
 /// Logs a request when it is answered. Lines that are logged meanwhile have its id, too.
 pub async fn log(request: Request, next: Next) -> Response {
-    let sent = request.headers().get(REQUEST_ID).filter(|id| id.len() <= MAX_ID_BYTES && id.to_str().is_ok());
-    let id = sent
-        .cloned()
-        .unwrap_or_else(|| HeaderValue::try_from(Uuid::new_v4().to_string()).expect("a UUID is a header's value"));
-    let text = id.to_str().unwrap_or_default().to_owned();
-    let span = info_span!("request", id = text);
+    let sent = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
+    let sent = sent.filter(|id| !id.is_empty() && id.len() <= MAX_ID_BYTES);
+    let id = sent.map_or_else(|| Uuid::new_v4().to_string(), str::to_owned);
+    let span = info_span!("request", id);
     let answer = async move {
         let path: String = request.uri().path().chars().take(MAX_PATH_CHARS).collect();
         let (method, started) = (request.method().clone(), Instant::now());
-        let mut response = next.run(request).await;
+        let response = next.run(request).await;
         let (status, milliseconds) = (response.status().as_u16(), started.elapsed().as_secs_f64() * 1000.0);
         info!(%method, path, status, milliseconds, "answered");
-        response.headers_mut().insert(REQUEST_ID, id);
         response
     };
-    CURRENT_ID.scope(text, answer.instrument(span)).await
+    let response = CURRENT_ID.scope(id.clone(), answer.instrument(span)).await;
+    ([(REQUEST_ID, id)], response).into_response()
 }

@@ -1,22 +1,16 @@
 //! HTTP/1 for untrusted clients: whatever they send or do not send, each uses little memory, for a bounded time.
 //!
-//! - **Reading.** The head of a first request must arrive within [`HEAD_PATIENCE`], a body within [`BODY_PATIENCE`] after its
-//!   head, at whatever rate the bytes come. A head has at most 16 KiB and 100 fields, a body 16 KiB.
-//! - **Answering** has no bound: an apply may need minutes. A client may close the sending half of its connection
-//!   after the request, and still gets the answer.
-//! - **Writing.** The client must take an answer and send the next request's head within [`ANSWER_PATIENCE`]. hyper works on the
-//!   next request only after the client has taken the answer. So a client that pipelines requests makes the service hold one
-//!   answer at a time: at worst a list of 1000 users, 250 kB, for each connection.
+//! - **Reading** has a bound for a head and one for a body, at whatever rate the bytes come.
+//! - **Answering** has none: an apply may need minutes. A client may close the sending half of its connection after the request,
+//!   and still gets the answer.
+//! - **Writing** has one, too. hyper works on the next request only after the client has taken the answer. So a client that
+//!   pipelines requests makes the service hold one answer at a time: at worst a list of 1000 users, 250 kB.
 //! - **Room** for [`MAX_CONNECTIONS`], fewer if the process may open fewer files. Further connections wait in the kernel's queue.
-//!   When all places are taken, each connection is closed after its present answer, so all become free within the bounds above.
-//!   If accepting fails (without file handles, say), it is logged and tried again after a second.
+//!   When all places are taken, each connection is closed after its present answer, so all become free within the bounds.
 //!
 //! A body that is late is a 400, `Validation failed`. Everything else that is late, is not HTTP, or has an oversized head ends the
 //! connection, without an answer or with hyper's own 400 or 431. Those two have no body; they are the only answers that are not
-//! JSON.
-//!
-//! Request smuggling needs a proxy and a service that see different ends of a request. hyper refuses two different lengths. Where
-//! a request has chunks and a length, hyper takes the chunks and closes the connection after the answer.
+//! JSON. Of a request that has chunks and a length, hyper takes the chunks and closes the connection, so nothing is smuggled.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -54,22 +48,19 @@ pub const MAX_CONNECTIONS: u64 = 512;
 /// File handles reserved for the database, Asterisk and the generated files.
 const OWN_HANDLES: u64 = 64;
 
-/// The largest head, and the most that is read ahead.
+/// The largest head, and the most that is read ahead. hyper takes 100 fields.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 
 /// Serves until `stopping` is cancelled, then until each connection has its present answer.
-///
-/// # Panics
-/// Never: nobody closes the semaphore.
 pub async fn serve(mut listener: TcpListener, router: Router, stopping: CancellationToken) {
     let room = Arc::new(Semaphore::new(usize::try_from(room()).unwrap_or(usize::MAX)));
     let connections = GracefulShutdown::new();
     let accept = async {
-        loop {
-            let place = room.clone().acquire_owned().await.expect("nobody closes it");
-            // axum's own accept retries after an error.
+        // Nobody closes the semaphore, so this does not end.
+        while let Ok(place) = room.clone().acquire_owned().await {
+            // After an error, axum's own accept logs it and tries again a second later.
             let (stream, _) = Listener::accept(&mut listener).await;
-            tokio::spawn(converse(stream, router.clone(), connections.watcher(), place, room.clone()));
+            tokio::spawn(converse(stream, router.clone(), connections.watcher(), place));
         }
     };
     stopping.run_until_cancelled(accept).await;
@@ -84,13 +75,7 @@ fn room() -> u64 {
 }
 
 /// One connection, from its first request to its last answer.
-async fn converse(
-    stream: TcpStream,
-    router: Router,
-    watcher: Watcher,
-    _place: OwnedSemaphorePermit,
-    room: Arc<Semaphore>,
-) {
+async fn converse(stream: TcpStream, router: Router, watcher: Watcher, place: OwnedSemaphorePermit) {
     // When the client is too slow; `None` while the service works on an answer.
     let waited_until = Mutex::new(Some(Instant::now() + HEAD_PATIENCE));
     let wait_until = |time| *waited_until.lock().unwrap_or_else(PoisonError::into_inner) = time;
@@ -98,7 +83,7 @@ async fn converse(
     let service = service_fn(async |request: Request<Incoming>| {
         wait_until(None);
         let mut answer = router.call(request).await?;
-        if room.available_permits() == 0 {
+        if place.semaphore().available_permits() == 0 {
             answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         wait_until(Some(Instant::now() + ANSWER_PATIENCE));

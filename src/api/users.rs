@@ -1,8 +1,5 @@
 //! `POST /users`, `GET /users`, `DELETE /users/{id}`.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
 use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
@@ -10,9 +7,8 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use time::OffsetDateTime;
-use utoipa::openapi::{ObjectBuilder, RefOr, Schema};
-use utoipa::{IntoResponses, ToSchema};
+use utoipa::ToSchema;
+use utoipa::openapi::ObjectBuilder;
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
 
@@ -22,91 +18,43 @@ use super::{Portal, openapi};
 use crate::domain::{Email, ExtensionNumber, Name, Secret, User};
 use crate::storage::{LOOK_AND_TRY_AGAIN, StorageError};
 
-/// The rule of a user's id.
-const ID_RULE: &str = "must be a UUID such as 0b9ad2e4-3f0c-4c1e-9d6e-1f8a2b7c5d90";
-
 /// A new user.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "read field by field; this is its schema")]
 struct NewUser {
-    /// Shown to the people whom the user calls. White space around it is removed.
     #[schema(schema_with = name_schema)]
     name: String,
-    /// Unique, whatever its case.
     #[schema(schema_with = email_schema)]
     email: String,
 }
 
-fn name_schema() -> RefOr<Schema> {
+fn name_schema() -> ObjectBuilder {
     name_with("The user's name, which a called phone shows", "Alice Ångström")
 }
 
 /// The schema of a field that is a [`Name`].
-pub(super) fn name_with(purpose: &str, example: &str) -> RefOr<Schema> {
+pub(super) fn name_with(purpose: &str, example: &str) -> ObjectBuilder {
     let rule = "1 to 255 characters of any script, without control or line-breaking characters; white space around it is taken off.";
-    ObjectBuilder::new()
-        .schema_type(utoipa::openapi::schema::Type::String)
-        .description(Some(format!("{purpose}: {rule}")))
-        .pattern(Some(Name::PATTERN))
-        .examples([example])
-        .into()
+    openapi::text(format!("{purpose}: {rule}"), Name::PATTERN, example)
 }
 
-fn email_schema() -> RefOr<Schema> {
-    ObjectBuilder::new()
-        .schema_type(utoipa::openapi::schema::Type::String)
-        .description(Some("An e-mail address by the HTML standard's grammar: ASCII only. Unique, whatever its case."))
-        .pattern(Some(Email::PATTERN))
-        .max_length(Some(Email::MAX_LENGTH))
-        .examples(["alice@example.com"])
-        .into()
-}
-
-/// A user with their extension.
-#[derive(Serialize, ToSchema)]
-#[schema(as = User)]
-pub(super) struct UserBody<'u> {
-    id: Uuid,
-    tenant_id: Uuid,
-    name: &'u str,
-    email: &'u str,
-    extension: ExtensionBody<'u>,
-    /// UTC.
-    #[serde(with = "time::serde::rfc3339")]
-    created_at: OffsetDateTime,
-}
-
-/// What the user's phone registers with.
-#[derive(Serialize, ToSchema)]
-#[schema(as = Extension)]
-struct ExtensionBody<'u> {
-    /// The phone's user name.
-    #[schema(minimum = 1000, maximum = 1999)]
-    number: u16,
-    /// The phone's password.
-    #[schema(pattern = "^[A-Za-z0-9]+$")]
-    secret: &'u str,
+fn email_schema() -> ObjectBuilder {
+    let rule = "An e-mail address by the HTML standard's grammar: ASCII only. Unique, whatever its case.";
+    openapi::text(rule, Email::PATTERN, "alice@example.com").max_length(Some(Email::MAX_LENGTH))
 }
 
 /// All users.
 #[derive(Serialize, ToSchema)]
-pub(super) struct UserList<'u> {
+pub(super) struct UserList {
     /// By extension number.
-    users: Vec<UserBody<'u>>,
-}
-
-impl<'u> UserList<'u> {
-    pub(super) fn of(users: &'u [User]) -> Self {
-        Self { users: users.iter().map(UserBody::from).collect() }
-    }
+    users: Vec<User>,
 }
 
 /// What a delete did.
 #[derive(Serialize, ToSchema)]
-#[schema(as = DeletedUser)]
 #[expect(clippy::struct_field_names, reason = "the API's own names")]
-pub(super) struct Deleted {
+pub(super) struct DeletedUser {
     message: String,
     deleted_user_id: Uuid,
     /// Null if the user had no extension, because somebody deleted its row by hand.
@@ -114,20 +62,7 @@ pub(super) struct Deleted {
     freed_extension: Option<u16>,
 }
 
-impl<'u> From<&'u User> for UserBody<'u> {
-    fn from(user: &'u User) -> Self {
-        Self {
-            id: user.id,
-            tenant_id: user.tenant_id,
-            name: user.name.as_str(),
-            email: user.email.as_str(),
-            extension: ExtensionBody { number: user.extension.number.get(), secret: user.extension.secret.reveal() },
-            created_at: user.created_at,
-        }
-    }
-}
-
-impl Deleted {
+impl DeletedUser {
     fn new(id: Uuid, freed: Option<u16>) -> Self {
         let message = match freed {
             Some(number) => {
@@ -166,7 +101,7 @@ fn not_found(id: Uuid) -> ApiError {
 }
 
 fn invalid_id() -> ApiError {
-    ApiError::validation(vec![FieldError::new("id", ID_RULE)])
+    ApiError::validation(vec![FieldError::new("id", "must be a UUID such as 0b9ad2e4-3f0c-4c1e-9d6e-1f8a2b7c5d90")])
 }
 
 /// An example of a row that was edited by hand.
@@ -176,47 +111,27 @@ const DAMAGED_NAME: &str = "name of user 0b9ad2e4-3f0c-4c1e-9d6e-1f8a2b7c5d90 in
 const MAYBE_CREATED: &str = "the user was created: look with GET /users before you try again";
 const MAYBE_DELETED: &str = "the user was deleted: look with GET /users";
 
-struct CreateFailures;
-
-impl IntoResponses for CreateFailures {
-    fn responses() -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
-        openapi::failures([
-            ApiError::validation(vec![
-                FieldError::new("name", Name::INVALID.0),
-                FieldError::new("email", Email::INVALID.0),
-            ]),
-            EMAIL_IN_USE,
-            POOL_EXHAUSTED,
-            ApiError::PAYLOAD_TOO_LARGE,
-            ApiError::UNSUPPORTED_MEDIA_TYPE,
-            ApiError::database_unavailable(None, LOOK_AND_TRY_AGAIN),
-            ApiError::database_unavailable(Some(MAYBE_CREATED), LOOK_AND_TRY_AGAIN),
-        ])
-    }
+pub(super) fn create_failures() -> Vec<ApiError> {
+    vec![
+        ApiError::validation(vec![
+            FieldError::new("name", Name::INVALID.0),
+            FieldError::new("email", Email::INVALID.0),
+        ]),
+        EMAIL_IN_USE,
+        POOL_EXHAUSTED,
+        ApiError::PAYLOAD_TOO_LARGE,
+        ApiError::UNSUPPORTED_MEDIA_TYPE,
+        ApiError::database_unavailable(Some(MAYBE_CREATED), LOOK_AND_TRY_AGAIN),
+    ]
 }
 
-struct ListFailures;
-
-impl IntoResponses for ListFailures {
-    fn responses() -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
-        openapi::failures([
-            ApiError::damaged_row(DAMAGED_NAME),
-            ApiError::database_unavailable(None, LOOK_AND_TRY_AGAIN),
-        ])
-    }
+pub(super) fn list_failures() -> Vec<ApiError> {
+    vec![ApiError::damaged_row(DAMAGED_NAME)]
 }
 
-struct DeleteFailures;
-
-impl IntoResponses for DeleteFailures {
-    fn responses() -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
-        openapi::failures([
-            invalid_id(),
-            not_found(openapi::USER_ID),
-            ApiError::database_unavailable(None, LOOK_AND_TRY_AGAIN),
-            ApiError::database_unavailable(Some(MAYBE_DELETED), LOOK_AND_TRY_AGAIN),
-        ])
-    }
+pub(super) fn delete_failures() -> Vec<ApiError> {
+    let database = ApiError::database_unavailable(Some(MAYBE_DELETED), LOOK_AND_TRY_AGAIN);
+    vec![invalid_id(), not_found(openapi::USER_ID), database]
 }
 
 /// Create a user
@@ -227,11 +142,10 @@ impl IntoResponses for DeleteFailures {
     post, path = "/users", operation_id = "createUser", tag = "Users",
     request_body(content = NewUser, example = json!({"name": "Alice Ångström", "email": "alice@example.com"})),
     responses(
-        (status = 201, description = "The user, with the secret that the phone needs", body = UserBody, example = json!(alice())),
-        CreateFailures,
+        (status = 201, description = "The user, with the secret that the phone needs", body = User, example = json!(alice())),
     )
 )]
-pub(super) async fn create(State(portal): State<Arc<Portal>>, mut fields: Fields) -> Result<Response, ApiError> {
+pub(super) async fn create(State(portal): State<Portal>, mut fields: Fields) -> Result<Response, ApiError> {
     let (name, email) = (fields.take("name", Name::parse), fields.take("email", Email::parse));
     let (name, email) = fields.finish(name.zip(email))?;
     let created = portal.storage.create_user(name, email, Secret::generate()).await;
@@ -240,7 +154,7 @@ pub(super) async fn create(State(portal): State<Arc<Portal>>, mut fields: Fields
         StorageError::PoolExhausted => POOL_EXHAUSTED,
         failure => ApiError::database(&failure, Some(MAYBE_CREATED)),
     })?;
-    Ok((StatusCode::CREATED, Json(UserBody::from(&user))).into_response())
+    Ok((StatusCode::CREATED, Json(user)).into_response())
 }
 
 /// List all users
@@ -250,12 +164,11 @@ pub(super) async fn create(State(portal): State<Arc<Portal>>, mut fields: Fields
     get, path = "/users", operation_id = "listUsers", tag = "Users",
     responses(
         (status = 200, description = "All users; an empty list for none", body = UserList, example = json!({"users": [alice()]})),
-        ListFailures,
     )
 )]
-pub(super) async fn list(State(portal): State<Arc<Portal>>) -> Result<Response, ApiError> {
+pub(super) async fn list(State(portal): State<Portal>) -> Result<Json<UserList>, ApiError> {
     let users = portal.storage.users().await.map_err(|failure| ApiError::database(&failure, None))?;
-    Ok(Json(UserList::of(&users)).into_response())
+    Ok(Json(UserList { users }))
 }
 
 /// Delete a user
@@ -265,20 +178,17 @@ pub(super) async fn list(State(portal): State<Arc<Portal>>) -> Result<Response, 
     delete, path = "/users/{id}", operation_id = "deleteUser", tag = "Users",
     params(("id" = Uuid, Path, description = "The user's id", example = json!(openapi::USER_ID))),
     responses(
-        (status = 200, description = "The user is gone", body = Deleted, example = json!(Deleted::new(openapi::USER_ID, Some(1000)))),
-        DeleteFailures,
+        (status = 200, description = "The user is gone", body = DeletedUser, example = json!(DeletedUser::new(openapi::USER_ID, Some(1000)))),
     )
 )]
 pub(super) async fn delete(
-    State(portal): State<Arc<Portal>>,
-    path: Result<Path<String>, PathRejection>,
-) -> Result<Json<Deleted>, ApiError> {
-    let Path(typed) = path.map_err(|_| invalid_id())?;
-    let hyphenated = (typed.len() == Hyphenated::LENGTH).then(|| Uuid::parse_str(&typed).ok()).flatten();
-    let id = hyphenated.ok_or_else(invalid_id)?;
+    State(portal): State<Portal>,
+    path: Result<Path<Hyphenated>, PathRejection>,
+) -> Result<Json<DeletedUser>, ApiError> {
+    let id = path.map_err(|_| invalid_id())?.0.into_uuid();
     let freed = portal.storage.delete_user(id).await.map_err(|failure| match failure {
         StorageError::UserNotFound => not_found(id),
         failure => ApiError::database(&failure, Some(MAYBE_DELETED)),
     })?;
-    Ok(Json(Deleted::new(id, freed.map(ExtensionNumber::get))))
+    Ok(Json(DeletedUser::new(id, freed.map(ExtensionNumber::get))))
 }

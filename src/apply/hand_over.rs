@@ -9,26 +9,23 @@
 //!
 //! # When an eviction lasts
 //!
-//! Asterisk may take back whatever it changed in its database within the last second ([`registrations`]). A listing without old
-//! registrations is therefore no proof: one may have been evicted, or replaced by the new owner's, only until the next failed
-//! commit. A [`Look`] tells more. As long as it holds, no registration can come back that it did not list: the state to which
-//! Asterisk could go back is the look's own or a later one. Two rules follow.
+//! Asterisk may take back what it changed in its database within the last second, so a listing without old registrations is no
+//! proof ([`registrations`]). But as long as a [`Look`] holds, no registration can come back that it did not list. Two rules follow.
 //!
 //! - A registration that an earlier look did not list, while that look still holds, is new. So it is the new owner's and stays.
 //!   All others are evicted.
 //! - If a look lists no old registration and still holds after [`COMMITTED_WITHIN`], it is on the disk, and the eviction lasts.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{PATIENCE, Run, proof};
 use crate::asterisk::in_force::objects;
 use crate::asterisk::registrations::{self, COMMITTED_WITHIN, Look, Registration};
 use crate::asterisk::reload::Reload;
-use crate::domain::{ExtensionNumber, some_of};
+use crate::domain::{Extension, Numbers, some_of};
 use crate::host::files::{self, Stage};
 use crate::render;
 
@@ -45,39 +42,12 @@ const NEXT_TRY: Duration = Duration::from_millis(50);
 /// phones registering without pause on an overloaded machine.
 const STORED_WITHIN: Duration = Duration::from_millis(50);
 
-/// The numbers that stay in quarantine: they are not handed over.
-pub(super) struct Kept {
-    /// Their former owners' secrets are in force still. The proof says why.
-    old_secrets: BTreeSet<ExtensionNumber>,
-    /// Evictions did not last. Marks cover the whole database, so these are all numbers whose new secret is in force.
-    taken_back: BTreeSet<ExtensionNumber>,
-}
-
-impl Kept {
-    /// All of them.
-    pub(super) fn numbers(&self) -> BTreeSet<ExtensionNumber> {
-        &self.old_secrets | &self.taken_back
-    }
-
-    /// Fails if evictions do not last.
-    pub(super) fn verdict(&self) -> Result<()> {
-        ensure!(
-            self.taken_back.is_empty(),
-            "Asterisk cannot write its database, so old registrations that were evicted come back: {}; a process that reads astdb.sqlite3 while Asterisk writes it (a backup, a monitor) is the usual cause: find it (fuser -v on that file), stop it, then apply again; until then, calls to these numbers get 404",
-            some_of(&self.taken_back)
-        );
-        Ok(())
-    }
-}
-
 impl Run<'_> {
     /// Step 6. Afterwards calls to the `changing` numbers get 404, over any crash or restart, until step 8. Their registrations are
     /// evicted once, for dialplans that dial the endpoint directly.
-    pub(super) async fn quarantine(&mut self, changing: &BTreeSet<ExtensionNumber>) -> Result<()> {
-        let target = &self.host.files.routing;
-        let quarantine =
-            files::prepare(self.lock, target, Stage::Quarantine, &render::routing(&self.numbers, changing))?;
-        self.publish(quarantine, target)?;
+    pub(super) async fn quarantine(&mut self, changing: &Numbers) -> Result<()> {
+        let routing = render::routing(&self.numbers, changing);
+        self.publish(files::prepare(self.lock, &self.host.files.routing, Stage::Quarantine, &routing)?)?;
         let result = &mut self.progress.reload_results.dialplan_reload;
         self.host.command.reload(Reload::Dialplan, result, || {}).await?;
         let still_routed = proof::not_quarantined(&self.host.control, changing).await?;
@@ -105,27 +75,33 @@ impl Run<'_> {
     }
 
     /// The second part of step 7. Afterwards each of the `changing` numbers belongs to its new owner alone, but for those that it
-    /// gives.
-    pub(super) async fn hand_over(&mut self, changing: BTreeSet<ExtensionNumber>) -> Result<Kept> {
+    /// gives: they stay in quarantine. Also gives an error if that is because evictions do not last; otherwise the proof says why.
+    pub(super) async fn hand_over(&mut self, changing: Numbers) -> Result<(Numbers, Result<()>)> {
         let old_secrets = self.new_secrets(&changing).await?;
         let handed_over = &changing - &old_secrets;
-        let taken_back = if self.evict_for_good(&handed_over).await? { BTreeSet::new() } else { handed_over };
+        let lasts = self.evict_for_good(&handed_over).await?;
         self.progress.done("hand over");
-        Ok(Kept { old_secrets, taken_back })
+        if lasts || handed_over.is_empty() {
+            return Ok((old_secrets, Ok(())));
+        }
+        // Marks cover the whole database, so nobody knows which of the numbers it is.
+        let error = anyhow!(
+            "Asterisk cannot write its database, so old registrations that were evicted come back: {}; a process that reads astdb.sqlite3 while Asterisk writes it (a backup, a monitor) is the usual cause: find it (fuser -v on that file), stop it, then apply again; until then, calls to these numbers get 404",
+            some_of(handed_over)
+        );
+        Ok((changing, Err(error)))
     }
 
     /// Afterwards no phone with an old secret can register as one of the `changing` numbers, but for those that it gives: their
     /// old secrets are in force still. The registrations that Asterisk accepted before are listed.
-    async fn new_secrets(&self, changing: &BTreeSet<ExtensionNumber>) -> Result<BTreeSet<ExtensionNumber>> {
-        let users = self.users.iter().filter(|user| changing.contains(&user.extension.number));
-        let new: BTreeMap<_, _> = users.map(|user| (user.extension.number, user.extension.secret.reveal())).collect();
-        let numbers: Vec<_> = new.keys().copied().collect();
+    async fn new_secrets(&self, changing: &Numbers) -> Result<Numbers> {
         let given_up = Instant::now() + IN_FORCE_WITHIN;
         loop {
-            let in_force = objects::secrets(&self.host.control, &numbers).await?;
-            let is_old =
-                |number: &ExtensionNumber| in_force.get(number).map(String::as_str) != new.get(number).copied();
-            let old: BTreeSet<_> = numbers.iter().copied().filter(is_old).collect();
+            let in_force = objects::secrets(&self.host.control, changing).await?;
+            let is_new = |own: &&Extension| in_force.get(&own.number).is_some_and(|found| found == own.secret.reveal());
+            let extensions = self.users.iter().map(|user| &user.extension);
+            let new: Numbers = extensions.filter(is_new).map(|own| own.number).collect();
+            let old = changing - &new;
             if old.is_empty() || Instant::now() > given_up {
                 sleep(STORED_WITHIN).await;
                 return Ok(old);
@@ -135,7 +111,7 @@ impl Run<'_> {
     }
 
     /// Afterwards, if it gives true, no registration that a former owner made of the `changing` numbers is left or can come back.
-    async fn evict_for_good(&mut self, changing: &BTreeSet<ExtensionNumber>) -> Result<bool> {
+    async fn evict_for_good(&mut self, changing: &Numbers) -> Result<bool> {
         let registered = registrations::list(&self.host.control).await?;
         if !self.may_have_evicted && !registered.iter().any(|registration| changing.contains(&registration.number)) {
             return Ok(true);
@@ -148,7 +124,7 @@ impl Run<'_> {
     }
 
     /// Like [`Run::evict_for_good`], however long it takes.
-    async fn evict_until_it_lasts(&mut self, changing: &BTreeSet<ExtensionNumber>) -> Result<()> {
+    async fn evict_until_it_lasts(&mut self, changing: &Numbers) -> Result<()> {
         let control = &self.host.control;
         let mut new_owners: Vec<Registration> = Vec::new();
         let mut earlier: Option<Look> = None;

@@ -28,8 +28,6 @@ mod ownership;
 pub mod preview;
 mod proof;
 
-use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,22 +39,22 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument as _, Span, error, info, info_span, warn};
+use tracing::{Instrument as _, Span, info, info_span, warn};
 use uuid::Uuid;
 
 use crate::asterisk::in_force::objects;
 use crate::asterisk::registrations::{self, COMMITTED_WITHIN};
 use crate::asterisk::reload::Reload;
-use crate::domain::{ExtensionNumber, Name, User};
+use crate::domain::{Name, Numbers, User};
 use crate::host::configuration::MainFiles;
 use crate::host::files::{self, Prepared, Stage};
 use crate::host::lock::HostLock;
-use crate::host::place::GeneratedFiles;
 use crate::preflight::probes::{Host, Trouble};
 use crate::render;
 use crate::settings::Settings;
-use crate::storage::{self, AuditEntry, Storage, StorageError};
-pub use outcome::{Applied, ApplyError, Progress, ReloadResults};
+use crate::storage::{self, AuditEntry, Storage};
+pub use outcome::{Applied, ApplyError, FailedApply};
+use outcome::{Progress, ReloadResults};
 use ownership::OnDisk;
 use proof::Differences;
 
@@ -87,7 +85,7 @@ struct Run<'a> {
     /// See [`Applier::evictions_settled`].
     evictions_settled: Instant,
     users: Vec<User>,
-    numbers: BTreeSet<ExtensionNumber>,
+    numbers: Numbers,
     /// Whether this apply, or one that was interrupted, may have evicted registrations of numbers that change hands.
     may_have_evicted: bool,
 }
@@ -172,7 +170,7 @@ impl Applier {
         if finished.is_err() {
             self.tasks.spawn_on(retry_audit(self.storage.clone(), row, self.stopping.clone()), service);
         }
-        conclude(audit_log_id, outcome, finished, progress)
+        progress.conclude(audit_log_id, outcome, finished)
     }
 
     /// Steps 3 to 9; gives the number of users.
@@ -191,9 +189,9 @@ impl Applier {
             run.quarantine(&changing).await?;
             run.serve_endpoints(endpoints).await?;
             run.evict_without_user().await?;
-            let kept = run.hand_over(changing).await?;
-            run.serve_routing(routing, &kept.numbers()).await?;
-            kept.verdict()?;
+            let (kept, evictions) = run.hand_over(changing).await?;
+            run.serve_routing(routing, &kept).await?;
+            evictions?;
             proof::differences(&self.host.control, &run.users).await?
         };
         run.prove(differences).await?;
@@ -206,10 +204,10 @@ impl Applier {
         lock: &'a HostLock,
         progress: &'a mut Progress,
         evictions_settled: Instant,
-    ) -> Result<(Run<'a>, BTreeSet<ExtensionNumber>, Prepared, Prepared)> {
+    ) -> Result<(Run<'a>, Numbers, Prepared, Prepared)> {
         let users = self.storage.users().await.map_err(|error| anyhow!("the users can't be read: {error}"))?;
         let numbers = proof::numbers(&users);
-        let (endpoints, routing) = (render::endpoints(&users), render::routing(&numbers, &BTreeSet::new()));
+        let (endpoints, routing) = (render::endpoints(&users), render::routing(&numbers, &Numbers::new()));
         progress.done("snapshot and render");
 
         let mut run =
@@ -225,11 +223,10 @@ impl Applier {
 
 impl Run<'_> {
     /// Step 4. Afterwards no probe that refuses an apply has failed. Gives the numbers that change hands.
-    async fn look(&mut self) -> Result<BTreeSet<ExtensionNumber>> {
+    async fn look(&mut self) -> Result<Numbers> {
         self.host.asterisk().await?;
-        let numbers: Vec<_> = self.numbers.iter().copied().collect();
         let control = &self.host.control;
-        let (secrets, main) = join!(objects::secrets(control, &numbers), self.host.probe_before_apply());
+        let (secrets, main) = join!(objects::secrets(control, &self.numbers), self.host.probe_before_apply());
         let on_disk = OnDisk::of(self.host, &main?)?;
         if !self.numbers.is_subset(&on_disk.endpoints) {
             // A number was free. If its former owner's registration comes back, it is listed by then.
@@ -250,7 +247,7 @@ impl Run<'_> {
 
     /// The first part of step 7. Afterwards Asterisk has read the endpoints; it may have refused them.
     async fn serve_endpoints(&mut self, endpoints: Prepared) -> Result<()> {
-        self.publish(endpoints, &self.host.files.endpoints)?;
+        self.publish(endpoints)?;
         let result = &mut self.progress.reload_results.pjsip_reload;
         self.host.command.reload(Reload::Pjsip, result, || {}).await?;
         self.progress.done("endpoints");
@@ -258,13 +255,13 @@ impl Run<'_> {
     }
 
     /// Step 8. Afterwards Asterisk has read the routing, in which calls reach every number but those in `quarantined`.
-    async fn serve_routing(&mut self, mut routing: Prepared, quarantined: &BTreeSet<ExtensionNumber>) -> Result<()> {
-        let target = &self.host.files.routing;
+    async fn serve_routing(&mut self, mut routing: Prepared, quarantined: &Numbers) -> Result<()> {
         if !quarantined.is_empty() {
             drop(routing); // Removes its temporary file.
-            routing = files::prepare(self.lock, target, Stage::Final, &render::routing(&self.numbers, quarantined))?;
+            let text = render::routing(&self.numbers, quarantined);
+            routing = files::prepare(self.lock, &self.host.files.routing, Stage::Final, &text)?;
         }
-        self.publish(routing, target)?;
+        self.publish(routing)?;
         let result = &mut self.progress.reload_results.dialplan_reload;
         self.host.command.reload(Reload::Dialplan, result, || {}).await?;
         self.progress.done("routing");
@@ -275,8 +272,8 @@ impl Run<'_> {
     /// are asked for while Asterisk still reloads modules that only use the endpoints, for a fifth of a reload; and again if the
     /// reload is retried.
     async fn serve_both(&mut self, endpoints: Prepared, routing: Prepared) -> Result<Differences> {
-        self.publish(endpoints, &self.host.files.endpoints)?;
-        self.publish(routing, &self.host.files.routing)?;
+        self.publish(endpoints)?;
+        self.publish(routing)?;
         let ReloadResults { pjsip_reload, dialplan_reload } = &mut self.progress.reload_results;
         let Host { command, control, .. } = self.host;
         let (sender, mut read) = mpsc::channel(1);
@@ -321,49 +318,20 @@ impl Run<'_> {
     }
 
     /// Renames a temporary file over its target, and flushes the folder.
-    fn publish(&mut self, prepared: Prepared, target: &Path) -> Result<()> {
-        prepared.publish(self.lock)?;
-        let GeneratedFiles { endpoints, routing } = &self.host.files;
-        let files_written = &mut self.progress.files_written;
-        let written = |file: &&_| *file == target || files_written.contains(file);
-        *files_written = [endpoints, routing].into_iter().filter(written).cloned().collect();
-        files::flush_folder(target)
+    fn publish(&mut self, prepared: Prepared) -> Result<()> {
+        let target = prepared.publish(self.lock)?;
+        let (written, path) = (&mut self.progress.files_written, target.display().to_string());
+        if !written.contains(&path) {
+            // The endpoints come first, as in the answer to every apply.
+            let at = if target == self.host.files.endpoints { 0 } else { written.len() };
+            written.insert(at, path);
+        }
+        files::flush_folder(&target)
     }
 
     async fn not_proven(&self, found: String) -> Error {
         anyhow!("{found}; likely cause: {}", self.host.likely_cause().await)
     }
-}
-
-/// The answer, from how the steps ended and whether the audit row could be completed.
-fn conclude(
-    audit_log_id: Uuid,
-    outcome: Result<usize>,
-    finished: Result<(), StorageError>,
-    progress: Progress,
-) -> Result<Applied, ApplyError> {
-    let (in_force, error_details) = match (outcome, finished) {
-        (Ok(users), Ok(())) => {
-            info!(%audit_log_id, users, evicted = progress.evicted.len(), "apply proven");
-            return Ok(Applied { audit_log_id, users, progress });
-        }
-        (Ok(_), Err(error)) => {
-            error!(%audit_log_id, %error, "apply proven, but its audit row can't be completed; it is retried");
-            let details = format!(
-                "Asterisk serves the new state, but the audit row can't be completed ({error}); it is retried until the database takes it or the service stops"
-            );
-            (true, details)
-        }
-        (Err(failure), Ok(())) => (false, failure.to_string()),
-        (Err(failure), Err(error)) => {
-            let row = "the audit row says \"interrupted\" until the database takes the rest";
-            (false, format!("{failure}; {row} ({error})"))
-        }
-    };
-    if !in_force {
-        error!(%audit_log_id, error = error_details, "apply failed");
-    }
-    Err(ApplyError::Failed { audit_log_id, error_details, in_force, progress: Box::new(progress) })
 }
 
 async fn retry_audit(storage: Storage, row: AuditEntry, stopping: CancellationToken) {

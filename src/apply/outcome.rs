@@ -1,33 +1,30 @@
-//! What an apply did, and how it can fail.
+//! What an apply did, and how it ended: as the API answers it.
 
-use std::path::PathBuf;
 use std::time::Instant;
 
+use anyhow::Result;
 use serde::Serialize;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::asterisk::registrations::Registration;
 use crate::asterisk::reload::CommandResult;
+use crate::domain::ExtensionNumber;
 use crate::storage::StorageError;
 
 /// What an apply has done so far.
-#[derive(Debug, Clone)]
-pub struct Progress {
+pub(super) struct Progress {
     step_began: Instant,
-    /// The target files that were replaced: the endpoints, then the routing.
-    pub files_written: Vec<PathBuf>,
-    /// The results of the reloads.
-    pub reload_results: ReloadResults,
-    /// The registrations that were evicted.
-    pub evicted: Vec<Registration>,
+    pub(super) files_written: Vec<String>,
+    pub(super) reload_results: ReloadResults,
+    pub(super) evicted: Vec<EvictedRegistration>,
     /// What an administrator should look at, although the apply goes on.
-    pub warnings: Vec<String>,
+    warnings: Vec<String>,
 }
 
 /// The results of the reloads; a step that was not reached is null.
-#[derive(Debug, Clone, Default, Serialize, ToSchema)]
+#[derive(Debug, Default, Serialize, ToSchema)]
 pub struct ReloadResults {
     /// Of `pjsip reload`.
     #[schema(required)]
@@ -37,15 +34,48 @@ pub struct ReloadResults {
     pub dialplan_reload: Option<CommandResult>,
 }
 
+/// A registration that was evicted.
+#[derive(Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct EvictedRegistration {
+    /// The number that it was registered as.
+    #[schema(value_type = u16, minimum = 1000, maximum = 1999)]
+    pub extension: ExtensionNumber,
+    /// Where the phone is.
+    pub contact: String,
+}
+
 /// An apply that is proven.
-#[derive(Debug)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Applied {
+    /// The success in words, and what an administrator should look at.
+    pub message: String,
     /// Its row in the audit log.
     pub audit_log_id: Uuid,
-    /// How many users, and so extensions, Asterisk serves.
-    pub users: usize,
-    /// What was done.
-    pub progress: Progress,
+    /// The files that were replaced.
+    pub files_written: Vec<String>,
+    /// The results of the reloads.
+    pub reload_results: ReloadResults,
+    /// How many users Asterisk serves.
+    #[schema(minimum = 0, maximum = 1000)]
+    pub users_applied: usize,
+    /// How many extensions Asterisk serves.
+    #[schema(minimum = 0, maximum = 1000)]
+    pub extensions_generated: usize,
+    /// The phones that were registered as a number that is no longer theirs.
+    pub registrations_evicted: Vec<EvictedRegistration>,
+}
+
+/// The fields that an apply's failure has beside those of every error.
+#[derive(Debug, Default, Serialize, ToSchema)]
+pub struct FailedApply {
+    /// Its row in the audit log.
+    pub audit_log_id: Uuid,
+    /// What happened, and to which file, extension or host.
+    pub error_details: String,
+    /// The files that were replaced.
+    pub files_written: Vec<String>,
+    /// The results of the reloads; null for a step that was not reached.
+    pub reload_results: ReloadResults,
 }
 
 /// An apply that is not proven.
@@ -57,14 +87,10 @@ pub enum ApplyError {
     Unavailable(StorageError),
     /// A step failed.
     Failed {
-        /// Its row in the audit log.
-        audit_log_id: Uuid,
-        /// What happened, and what to do.
-        error_details: String,
         /// Whether the apply itself succeeded, and only its audit row could not be completed.
         in_force: bool,
         /// What was done until then.
-        progress: Box<Progress>,
+        failed: Box<FailedApply>,
     },
 }
 
@@ -92,11 +118,55 @@ impl Progress {
 
     /// Records evicted registrations: each phone once, however often it came back.
     pub(super) fn note_evicted(&mut self, registrations: Vec<Registration>) {
-        for new in registrations.into_iter().filter(|registration| !registration.is_evicted()) {
-            if !self.evicted.iter().any(|old| (old.number, &old.contact) == (new.number, &new.contact)) {
-                info!(extension = %new.number, contact = new.contact, "registration evicted");
+        for registration in registrations.into_iter().filter(|registration| !registration.is_evicted()) {
+            let new = EvictedRegistration { extension: registration.number, contact: registration.contact };
+            if !self.evicted.contains(&new) {
+                info!(extension = %new.extension, contact = new.contact, "registration evicted");
                 self.evicted.push(new);
             }
         }
+    }
+
+    /// The answer, from how the steps ended and whether the audit row could be completed.
+    pub(super) fn conclude(
+        self,
+        audit_log_id: Uuid,
+        outcome: Result<usize>,
+        finished: Result<(), StorageError>,
+    ) -> Result<Applied, ApplyError> {
+        let Self { files_written, reload_results, evicted, warnings, .. } = self;
+        let in_force = outcome.is_ok();
+        let error_details = match (outcome, finished) {
+            (Ok(users), Ok(())) => {
+                info!(%audit_log_id, users, evicted = evicted.len(), "apply proven");
+                let noun = if users == 1 { "user" } else { "users" };
+                let warnings: Vec<_> = warnings.iter().map(|warning| format!(" Warning: {warning}.")).collect();
+                return Ok(Applied {
+                    message: format!("Asterisk serves {users} {noun}: every value is proven.{}", warnings.concat()),
+                    audit_log_id,
+                    files_written,
+                    reload_results,
+                    users_applied: users,
+                    extensions_generated: users,
+                    registrations_evicted: evicted,
+                });
+            }
+            (Ok(_), Err(error)) => {
+                error!(%audit_log_id, %error, "apply proven, but its audit row can't be completed; it is retried");
+                format!(
+                    "Asterisk serves the new state, but the audit row can't be completed ({error}); it is retried until the database takes it or the service stops"
+                )
+            }
+            (Err(failure), Ok(())) => failure.to_string(),
+            (Err(failure), Err(error)) => {
+                let row = "the audit row says \"interrupted\" until the database takes the rest";
+                format!("{failure}; {row} ({error})")
+            }
+        };
+        if !in_force {
+            error!(%audit_log_id, error = error_details, "apply failed");
+        }
+        let failed = FailedApply { audit_log_id, error_details, files_written, reload_results };
+        Err(ApplyError::Failed { in_force, failed: Box::new(failed) })
     }
 }

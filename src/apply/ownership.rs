@@ -9,13 +9,13 @@
 //! - our routing on disk has the quarantine's line for it: an earlier apply was interrupted. A routing file that is missing or was
 //!   emptied by hand is no quarantine.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Result;
 
 use crate::asterisk::registrations::Registration;
-use crate::domain::{ExtensionNumber, User};
+use crate::domain::{ExtensionNumber, Numbers, User};
 use crate::host::configuration::{Config, MainFiles, Section};
 use crate::host::foreign;
 use crate::preflight::probes::Host;
@@ -25,9 +25,9 @@ use crate::render;
 #[derive(Default)]
 pub(super) struct OnDisk {
     secrets: BTreeMap<ExtensionNumber, String>,
-    pub(super) endpoints: BTreeSet<ExtensionNumber>,
+    pub(super) endpoints: Numbers,
     /// The numbers that an interrupted apply left in quarantine.
-    pub(super) quarantined: BTreeSet<ExtensionNumber>,
+    pub(super) quarantined: Numbers,
 }
 
 impl OnDisk {
@@ -72,7 +72,7 @@ pub(super) fn changing_hands(
     on_disk: &OnDisk,
     secrets: &BTreeMap<ExtensionNumber, String>,
     registered: &[Registration],
-) -> BTreeSet<ExtensionNumber> {
+) -> Numbers {
     let changes = |user: &&User| {
         let (number, secret) = (user.extension.number, user.extension.secret.reveal());
         let another = match secrets.get(&number).or(on_disk.secrets.get(&number)) {

@@ -42,9 +42,8 @@ async fn next_apply(host: &Host, users: &[User]) -> Probed {
 async fn old_registrations(host: &Host, users: &[User]) -> Probed {
     let on_disk = OnDisk::of(host, &MainFiles::read(&host.config_dir)?)?;
     let wanted = proof::numbers(users);
-    let numbers: Vec<_> = wanted.iter().copied().collect();
     let (secrets, registrations) =
-        try_join!(objects::secrets(&host.control, &numbers), registrations::list(&host.control))?;
+        try_join!(objects::secrets(&host.control, &wanted), registrations::list(&host.control))?;
     let changing = changing_hands(users, &on_disk, &secrets, &registrations);
     let registered = registrations.into_iter().map(|registration| registration.number);
     let old: BTreeSet<_> = registered.filter(|number| changing.contains(number) || !wanted.contains(number)).collect();

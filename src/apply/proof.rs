@@ -4,7 +4,7 @@
 //! The options come from [`render::options`], which the file is written from, too: an option that is added there is proven
 //! here. Asterisk shows no `disallow`, and older releases do not show every option; what it does not show, nobody can compare.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use anyhow::Result;
 use tokio::try_join;
@@ -12,25 +12,24 @@ use tokio::try_join;
 use crate::asterisk::control::Control;
 use crate::asterisk::in_force::dialplan::{FirstPriority, first_priorities};
 use crate::asterisk::in_force::objects::{self, Options};
-use crate::domain::{ExtensionNumber, User, some_of};
+use crate::domain::{ExtensionNumber, Numbers, User, some_of};
 use crate::render::{self, CONTEXT, ObjectType};
 
 /// The differences between the snapshot and what Asterisk serves.
 pub(super) type Differences = Vec<Difference>;
 
 /// What is missing, left over or different.
-#[derive(Debug)]
 pub(super) struct Difference {
     /// What an apply would do about it.
     pub(super) remedy: Remedy,
     /// Of which numbers; none for the whole context.
-    pub(super) numbers: BTreeSet<ExtensionNumber>,
+    pub(super) numbers: Numbers,
     /// In words.
     pub(super) text: String,
 }
 
 /// What an apply would do about a difference.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Remedy {
     Add,
     Remove,
@@ -49,17 +48,14 @@ pub(super) async fn differences(control: &Control, users: &[User]) -> Result<Dif
 }
 
 /// The numbers of `changing` that Asterisk does not keep at 404.
-pub(super) async fn not_quarantined(
-    control: &Control,
-    changing: &BTreeSet<ExtensionNumber>,
-) -> Result<BTreeSet<ExtensionNumber>> {
+pub(super) async fn not_quarantined(control: &Control, changing: &Numbers) -> Result<Numbers> {
     let routed = first_priorities(control).await?.unwrap_or_default();
     let kept = |number: &ExtensionNumber| routed.get(number).is_some_and(|first| first.is_ours(render::QUARANTINED));
     Ok(changing.iter().copied().filter(|number| !kept(number)).collect())
 }
 
 /// The numbers of `users`.
-pub(super) fn numbers(users: &[User]) -> BTreeSet<ExtensionNumber> {
+pub(super) fn numbers(users: &[User]) -> Numbers {
     users.iter().map(|user| user.extension.number).collect()
 }
 
@@ -112,31 +108,27 @@ async fn dialplan_differences(control: &Control, users: &[User]) -> Result<Diffe
     let missing = wanted.iter().copied().filter(|number| !routed.contains_key(number));
     add(&mut found, Remedy::Add, "dialplan extensions missing", missing);
     let (ours, left_over): (Vec<_>, Vec<_>) = routed.iter().partition(|(number, _)| wanted.contains(number));
-    add_placed(&mut found, Remedy::Remove, "dialplan extensions left over", &left_over);
+    let placed = |(number, row): (&ExtensionNumber, &FirstPriority)| (*number, format!("{number} ({})", row.source));
+    add_rows(&mut found, Remedy::Remove, "dialplan extensions left over", left_over.into_iter().map(placed));
     let differ = ours.into_iter().filter(|(number, first)| !first.is_ours(&render::dial(**number)));
     let (quarantined, not_ours): (Vec<_>, Vec<_>) = differ.partition(|(_, first)| first.is_ours(render::QUARANTINED));
     let quarantined = quarantined.into_iter().map(|(number, _)| *number);
     add(&mut found, Remedy::Change, "dialplan extensions kept at 404", quarantined);
-    add_placed(&mut found, Remedy::Change, "dialplan extensions whose priority 1 is not ours", &not_ours);
+    let not_ours = not_ours.into_iter().map(placed);
+    add_rows(&mut found, Remedy::Change, "dialplan extensions whose priority 1 is not ours", not_ours);
     Ok(found)
 }
 
 /// Adds a difference, if there are any numbers.
 fn add(found: &mut Differences, remedy: Remedy, what: &str, numbers: impl IntoIterator<Item = ExtensionNumber>) {
-    let numbers: BTreeSet<_> = numbers.into_iter().collect();
-    if !numbers.is_empty() {
-        let text = format!("{what}: {}", some_of(&numbers));
-        found.push(Difference { remedy, numbers, text });
-    }
+    add_rows(found, remedy, what, numbers.into_iter().map(|number| (number, number.to_string())));
 }
 
-/// Like [`add`], with the file and line of each number's priority 1.
-fn add_placed(found: &mut Differences, remedy: Remedy, what: &str, rows: &[(&ExtensionNumber, &FirstPriority)]) {
-    if !rows.is_empty() {
-        let placed = rows.iter().map(|(number, first)| format!("{number} ({})", first.source));
-        let text = format!("{what}: {}", some_of(placed));
-        let numbers = rows.iter().map(|(number, _)| **number).collect();
-        found.push(Difference { remedy, numbers, text });
+/// Like [`add`], with how each number is shown: with the file and line of its priority 1, say.
+fn add_rows(found: &mut Differences, remedy: Remedy, what: &str, all: impl Iterator<Item = (ExtensionNumber, String)>) {
+    let (numbers, shown): (Numbers, Vec<_>) = all.unzip();
+    if !numbers.is_empty() {
+        found.push(Difference { remedy, numbers, text: format!("{what}: {}", some_of(shown)) });
     }
 }
 

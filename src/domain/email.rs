@@ -5,7 +5,7 @@ use regex::Regex;
 use super::Invalid;
 
 /// An e-mail address by the grammar of the HTML standard's `<input type=email>`, at most 255 characters, kept as typed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Email(String);
 
 impl Email {

@@ -3,7 +3,7 @@ use std::fmt;
 use super::Invalid;
 
 /// An extension of the pool: 1000 to 1999. A user's endpoint, auth and AOR have it as their name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
 pub struct ExtensionNumber(u16);
 
 impl ExtensionNumber {

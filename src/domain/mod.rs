@@ -10,7 +10,11 @@ pub use extension::ExtensionNumber;
 pub use name::Name;
 pub use secret::Secret;
 
+use std::collections::BTreeSet;
+
+use serde::Serialize;
 use time::OffsetDateTime;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 /// The error of a text that a type rejects: the rule, for the person who typed it.
@@ -18,29 +22,37 @@ use uuid::Uuid;
 #[error("{0}")]
 pub struct Invalid(pub &'static str);
 
-/// A user with the extension that belongs to it.
-#[derive(Debug, Clone)]
+/// Some numbers of the pool.
+pub type Numbers = BTreeSet<ExtensionNumber>;
+
+/// A user with their extension.
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct User {
     /// Made by the service, never reused.
     pub id: Uuid,
     /// The one tenant there is.
     pub tenant_id: Uuid,
     /// Shown to the people whom the user calls.
+    #[schema(value_type = String)]
     pub name: Name,
     /// Unique, whatever its case.
+    #[schema(value_type = String)]
     pub email: Email,
     /// What the user's phone registers as.
     pub extension: Extension,
     /// UTC, to the millisecond.
+    #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
 }
 
 /// A number and the secret that a phone needs to register as it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Extension {
-    /// Goes back to the pool with its user.
+    /// The phone's user name. Goes back to the pool with its user.
+    #[schema(value_type = u16, minimum = 1000, maximum = 1999)]
     pub number: ExtensionNumber,
-    /// Belongs to one user for ever; a number's next user gets another.
+    /// The phone's password. Belongs to one user for ever; a number's next user gets another.
+    #[schema(value_type = String, pattern = "^[A-Za-z0-9]+$")]
     pub secret: Secret,
 }
 

@@ -6,7 +6,7 @@ use super::Invalid;
 
 /// The name of a user, or of the person who triggered an apply: 1 to 255 characters of any script after trimming, without control
 /// or line-breaking characters.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Name(String);
 
 impl Name {

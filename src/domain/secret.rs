@@ -13,8 +13,8 @@ const LETTERS: u8 = 21;
 const LENGTH: usize = 30;
 
 /// The password that a phone registers with: letters and digits only, so that it is safe in a configuration file
-/// and on a phone's keypad. `Debug` does not show it.
-#[derive(Clone, PartialEq, Eq)]
+/// and on a phone's keypad. `Debug` does not show it; JSON does: only the answers of the API have one in them.
+#[derive(Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Secret(String);
 
 impl Secret {

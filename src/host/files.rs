@@ -80,11 +80,12 @@ pub fn prepare(_lock: &HostLock, target: &Path, stage: Stage, content: &str) -> 
 }
 
 impl Prepared {
-    /// Renames the temporary file over the target. Call [`flush_folder`] afterwards. If it fails, the old file is still there.
-    pub fn publish(mut self, _lock: &HostLock) -> Result<()> {
+    /// Renames the temporary file over the target, and returns the target: call [`flush_folder`] afterwards. If it fails, the old
+    /// file is still there.
+    pub fn publish(mut self, _lock: &HostLock) -> Result<PathBuf> {
         fs::rename(&self.temporary, &self.target).map_err(failed("renaming the temporary file to", &self.target))?;
         self.published = true;
-        Ok(())
+        Ok(self.target.clone())
     }
 }
 

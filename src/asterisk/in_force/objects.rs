@@ -1,13 +1,13 @@
 //! The endpoints, auths and AORs in force.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use anyhow::Result;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::whole;
 use crate::asterisk::control::Control;
-use crate::domain::ExtensionNumber;
+use crate::domain::{ExtensionNumber, Numbers};
 use crate::render::ObjectType;
 
 /// The options of one object with their values, as `pjsip show endpoint 1000` shows them.
@@ -31,7 +31,7 @@ fn shown(kind: ObjectType) -> (&'static str, &'static str) {
 
 /// The numbers 1000 to 1999 that have an object of this type. Asterisk removes registrations that have expired when it lists
 /// their AORs.
-pub async fn numbers(control: &Control, kind: ObjectType) -> Result<BTreeSet<ExtensionNumber>> {
+pub async fn numbers(control: &Control, kind: ObjectType) -> Result<Numbers> {
     // Without the pattern, thousands of other objects would take a second.
     let list = format!("{}s like ^1[0-9][0-9][0-9]$", shown(kind).0);
     control.listing(&[list], |text| parse_numbers(kind, text)).await
@@ -52,12 +52,13 @@ pub async fn options<T>(
 }
 
 /// The secrets in force of `numbers`; a number without an auth is left out.
-pub async fn secrets(control: &Control, numbers: &[ExtensionNumber]) -> Result<BTreeMap<ExtensionNumber, String>> {
+pub async fn secrets(control: &Control, numbers: &Numbers) -> Result<BTreeMap<ExtensionNumber, String>> {
+    let numbers: Vec<_> = numbers.iter().copied().collect();
     let password = |_, options: &Options| {
         let password = options.iter().find(|(name, _)| *name == "password");
         password.map(|(_, value)| (*value).to_owned()).unwrap_or_default()
     };
-    options(control, ObjectType::Auth, numbers, password).await
+    options(control, ObjectType::Auth, &numbers, password).await
 }
 
 /// The number at the beginning of a line that names an object of this type.
@@ -66,7 +67,7 @@ fn named(kind: ObjectType, line: &str) -> Option<ExtensionNumber> {
 }
 
 /// `None` unless the listing is whole.
-pub(super) fn parse_numbers(kind: ObjectType, text: &str) -> Option<BTreeSet<ExtensionNumber>> {
+pub(super) fn parse_numbers(kind: ObjectType, text: &str) -> Option<Numbers> {
     // The header explains each kind of row with one of `<…>`.
     let rows: Vec<_> = text.lines().filter(|l| l.starts_with(shown(kind).1) && !l.contains("  <")).collect();
     whole(text, rows.len())?;
@@ -115,11 +116,11 @@ mod tests {
 
     #[test]
     fn the_numbers_that_have_an_object() {
-        let both = BTreeSet::from([1000, 1001].map(number));
+        let both = Numbers::from([1000, 1001].map(number));
         assert_eq!(parse_numbers(ObjectType::Endpoint, recorded!("endpoints")), Some(both.clone()));
         assert_eq!(parse_numbers(ObjectType::Auth, recorded!("auths")), Some(both.clone()));
         assert_eq!(parse_numbers(ObjectType::Aor, recorded!("aors")), Some(both));
-        assert_eq!(parse_numbers(ObjectType::Endpoint, recorded!("no-endpoints")), Some(BTreeSet::new()));
+        assert_eq!(parse_numbers(ObjectType::Endpoint, recorded!("no-endpoints")), Some(Numbers::new()));
     }
 
     #[test]
