@@ -7,7 +7,7 @@ use std::path::Path;
 
 use clap_complete::Shell;
 use clap_mangen::Man;
-use pbx_control_portal::settings::help::{self, Documented, EXAMPLES, EXIT_STATUS, PRECEDENCE, documented};
+use pbx_control_portal::help::{self, Documented, EXAMPLES, EXIT_STATUS, PRECEDENCE, documented};
 
 fn main() -> io::Result<()> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/pages");

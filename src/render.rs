@@ -142,14 +142,14 @@ mod tests {
     use super::*;
     use crate::domain::{Email, Extension, Secret};
 
-    fn user(name: &str, number: i64, secret: &str) -> User {
+    fn user(name: &str, number: i32, secret: &str) -> User {
         User {
             id: uuid::Uuid::nil(),
             tenant_id: uuid::Uuid::nil(),
             name: Name::parse(name).expect("a name"),
             email: Email::parse("a@example.com").expect("an address"),
             extension: Extension {
-                number: ExtensionNumber::try_from(number).expect("a number"),
+                number: ExtensionNumber::new(number).expect("a number"),
                 secret: Secret::parse(secret).expect("a secret"),
             },
             created_at: time::OffsetDateTime::UNIX_EPOCH,
@@ -157,7 +157,7 @@ mod tests {
     }
 
     fn caller_id_of(name: &str) -> String {
-        caller_id(&Name::parse(name).expect("a name"), ExtensionNumber::try_from(1000).expect("a number"))
+        caller_id(&Name::parse(name).expect("a name"), ExtensionNumber::new(1000).expect("a number"))
     }
 
     #[test]

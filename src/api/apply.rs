@@ -81,7 +81,7 @@ pub(super) fn failures() -> Vec<ApiError> {
         ..FailedApply::default()
     };
     vec![
-        ApiError::validation(vec![FieldError::new("triggered_by", Name::INVALID.0)]),
+        ApiError::validation(vec![FieldError::new("triggered_by", Name::INVALID)]),
         answer(ApplyError::InProgress),
         ApiError::PAYLOAD_TOO_LARGE,
         ApiError::UNSUPPORTED_MEDIA_TYPE,

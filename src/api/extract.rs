@@ -15,7 +15,6 @@ use tokio::time::timeout;
 use super::MAX_BODY_BYTES;
 use super::error::{ApiError, FieldError};
 use super::server::BODY_PATIENCE;
-use crate::domain::Invalid;
 
 /// The fields of a JSON object. An operation takes each of its fields once; a field that is left over is an error.
 #[derive(Default)]
@@ -84,9 +83,9 @@ impl<'de> Visitor<'de> for Fields {
 
 impl Fields {
     /// Takes a text field. `None` is an error that [`Fields::finish`] reports.
-    pub fn take<T>(&mut self, name: &str, parse: impl FnOnce(&str) -> Result<T, Invalid>) -> Option<T> {
+    pub fn take<T>(&mut self, name: &str, parse: impl FnOnce(&str) -> Result<T, &'static str>) -> Option<T> {
         let parsed = match self.fields.remove(name) {
-            Some(Value::String(text)) => parse(&text).map_err(|rule| rule.0),
+            Some(Value::String(text)) => parse(&text),
             Some(_) => Err("must be a string"),
             None => Err("is required"),
         };

@@ -19,7 +19,7 @@ pub(super) const OTHER_HOST: ApiError = ApiError::new(
 );
 
 /// How requests are authorized.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub enum Guard {
     /// Every request needs it.
     Token(ApiToken),

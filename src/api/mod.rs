@@ -36,7 +36,7 @@ use openapi::Document;
 const MAX_BODY_BYTES: usize = 16 * 1024;
 
 /// The state that the operations share.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Portal {
     /// Users.
     pub storage: Storage,

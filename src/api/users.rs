@@ -81,7 +81,7 @@ fn alice() -> Value {
         "tenant_id": "a0000000-0000-0000-0000-000000000000",
         "name": "Alice Ångström",
         "email": "alice@example.com",
-        "extension": {"number": 1000, "secret": "hd34nxkwr7pam9yet6cjf3wdkp4nh7"},
+        "extension": {"number": 1000, "secret": "hdxnkwrpamyetcjfwdkpnhfaxrmcetyk"},
         "created_at": "2026-11-21T08:00:00.123Z",
     })
 }
@@ -113,10 +113,7 @@ const MAYBE_DELETED: &str = "the user was deleted: look with GET /users";
 
 pub(super) fn create_failures() -> Vec<ApiError> {
     vec![
-        ApiError::validation(vec![
-            FieldError::new("name", Name::INVALID.0),
-            FieldError::new("email", Email::INVALID.0),
-        ]),
+        ApiError::validation(vec![FieldError::new("name", Name::INVALID), FieldError::new("email", Email::INVALID)]),
         EMAIL_IN_USE,
         POOL_EXHAUSTED,
         ApiError::PAYLOAD_TOO_LARGE,

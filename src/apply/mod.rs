@@ -65,7 +65,7 @@ const PATIENCE: u32 = 5;
 const AUDIT_RETRY: Duration = Duration::from_secs(2);
 
 /// Applies to one Asterisk.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Applier {
     storage: Storage,
     host: Host,
@@ -142,7 +142,7 @@ impl Applier {
             files_written: json!([]),
             reload_results: json!(ReloadResults::default()),
         };
-        self.storage.begin_audit(row.clone()).await.map_err(ApplyError::Unavailable)?;
+        self.storage.write_audit(row.clone()).await.map_err(ApplyError::Unavailable)?;
         info!(audit_log_id = %row.id, "apply begins");
 
         let mut progress = Progress::new();
@@ -165,7 +165,7 @@ impl Applier {
         row.error_details = outcome.as_ref().err().map(ToString::to_string);
         row.files_written = json!(progress.files_written);
         row.reload_results = json!(progress.reload_results);
-        let finished = self.storage.finish_audit(row.clone()).await;
+        let finished = self.storage.write_audit(row.clone()).await;
         let audit_log_id = row.id;
         if finished.is_err() {
             self.tasks.spawn_on(retry_audit(self.storage.clone(), row, self.stopping.clone()), service);
@@ -336,7 +336,7 @@ impl Run<'_> {
 
 async fn retry_audit(storage: Storage, row: AuditEntry, stopping: CancellationToken) {
     while stopping.run_until_cancelled(sleep(AUDIT_RETRY)).await.is_some() {
-        match storage.finish_audit(row.clone()).await {
+        match storage.write_audit(row.clone()).await {
             Ok(()) => return info!(audit_log_id = %row.id, "the audit row is completed"),
             Err(error) => warn!(audit_log_id = %row.id, %error, "the audit row can't be completed yet"),
         }

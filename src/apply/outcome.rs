@@ -46,6 +46,7 @@ pub struct EvictedRegistration {
 
 /// An apply that is proven.
 #[derive(Debug, Serialize, ToSchema)]
+#[expect(clippy::struct_field_names, reason = "the API's own names")]
 pub struct Applied {
     /// The success in words, and what an administrator should look at.
     pub message: String,

@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn each_option_but_disallow_is_shown_and_compared() {
-        let number = ExtensionNumber::try_from(1000).expect("a number");
+        let number = ExtensionNumber::new(1000).expect("a number");
         let user = User {
             id: uuid::Uuid::nil(),
             tenant_id: uuid::Uuid::nil(),

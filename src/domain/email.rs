@@ -2,8 +2,6 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-use super::Invalid;
-
 /// An e-mail address by the grammar of the HTML standard's `<input type=email>`, at most 255 characters, kept as typed.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Email(String);
@@ -13,28 +11,20 @@ impl Email {
     pub const PATTERN: &str = r"^[a-zA-Z0-9.!#$%&'*+/=?^_`{|}~-]+@[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?(\.[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?)*$";
 
     /// The rule, in words.
-    pub const INVALID: Invalid =
-        Invalid("must be an e-mail address such as alice@example.com, at most 255 characters, ASCII only");
+    pub const INVALID: &str = "must be an e-mail address such as alice@example.com, at most 255 characters, ASCII only";
 
     /// The longest address, in characters.
     pub const MAX_LENGTH: usize = 255;
 
     /// Parses what a person typed.
-    ///
-    /// # Errors
-    /// [`Invalid`] with the rule.
-    pub fn parse(typed: &str) -> Result<Self, Invalid> {
+    pub(crate) fn parse(typed: &str) -> Result<Self, &'static str> {
         static RULE: LazyLock<Regex> = LazyLock::new(|| Regex::new(Email::PATTERN).expect("a pattern that compiles"));
-        if typed.len() <= Self::MAX_LENGTH && RULE.is_match(typed) {
-            Ok(Self(typed.to_owned()))
-        } else {
-            Err(Self::INVALID)
-        }
+        let valid = typed.len() <= Self::MAX_LENGTH && RULE.is_match(typed);
+        valid.then(|| Self(typed.to_owned())).ok_or(Self::INVALID)
     }
 
     /// The address as typed.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 }

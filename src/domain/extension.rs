@@ -1,34 +1,26 @@
 use std::fmt;
 
-use super::Invalid;
-
 /// An extension of the pool: 1000 to 1999. A user's endpoint, auth and AOR have it as their name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
 pub struct ExtensionNumber(u16);
 
 impl ExtensionNumber {
     /// The rule, in words.
-    pub const INVALID: Invalid = Invalid("must be a number from 1000 to 1999");
+    pub const INVALID: &str = "must be a number from 1000 to 1999";
+
+    /// The number, if it is one of the pool.
+    pub fn new(number: i32) -> Option<Self> {
+        u16::try_from(number).ok().filter(|n| (1000..=1999).contains(n)).map(Self)
+    }
 
     /// Parses exactly four digits that are a number of the pool.
-    #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        let four_digits = text.len() == 4 && text.bytes().all(|b| b.is_ascii_digit());
-        four_digits.then(|| text.parse::<i64>().ok()).flatten().and_then(|n| Self::try_from(n).ok())
+        text.parse().ok().filter(|_| text.len() == 4).and_then(Self::new)
     }
 
     /// The number itself.
-    #[must_use]
     pub fn get(self) -> u16 {
         self.0
-    }
-}
-
-impl TryFrom<i64> for ExtensionNumber {
-    type Error = Invalid;
-
-    fn try_from(number: i64) -> Result<Self, Invalid> {
-        u16::try_from(number).ok().filter(|n| (1000..=1999).contains(n)).map(Self).ok_or(Self::INVALID)
     }
 }
 

@@ -1,4 +1,5 @@
-//! The values that the service works with, as types that are always valid: parsed once, never checked again.
+//! The values that the service works with, as types that are always valid: parsed once, never checked again. The error is the
+//! rule, in words, for the person who typed something else.
 
 mod email;
 mod extension;
@@ -17,16 +18,11 @@ use time::OffsetDateTime;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-/// The error of a text that a type rejects: the rule, for the person who typed it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct Invalid(pub &'static str);
-
 /// Some numbers of the pool.
 pub type Numbers = BTreeSet<ExtensionNumber>;
 
 /// A user with their extension.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Clone, Serialize, ToSchema)]
 pub struct User {
     /// Made by the service, never reused.
     pub id: Uuid,
@@ -46,7 +42,7 @@ pub struct User {
 }
 
 /// A number and the secret that a phone needs to register as it.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Clone, Serialize, ToSchema)]
 pub struct Extension {
     /// The phone's user name. Goes back to the pool with its user.
     #[schema(value_type = u16, minimum = 1000, maximum = 1999)]
@@ -57,7 +53,6 @@ pub struct Extension {
 }
 
 /// Lists the first few and counts the rest: `1000, 1001, 1002, 1003, 1004 and 95 more`.
-#[must_use]
 pub fn some_of(all: impl IntoIterator<Item = impl ToString>) -> String {
     const NAMED: usize = 5;
     let all: Vec<_> = all.into_iter().map(|one| one.to_string()).collect();

@@ -2,8 +2,6 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-use super::Invalid;
-
 /// The name of a user, or of the person who triggered an apply: 1 to 255 characters of any script after trimming, without control
 /// or line-breaking characters.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -21,21 +19,17 @@ impl Name {
     );
 
     /// The rule, in words.
-    pub const INVALID: Invalid =
-        Invalid("must be 1 to 255 characters, white space around it aside, without control characters or line breaks");
+    pub const INVALID: &str =
+        "must be 1 to 255 characters, white space around it aside, without control characters or line breaks";
 
     /// Parses what a person typed, and trims it.
-    ///
-    /// # Errors
-    /// [`Invalid`] with the rule.
-    pub fn parse(typed: &str) -> Result<Self, Invalid> {
+    pub(crate) fn parse(typed: &str) -> Result<Self, &'static str> {
         static RULE: LazyLock<Regex> = LazyLock::new(|| Regex::new(Name::PATTERN).expect("a pattern that compiles"));
         if RULE.is_match(typed) { Ok(Self(typed.trim().to_owned())) } else { Err(Self::INVALID) }
     }
 
     /// The name without white space around it.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::account::user_name;
 use crate::preflight::probes::{Finding, Host, Probed, State, Trouble};
 use crate::settings::{ApiToken, DatabaseUrl, Secrets, Settings};
-use crate::storage::{Storage, Wire};
+use crate::storage::{Storage, StorageError};
 
 /// Everything that was found.
 #[derive(Debug, Serialize)]
@@ -98,20 +98,17 @@ async fn database(url: &DatabaseUrl, storage: &Storage) -> Probed {
     {
         return Err(Trouble::Warning(format!("there is no {} yet; {to_make}", file.display())));
     }
-    let unusable = |error| anyhow!("it can't be used: {error} Look at DATABASE_URL, too");
-    let found = storage.inspect().await.map_err(unusable)?;
-    if let Some(obstacle) = found.obstacle {
-        return Err(anyhow!(obstacle).into());
-    }
+    let found = storage.inspect().await.map_err(|error| match error {
+        StorageError::Unusable(why) => anyhow!(why),
+        error => anyhow!("it can't be used: {error} Look at DATABASE_URL, too"),
+    })?;
     let Some(version) = found.schema else {
         return Err(Trouble::Warning(format!("{} has no tables yet; {to_make}", found.server)));
     };
     storage.users().await.map_err(Error::from)?;
-    match storage.wire().await {
-        Some(Wire { found: wire, advice: Some(advice) }) => {
-            Err(Trouble::Warning(format!("{}, schema {version}, {wire}; {advice}", found.server)))
-        }
-        Some(wire) => Ok(format!("{}, schema {version}, {}", found.server, wire.found)),
-        None => Ok(format!("{}, schema {version}", found.server)),
+    let database = format!("{}, schema {version}", found.server);
+    match found.advice {
+        Some(advice) => Err(Trouble::Warning(format!("{database}; {advice}"))),
+        None => Ok(database),
     }
 }

@@ -19,26 +19,6 @@ pub enum DatabaseUrl {
     Sqlite(PathBuf),
 }
 
-/// The parameters of a `postgres://` URL that sqlx knows. It ignores others, such as a misspelt `sslmode`.
-const POSTGRES_PARAMETERS: [&str; 16] = [
-    "application_name",
-    "sslmode",
-    "ssl-mode",
-    "sslrootcert",
-    "ssl-root-cert",
-    "ssl-ca",
-    "sslcert",
-    "ssl-cert",
-    "sslkey",
-    "ssl-key",
-    "host",
-    "hostaddr",
-    "port",
-    "dbname",
-    "user",
-    "password",
-];
-
 /// Without the password.
 impl fmt::Display for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -58,10 +38,7 @@ impl fmt::Display for DatabaseUrl {
 }
 
 impl DatabaseUrl {
-    /// Parses `postgres://…`, or `sqlite://` and a percent-encoded path.
-    ///
-    /// # Errors
-    /// Why it is invalid, without the URL: it holds a password.
+    /// Parses `postgres://…`, or `sqlite://` and a percent-encoded path. No error shows the URL: it holds a password.
     pub fn parse(url: &str) -> Result<Self> {
         let invalid = |why: &dyn fmt::Display| anyhow!("DATABASE_URL is invalid: {why}");
         if url.starts_with("postgres://") || url.starts_with("postgresql://") {
@@ -86,7 +63,7 @@ impl DatabaseUrl {
     fn parse_postgres(url: &str) -> Result<Self, String> {
         let (address, query) = url.split_once('?').unwrap_or((url, ""));
         for (name, value) in query.split('&').filter(|p| !p.is_empty()).map(|p| p.split_once('=').unwrap_or((p, ""))) {
-            if !POSTGRES_PARAMETERS.contains(&name) && !name.starts_with("options") {
+            if !is_known(name) {
                 // Do not show a part of the password: it may have an unescaped ?.
                 let is_name =
                     name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_') && !query.contains('@');
@@ -106,12 +83,19 @@ impl DatabaseUrl {
             _ => "it takes the form postgres://user:password@host:5432/database".to_owned(),
         })?;
         // A URL has brackets around an IPv6 address; a resolver wants none.
-        let host = options.get_host().to_owned();
-        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-        Ok(Self::Postgres(Box::new(match bare {
-            Some(bare) => options.host(bare),
-            None => options,
-        })))
+        let host = options.get_host().trim_matches(['[', ']']).to_owned();
+        // Without a host, sqlx takes the folder of a local socket for one.
+        let is_socket = options.get_socket().is_none() && host.starts_with('/');
+        Ok(Self::Postgres(Box::new(if is_socket { options.socket(&host) } else { options.host(&host) })))
+    }
+}
+
+/// Whether sqlx knows a parameter of a `postgres://` URL. It ignores others, such as a misspelt `sslmode`.
+fn is_known(parameter: &str) -> bool {
+    match parameter {
+        "application_name" | "sslmode" | "ssl-mode" | "sslrootcert" | "ssl-root-cert" | "ssl-ca" | "sslcert"
+        | "ssl-cert" | "sslkey" | "ssl-key" | "host" | "hostaddr" | "port" | "dbname" | "user" | "password" => true,
+        _ => parameter.starts_with("options"),
     }
 }
 

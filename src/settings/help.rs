@@ -2,7 +2,7 @@
 
 use clap::{Args as _, CommandFactory as _};
 
-use super::{Cli, Settings};
+use super::{Command, Settings};
 
 /// The command line's definition; its help texts show all settings, the secrets among them.
 #[must_use]
@@ -12,7 +12,7 @@ pub fn definition() -> clap::Command {
         format!("\n\n{title}:{}", rows.concat())
     };
     let help = environment() + &table("Examples", EXAMPLES, 41) + &table("Exit status", EXIT_STATUS, 1);
-    Cli::command().after_help(help.clone()).mut_subcommand("serve", |serve| serve.after_help(help))
+    Command::command().after_help(help.clone()).mut_subcommand("serve", |serve| serve.after_help(help))
 }
 
 /// The two settings that are not flags: name, default, meaning.

@@ -1,7 +1,6 @@
 //! A call to either database: take a connection, begin, run the statements, commit. A call that only reads is one message, which
 //! is a transaction by itself.
 
-use std::io;
 use std::pin::Pin;
 
 use sqlx::pool::PoolConnection;
@@ -10,8 +9,10 @@ use tokio::time::{Instant, timeout_at};
 use super::statements::Connection;
 use super::{DEADLINE, StorageError, postgres, sqlite};
 
+/// What a database that does not answer in time fails with. It is sqlx's own for a pool that has no connection.
+pub(super) use sqlx::Error::PoolTimedOut as NoAnswer;
+
 /// How to reach each kind of database.
-#[derive(Debug, Clone)]
 pub(super) enum Database {
     /// Production, many hosts.
     Postgres(postgres::Server),
@@ -20,11 +21,11 @@ pub(super) enum Database {
 }
 
 /// What a call does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
     /// Reads, by one message.
     Read,
-    /// Writes.
+    /// Writes, in a transaction.
     Write,
     /// Writes, and holds the lock that creates queue on.
     Create,
@@ -40,25 +41,24 @@ pub(super) enum Failure {
     Refused(#[from] StorageError),
 }
 
+impl Failure {
+    /// What the caller is told, if `explain` says what an error of a statement means.
+    pub(super) fn explained(self, explain: impl FnOnce(&sqlx::Error) -> StorageError) -> StorageError {
+        match self {
+            Self::Statement(error) => explain(&error),
+            Self::Refused(refusal) => refusal,
+        }
+    }
+}
+
 /// The statements of a call.
 pub(super) type Work<'c, T> = Pin<Box<dyn Future<Output = Result<T, Failure>> + Send + 'c>>;
-
-/// The error of a database that does not answer in time.
-pub(super) fn no_answer() -> sqlx::Error {
-    io::Error::from(io::ErrorKind::TimedOut).into()
-}
-
-/// Whether the error is [`no_answer`], or a pool's time-out.
-pub(super) fn is_no_answer(error: &sqlx::Error) -> bool {
-    matches!(error, sqlx::Error::PoolTimedOut)
-        || matches!(error, sqlx::Error::Io(cause) if cause.kind() == io::ErrorKind::TimedOut)
-}
 
 /// The database's own message.
 pub(super) fn text(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Database(refusal) => refusal.message().to_owned(),
-        error if is_no_answer(error) => "no answer in time".to_owned(),
+        NoAnswer => "no answer in time".to_owned(),
         other => other.to_string(),
     }
 }
@@ -71,56 +71,48 @@ impl Database {
         work: impl for<'c> FnOnce(&'c mut Connection) -> Work<'c, T>,
     ) -> Result<T, StorageError> {
         let deadline = Instant::now() + DEADLINE;
-        let mut borrowed = Borrowed(Some(self.connection(access, deadline).await?));
-        let connection = borrowed.0.as_mut().expect("it is there until it is given back");
         let writes = access != Access::Read;
         let mut committing = false;
-        let ended = timeout_at(deadline, async {
+        let called = timeout_at(deadline, async {
+            let mut borrowed = Borrowed(Some(self.connection(access).await?));
+            let connection = borrowed.0.as_mut().expect("it is there until it is given back");
             if writes {
                 self.begin(connection, access, deadline).await?;
             }
-            let done = work(connection).await?;
+            let done = work(connection).await;
+            if let Err(Failure::Statement(_)) = done {
+                return done;
+            }
             if writes {
-                committing = true;
-                connection.execute("COMMIT").await?;
+                committing = done.is_ok();
+                connection.execute(if committing { "COMMIT" } else { "ROLLBACK" }).await?;
             }
             self.check()?;
-            Ok(done)
+            drop(borrowed.0.take());
+            done
         })
         .await;
-        let mut failure = match ended {
-            Ok(Ok(done)) => {
-                drop(borrowed.0.take());
-                return Ok(done);
+        called.unwrap_or_else(|_| Err(NoAnswer.into())).map_err(|failure| {
+            let mut failure = failure.explained(|error| self.explain(error));
+            if let StorageError::Unavailable { maybe_written, .. } = &mut failure {
+                *maybe_written = committing;
             }
-            // Not on a file that was replaced: this connection may be one to the wrong file.
-            Ok(Err(Failure::Refused(refusal))) if !matches!(refusal, StorageError::Unavailable { .. }) => {
-                if !writes || matches!(timeout_at(deadline, connection.execute("ROLLBACK")).await, Ok(Ok(()))) {
-                    drop(borrowed.0.take());
-                }
-                refusal
-            }
-            Ok(Err(Failure::Refused(unavailable))) => unavailable,
-            Ok(Err(Failure::Statement(error))) => self.explain(&error),
-            Err(_) => self.explain(&no_answer()),
-        };
-        if let StorageError::Unavailable { maybe_written, .. } = &mut failure {
-            *maybe_written = committing;
-        }
-        Err(failure)
+            failure
+        })
     }
 
-    async fn connection(&self, access: Access, deadline: Instant) -> Result<Connection, StorageError> {
+    async fn connection(&self, access: Access) -> Result<Connection, StorageError> {
         match self {
-            Self::Postgres(server) => server.connection(deadline).await.map(Connection::Postgres),
-            Self::Sqlite(file) => file.connection(access, deadline).await.map(Connection::Sqlite),
+            Self::Postgres(server) => server.connection().await.map(Connection::Postgres),
+            Self::Sqlite(file) => file.connection(access).await.map(Connection::Sqlite),
         }
     }
 
     /// Begins a transaction that writes, with the lock that the access needs.
     async fn begin(&self, connection: &mut Connection, access: Access, deadline: Instant) -> Result<(), Failure> {
         match self {
-            Self::Postgres(_) => Ok(connection.execute(postgres::begin(access)).await?),
+            Self::Postgres(_) if access == Access::Create => Ok(connection.execute(postgres::BEGIN_CREATE).await?),
+            Self::Postgres(_) => Ok(connection.execute(postgres::BEGIN).await?),
             Self::Sqlite(file) => file.begin(connection, deadline).await,
         }
     }

@@ -3,27 +3,25 @@
 //! - **The write lock.** Writes of this process queue for the one connection. Another process may hold the lock, so [`File::begin`]
 //!   repeats `BEGIN IMMEDIATE` until the deadline, with short waits. SQLite's own waits grow to 100 ms, so a busy process would
 //!   hardly ever let another one in.
-//! - **The file.** SQLite keeps using a file that was deleted or replaced, and what is readable of a damaged one. Anything written
-//!   then would be lost. So each call compares device and inode of the path with those of the file that the service was started
-//!   on ([`File::check`]): when it takes a connection, when it has the write lock, and at its end. A file that is put back is
-//!   used again. Damage is remembered, because SQLite may not report it again: every call fails until a restart. A file that
-//!   is overwritten in place keeps its inode; only SQLite itself can find that, as damage.
+//! - **The file.** It may be deleted, replaced or damaged, so [`File::check`] looks when a call takes a connection, when it has the
+//!   write lock, and at its end. A file that is put back is used again. One that is overwritten in place keeps its inode; only
+//!   SQLite itself can find that, as damage.
 
 use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions as _, Connection as _, Pool, Sqlite, SqliteConnection};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
 
-use super::call::{Access, Failure, is_no_answer, no_answer, text};
+use super::call::{Access, Failure, NoAnswer, text};
 use super::statements::Connection;
-use super::{DEADLINE, Inspection, LOOK_AND_TRY_AGAIN, MigrationError, StorageError, run_migrations};
+use super::{DEADLINE, Inspection, LOOK_AND_TRY_AGAIN, StorageError, run_migrations};
 
 /// Enough for the disk and the two cores of a small server.
 const READERS: u32 = 4;
@@ -37,16 +35,15 @@ const LOCK_WAIT: Duration = Duration::from_millis(5);
 const RESTORE_ADVICE: &str = "The database's file is damaged, or not in its place: stop the service, restore a backup, start the service; its log shows the command.";
 
 /// A database file.
-#[derive(Debug, Clone)]
 pub(super) struct File {
-    path: Arc<PathBuf>,
-    options: Arc<SqliteConnectOptions>,
+    path: PathBuf,
+    options: SqliteConnectOptions,
     readers: Pool<Sqlite>,
     writer: Pool<Sqlite>,
     /// The device and inode of the migrated file; unset until then.
-    started_on: Arc<OnceLock<(u64, u64)>>,
+    started_on: OnceLock<(u64, u64)>,
     /// What SQLite said when it found damage.
-    damage: Arc<OnceLock<String>>,
+    damage: OnceLock<String>,
 }
 
 impl File {
@@ -65,48 +62,49 @@ impl File {
             SqlitePoolOptions::new().max_connections(connections).acquire_timeout(DEADLINE).test_before_acquire(false)
         };
         Self {
-            path: Arc::new(path.to_owned()),
+            path: path.to_owned(),
             readers: pool(READERS).connect_lazy_with(options.clone()),
             writer: pool(1)
                 .connect_lazy_with(options.clone().busy_timeout(LOCK_WAIT).thread_name(|_| "sqlite-writer".to_owned())),
-            options: Arc::new(options),
-            started_on: Arc::default(),
-            damage: Arc::default(),
+            options,
+            started_on: OnceLock::new(),
+            damage: OnceLock::new(),
         }
     }
 
     /// Creates the file, and its folder with mode 0700, if they are missing. Nothing else creates them, so a file that vanishes
     /// later is not replaced by an empty one. One transaction holds the write lock from the first look to the last migration.
-    pub(super) async fn migrate(&self) -> Result<(), MigrationError> {
+    pub(super) async fn migrate(&self) -> Result<Inspection, StorageError> {
         let path = self.path.as_path();
-        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| {
-                let folder = folder.display();
-                MigrationError::Failed(format!(
-                    "the folder {folder} can't be created: {error}; set PORTAL_DATA_DIR, or create it for the portal's user"
-                ))
-            })?;
-        }
-        let failed = |error: sqlx::Error| self.cannot_migrate(&error);
-        let options = SqliteConnectOptions::clone(&self.options).create_if_missing(true);
-        let mut connection = options.connect().await.map_err(failed)?;
-        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
-        self.inspected(&mut transaction).await.map_err(failed)?.refuse_obstacle()?;
-        run_migrations(sqlx::migrate!("migrations/sqlite"), &mut *transaction).await.map_err(failed)?;
-        transaction.commit().await.map_err(failed)?;
-        let _ = connection.close().await;
-        let identity = identity(path).map_err(|error| failed(error.into()))?;
-        self.started_on.get_or_init(|| identity);
-        Ok(())
+        let folder = path.parent().unwrap_or(path);
+        DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| {
+            StorageError::Unusable(format!(
+                "the folder {} can't be created: {error}; set PORTAL_DATA_DIR, or create it for the portal's user",
+                folder.display()
+            ))
+        })?;
+        let migrating = async {
+            let mut connection = self.options.clone().create_if_missing(true).connect().await?;
+            let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+            let inspection = self.inspected(&mut transaction).await?;
+            run_migrations(sqlx::migrate!("migrations/sqlite"), &mut *transaction).await?;
+            transaction.commit().await?;
+            let _ = connection.close().await;
+            let identity = identity(path).map_err(sqlx::Error::from)?;
+            self.started_on.get_or_init(|| identity);
+            Ok::<_, Failure>(inspection)
+        };
+        migrating.await.map_err(|failure| failure.explained(|error| self.cannot_migrate(error)))
     }
 
-    fn cannot_migrate(&self, error: &sqlx::Error) -> MigrationError {
-        let path = self.path.display();
+    /// At start, a lock is waited for.
+    fn cannot_migrate(&self, error: &sqlx::Error) -> StorageError {
         match code(error) {
-            Some(BUSY) => MigrationError::Unavailable(format!("{path} is locked by another process")),
-            _ if is_damage(error) => MigrationError::Failed(self.restore(&text(error))),
-            _ => MigrationError::Failed(format!(
-                "{path}: {}; look at DATABASE_URL or PORTAL_DATA_DIR, at who owns the file, and at its disk",
+            Some(BUSY) => self.explain(error),
+            _ if is_damage(error) => StorageError::Unusable(self.restore(&text(error))),
+            _ => StorageError::Unusable(format!(
+                "{}: {}; look at DATABASE_URL or PORTAL_DATA_DIR, at who owns the file, and at its disk",
+                self.path.display(),
                 text(error)
             )),
         }
@@ -114,32 +112,29 @@ impl File {
 
     pub(super) async fn inspect(&self) -> Result<Inspection, StorageError> {
         self.check()?;
-        let ask = async { self.inspected(&mut *self.readers.acquire().await?).await };
-        let inspection = timeout(DEADLINE, ask).await.unwrap_or_else(|_| Err(no_answer()));
-        inspection.map_err(|error| self.explain(&error))
+        let inspecting = async { self.inspected(&mut *self.readers.acquire().await?).await };
+        let inspected = timeout(DEADLINE, inspecting).await.unwrap_or_else(|_| Err(NoAnswer.into()));
+        inspected.map_err(|failure| failure.explained(|error| self.explain(error)))
     }
 
-    async fn inspected(&self, connection: &mut SqliteConnection) -> sqlx::Result<Inspection> {
+    async fn inspected(&self, connection: &mut SqliteConnection) -> Result<Inspection, Failure> {
         let version: String = sqlx::query_scalar("SELECT sqlite_version()").fetch_one(&mut *connection).await?;
         let verdict: String = sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(&mut *connection).await?;
-        let obstacle = (verdict != "ok").then(|| self.restore(&verdict));
+        if verdict != "ok" {
+            return Err(StorageError::Unusable(self.restore(&verdict)).into());
+        }
         let schema = match sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations").fetch_one(connection).await {
             Err(error) if lacks_table(&error) => None,
             found => found?,
         };
-        Ok(Inspection::new(format!("SQLite {version}"), schema, obstacle))
+        Ok(Inspection::new(format!("SQLite {version}"), schema, None)?)
     }
 
     /// Takes a connection from the pool that the call needs.
-    pub(super) async fn connection(
-        &self,
-        access: Access,
-        deadline: Instant,
-    ) -> Result<PoolConnection<Sqlite>, StorageError> {
+    pub(super) async fn connection(&self, access: Access) -> Result<PoolConnection<Sqlite>, StorageError> {
         self.check()?;
         let pool = if access == Access::Read { &self.readers } else { &self.writer };
-        let connection = timeout_at(deadline, pool.acquire()).await.unwrap_or_else(|_| Err(no_answer()));
-        connection.map_err(|error| self.explain(&error))
+        pool.acquire().await.map_err(|error| self.explain(&error))
     }
 
     /// Begins a transaction with the write lock.
@@ -188,7 +183,7 @@ impl File {
             Some(CANTOPEN) => {
                 "The database's file can't be opened: look at who may use it and its folder, then try again."
             }
-            None if is_no_answer(error) => {
+            None if matches!(error, NoAnswer) => {
                 "The database's file is locked, or its disk does not answer: look for another process that uses it (fuser -v on that file), and at the disk, then try again."
             }
             _ => LOOK_AND_TRY_AGAIN,

@@ -2,22 +2,19 @@
 //!
 //! PostgreSQL has types for identifiers and times; SQLite keeps both as text, so that the sqlite3 shell shows what the API
 //! shows. `ask!` therefore compiles each statement twice, once for each kind of connection, with `Id` as that database's
-//! identifier.
-//!
-//! No statement here is prepared under a name, because a PgBouncer may lend another server connection to each transaction. Only
-//! sqlx's migrator prepares named ones.
+//! identifier. No statement is `persistent`, because a PgBouncer may lend another server connection to each transaction.
 
 use std::array;
 
 use futures_util::TryStreamExt as _;
 use sqlx::pool::PoolConnection;
 use sqlx::{Postgres, Row as _, Sqlite};
-use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use time::{OffsetDateTime, UtcOffset};
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
 
-use super::call::Failure;
+use super::call::{Failure, text};
 use super::{AuditEntry, DEFAULT_TENANT, StorageError, now};
 use crate::domain::{Email, Extension, ExtensionNumber, Name, Secret, User};
 
@@ -35,12 +32,11 @@ const DELETE_EXTENSION: &str = "DELETE FROM extensions WHERE user_id = $1 RETURN
 
 const DELETE_USER: &str = "DELETE FROM users WHERE id = $1";
 
-const INSERT_AUDIT: &str = "INSERT INTO apply_audit_logs \
+const WRITE_AUDIT: &str = "INSERT INTO apply_audit_logs \
     (id, triggered_at, triggered_by, host, outcome, error_details, files_written, reload_results) \
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
-
-const UPDATE_AUDIT: &str = "UPDATE apply_audit_logs \
-    SET outcome = $2, error_details = $3, files_written = $4, reload_results = $5 WHERE id = $1";
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8) \
+    ON CONFLICT (id) DO UPDATE SET outcome = excluded.outcome, error_details = excluded.error_details, \
+    files_written = excluded.files_written, reload_results = excluded.reload_results";
 
 /// A user without an extension, or an extension without a user, is a row that somebody edited by hand.
 macro_rules! users {
@@ -65,7 +61,6 @@ const SQLITE_USERS: &str = users!("", "users.created_at");
 type UserRow<'r> = [Option<&'r str>; 7];
 
 /// A connection from a pool.
-#[derive(Debug)]
 pub(super) enum Connection {
     Postgres(PoolConnection<Postgres>),
     Sqlite(PoolConnection<Sqlite>),
@@ -100,62 +95,47 @@ impl Connection {
     /// Inserts a user with the lowest free number.
     pub(super) async fn insert_user(&mut self, name: Name, email: Email, secret: Secret) -> Result<User, Failure> {
         let (id, created_at) = (Uuid::new_v4(), now());
-        let inserted = ask!(self, |connection| {
+        let refused = |error: sqlx::Error| {
+            let taken = text(&error).contains("users_email_key");
+            if taken { Failure::Refused(StorageError::EmailInUse) } else { Failure::Statement(error) }
+        };
+        let number: Option<i32> = ask!(self, |connection| {
             let user = sqlx::query(INSERT_USER).persistent(false).bind(Id::from(id)).bind(Id::from(DEFAULT_TENANT));
             let user = user.bind(name.as_str()).bind(email.as_str()).bind(created_at);
-            user.execute(connection).await.map(|_| ())
-        });
-        match inserted {
-            Err(sqlx::Error::Database(refusal)) if refusal.message().contains("users_email_key") => {
-                return Err(StorageError::EmailInUse.into());
-            }
-            inserted => inserted?,
-        }
-        let number: Option<i32> = ask!(self, |connection| {
+            user.execute(&mut *connection).await.map_err(refused)?;
             let extension = sqlx::query_scalar(INSERT_EXTENSION).persistent(false).bind(Id::from(Uuid::new_v4()));
             let extension = extension.bind(Id::from(id)).bind(secret.reveal()).bind(created_at);
             extension.fetch_optional(connection).await?
         });
         let number = number.ok_or(StorageError::PoolExhausted)?;
-        let number = ExtensionNumber::try_from(i64::from(number)).expect("the statement stays within the pool");
+        let number = ExtensionNumber::new(number).expect("the statement stays within the pool");
         Ok(User { id, tenant_id: DEFAULT_TENANT, name, email, extension: Extension { number, secret }, created_at })
     }
 
-    /// Deletes a user's extension, and returns its number.
-    pub(super) async fn delete_extension(&mut self, user: Uuid) -> sqlx::Result<Option<ExtensionNumber>> {
-        let number: Option<i32> = ask!(self, |connection| {
-            let delete = sqlx::query_scalar(DELETE_EXTENSION).persistent(false).bind(Id::from(user));
-            delete.fetch_optional(connection).await?
+    /// Deletes a user and their extension. Returns its number; `None` if the user had none.
+    pub(super) async fn delete_user(&mut self, id: Uuid) -> Result<Option<ExtensionNumber>, Failure> {
+        let (number, deleted) = ask!(self, |connection| {
+            let extension = sqlx::query_scalar(DELETE_EXTENSION).persistent(false).bind(Id::from(id));
+            let number: Option<i32> = extension.fetch_optional(&mut *connection).await?;
+            let user = sqlx::query(DELETE_USER).persistent(false).bind(Id::from(id));
+            (number, user.execute(connection).await?.rows_affected())
         });
-        Ok(number.and_then(|number| ExtensionNumber::try_from(i64::from(number)).ok()))
+        if deleted == 0 {
+            return Err(StorageError::UserNotFound.into());
+        }
+        Ok(number.and_then(ExtensionNumber::new))
     }
 
-    /// Deletes a user. Returns whether there was one.
-    pub(super) async fn delete_user(&mut self, id: Uuid) -> sqlx::Result<bool> {
-        let deleted = ask!(self, |connection| {
-            let delete = sqlx::query(DELETE_USER).persistent(false).bind(Id::from(id));
-            delete.execute(connection).await?.rows_affected()
-        });
-        Ok(deleted > 0)
-    }
-
-    pub(super) async fn insert_audit(&mut self, entry: &AuditEntry) -> sqlx::Result<()> {
+    /// Inserts a row of the audit log, or updates it to how its apply ended.
+    pub(super) async fn write_audit(&mut self, entry: AuditEntry) -> Result<(), Failure> {
+        let outcome = if entry.error_details.is_none() { "success" } else { "failure" };
         ask!(self, |connection| {
-            let insert = sqlx::query(INSERT_AUDIT).persistent(false).bind(Id::from(entry.id)).bind(entry.triggered_at);
-            let insert = insert.bind(entry.triggered_by.as_str()).bind(&entry.host).bind(entry.outcome());
-            let insert = insert.bind(&entry.error_details).bind(&entry.files_written).bind(&entry.reload_results);
-            insert.execute(connection).await.map(|_| ())
-        })
-    }
-
-    /// Returns whether there was such a row.
-    pub(super) async fn update_audit(&mut self, entry: &AuditEntry) -> sqlx::Result<bool> {
-        let updated = ask!(self, |connection| {
-            let update = sqlx::query(UPDATE_AUDIT).persistent(false).bind(Id::from(entry.id)).bind(entry.outcome());
-            let update = update.bind(&entry.error_details).bind(&entry.files_written).bind(&entry.reload_results);
-            update.execute(connection).await?.rows_affected()
+            let row = sqlx::query(WRITE_AUDIT).persistent(false).bind(Id::from(entry.id)).bind(entry.triggered_at);
+            let row = row.bind(entry.triggered_by.as_str()).bind(&entry.host).bind(outcome);
+            let row = row.bind(&entry.error_details).bind(&entry.files_written).bind(&entry.reload_results);
+            row.execute(connection).await?;
         });
-        Ok(updated > 0)
+        Ok(())
     }
 
     /// All users, by number. Parses each row while the database reads the next.
@@ -195,10 +175,7 @@ fn parse(row: UserRow<'_>) -> Result<User, String> {
     };
     let user = |column: &str, rule: &str| invalid("users", column, "id", rule);
     let extension = |column: &str, rule: &str| invalid("extensions", column, "user_id", rule);
-    let uuid = |text: &str| {
-        let uuid = Uuid::parse_str(text).ok()?;
-        (uuid.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == text).then_some(uuid)
-    };
+    let uuid = |text: &str| Uuid::parse_str(text).ok().filter(|uuid| uuid.to_string() == text);
     let Some(parsed_id) = uuid(id) else {
         return Err(format!(
             "id of a user in table users was edited by hand: '{id}' is not a UUID in lower case; delete the user with DELETE FROM extensions WHERE user_id = '{id}'; DELETE FROM users WHERE id = '{id}'"
@@ -212,13 +189,14 @@ fn parse(row: UserRow<'_>) -> Result<User, String> {
     Ok(User {
         id: parsed_id,
         tenant_id: uuid(tenant_id).ok_or_else(|| user("tenant_id", "must be a UUID in lower case"))?,
-        name: Name::parse(name).map_err(|rule| user("name", rule.0))?,
-        email: Email::parse(email).map_err(|rule| user("email", rule.0))?,
+        name: Name::parse(name).map_err(|rule| user("name", rule))?,
+        email: Email::parse(email).map_err(|rule| user("email", rule))?,
         extension: Extension {
-            number: ExtensionNumber::parse(number).ok_or_else(|| extension("number", ExtensionNumber::INVALID.0))?,
-            secret: Secret::parse(secret).map_err(|rule| extension("secret", rule.0))?,
+            number: ExtensionNumber::parse(number).ok_or_else(|| extension("number", ExtensionNumber::INVALID))?,
+            secret: Secret::parse(secret).map_err(|rule| extension("secret", rule))?,
         },
         created_at: OffsetDateTime::parse(created_at, &Rfc3339)
+            .map(|time| time.to_offset(UtcOffset::UTC))
             .map_err(|_| user("created_at", "must be a time such as 2026-11-21T08:00:00Z"))?,
     })
 }

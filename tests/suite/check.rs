@@ -288,12 +288,13 @@ fn settings_and_the_database() {
     Table::of(&allowed).says("the settings", "warning", &["without a token", "set PORTAL_API_TOKEN"]);
     Table::of(&open.with("PORTAL_API_TOKEN", "0123456789abcdef0123456789abcdef")).says("the settings", "ok", &[]);
     Table::of(&settings.clone().with("PORTAL_API_TOKEN", "hunter2")).says("the settings", "warning", &["openssl rand"]);
-    Table::of(&settings.with("PORTAL_LISTEN", "127.0.0.1:99999")).says("the settings", "failure", &["PORTAL_LISTEN"]);
-    assert_eq!(
-        run(&["check", "--jsno"], &Settings::default()).status.code(),
-        Some(2),
-        "a misspelt flag is a usage error"
-    );
+    for (name, value) in [("PORTAL_LISTEN", "127.0.0.1:99999"), ("LOG_LEVEL", "loud"), ("LOG_FORMAT", "xml")] {
+        Table::of(&settings.clone().with(name, value)).says("the settings", "failure", &[name]);
+    }
+    for usage in [&["check", "--jsno"][..], &["--host", "check", "--listen", "x"]] {
+        let output = run(usage, &Settings::default());
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{usage:?} asks for no report");
+    }
 
     let cluster = Postgres::start(&postgres::Options::default());
     let url = cluster.new_database();

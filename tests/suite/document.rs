@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use pbx_control_portal::domain::{Email, Name};
+use pbx_control_portal::{Email, Name};
 use serde_json::{Value, json};
 
 use crate::fixtures::without_asterisk;
@@ -158,7 +158,7 @@ fn of_the_settings_is_the_same_in_the_readme_the_env_example_and_the_help() {
     let lines = example.lines().filter(|line| line.starts_with('#') && line.contains('=')).collect::<Vec<_>>();
     let example = lines.iter().filter_map(|line| line[1..].split_once('=')).map(|(name, _)| name);
     let example = names(&example.filter(|name| !name.contains(' ')).collect::<Vec<_>>().join(" "));
-    let mut command = pbx_control_portal::settings::help::definition();
+    let mut command = pbx_control_portal::help::definition();
     let serve = command.find_subcommand_mut("serve").expect("serve").render_long_help().to_string();
     let top = command.render_help().to_string();
     let environment = |help: &str| names(help.split_once("Environment:").expect("its section").1);

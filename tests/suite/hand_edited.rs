@@ -67,6 +67,8 @@ fn edited(database: Database) {
         sql(remove);
         named(&portal, &settings, "extension 1001 belongs to no user", free);
         sql(free);
+        sql(&format!("UPDATE users SET created_at = '2026-11-21T02:00:00+02:00' WHERE id = '{}'", id(&bob)));
+        assert_eq!(portal.users()[0]["created_at"], "2026-11-21T00:00:00Z", "UTC");
         sql(&format!("UPDATE users SET created_at = 'yesterday' WHERE id = '{}'", id(&bob)));
         named(&portal, &settings, &format!("created_at of user {}", id(&bob)), "UPDATE users SET created_at");
     }

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::Command;
 
-use pbx_control_portal::settings::help::{Documented, documented};
+use pbx_control_portal::help::{Documented, documented};
 use serde_json::Value;
 
 use crate::fixtures::{TWO_OF_ONE_NAME, account, failed_apply, id};

@@ -139,16 +139,20 @@ fn what_the_database_driver_says_holds_no_password() {
         assert!(stderr.contains(says) && !stderr.contains("hunter2"), "{url}: {stderr}");
     }
 
-    // What is waited for: a host that can't be reached.
+    // What is waited for: a host that can't be reached, a socket that is not there yet.
     let folder = Folder::new("unreachable");
     let nobody = Ports::one();
-    let unreachable = loud(&format!("postgres://portal:hunter2@{}/portal", nobody.address()));
-    let log = folder.path().join("log");
-    let mut starting = Process::start(portal_command(&unreachable, folder.path()).arg("serve"), &log);
-    let said = || fs::read_to_string(&log).expect("its log");
-    wait_until(secs(20), "it waits for the database", || said().contains("trying again"));
-    starting.end(Signal::TERM, secs(10));
-    assert!(!said().contains("hunter2"), "{}", said());
+    let host = loud(&format!("postgres://portal:hunter2@{}/portal", nobody.address()));
+    let socket = loud("postgres:///portal?user=portal&password=hunter2").with("PGHOST", folder.path().display());
+    for unreachable in [host, socket] {
+        let log = folder.path().join("log");
+        let mut starting = Process::start(portal_command(&unreachable, folder.path()).arg("serve"), &log);
+        let said = || fs::read_to_string(&log).expect("its log");
+        wait_until(secs(20), "it waits for the database", || said().contains("trying again"));
+        starting.end(Signal::TERM, secs(10));
+        assert!(!said().contains("hunter2"), "{}", said());
+        fs::remove_file(&log).expect("the next one has a log of its own");
+    }
 
     // What happens later.
     cluster.admin("ALTER ROLE portal PASSWORD 'hunter2'");

@@ -86,6 +86,8 @@ fn the_command_line_comes_before_the_environment_and_that_before_the_file() {
     let halved = says(&["serve"], &Settings::default());
     assert!(halved.contains("line 2 has a $") && !halved.contains("gone"), "{halved}");
     assert!(refusal.contains("PORTAL_API_TOKEN") && !refusal.contains("not a token"), "{refusal}");
+    std::fs::write(portal.work_dir().join(".env"), "PORTAL_API_TOKEN=half\0gone\n").expect("write .env");
+    assert_eq!(says(&["serve"], &Settings::default()), "pbx-portal: .env can't be used: it contains a NUL character\n");
     // Root's own is read, as above; anybody else's could name any program.
     let User(stranger) = BROWSER;
     std::os::unix::fs::chown(portal.work_dir().join(".env"), Some(stranger), None).expect("chown .env");

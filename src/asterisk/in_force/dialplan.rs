@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn first_priorities_are_ours_or_named() {
-        let number = |number| ExtensionNumber::try_from(number).expect("a number");
+        let number = |number| ExtensionNumber::new(number).expect("a number");
         let dialplan = parse(recorded!("dialplan")).expect("a whole listing");
         assert!(dialplan.keys().copied().eq([1000, 1001, 1600].map(number)), "{dialplan:?}");
         assert!(dialplan[&number(1000)].is_ours("Dial(PJSIP/1000,25)"), "{dialplan:?}");

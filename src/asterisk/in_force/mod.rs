@@ -63,7 +63,7 @@ mod tests {
 
         #[test]
         fn nothing_that_asterisk_prints_makes_it_panic(text in "([ '=>\\[\\]()./0-9a-zA-Z:-]{0,60}\n){0,8}") {
-            let number = ExtensionNumber::try_from(1000).expect("a number");
+            let number = ExtensionNumber::new(1000).expect("a number");
             let _ = (dialplan::parse(&text), modules::parse(&text), modules::parse_transports(&text));
             for kind in ObjectType::ALL {
                 let _ = objects::parse_numbers(kind, &text);

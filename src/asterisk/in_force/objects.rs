@@ -110,8 +110,8 @@ mod tests {
     use super::super::recorded;
     use super::*;
 
-    fn number(number: i64) -> ExtensionNumber {
-        ExtensionNumber::try_from(number).expect("a number")
+    fn number(number: i32) -> ExtensionNumber {
+        ExtensionNumber::new(number).expect("a number")
     }
 
     #[test]
