@@ -1,13 +1,5 @@
 //! Users in a database become SIP extensions that an Asterisk server is proven to serve. `docs/architecture.md` says what each
 //! module decides, and why.
-//!
-//! ```text
-//!  POST /users ─► api ─► domain ─► storage ─► PostgreSQL or SQLite
-//!                                    │
-//!  POST /apply ─► api ─► apply ──────┴─► render ─► host::files ─► asterisk::reload
-//!                          │                                            │
-//!                          └──◄── proof ◄── asterisk::in_force ◄────────┘
-//! ```
 
 #![allow(rustdoc::private_intra_doc_links, reason = "a developer reads it with --document-private-items")]
 

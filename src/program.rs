@@ -65,7 +65,12 @@ fn start() -> Result<ExitCode> {
         Ok(command) => command,
         Err(error) if !error.use_stderr() => error.exit(),
         // The value of a setting. An unknown flag is another kind of error.
-        Err(error) if matches!(error.kind(), ErrorKind::ValueValidation | ErrorKind::InvalidValue) => {
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::ValueValidation | ErrorKind::InvalidValue | ErrorKind::InvalidUtf8
+            ) =>
+        {
             return Ok(refuse_setting(&one_line(&error)));
         }
         Err(error) => return Ok(end(INVALID, one_line(&error))),

@@ -137,7 +137,7 @@ impl ApiError {
             error!(reason, maybe_written, "the database failed");
             return Self::database_unavailable(what.filter(|_| *maybe_written), advice);
         }
-        error!(reason = %failure, "the database failed");
+        error!(reason = failure.to_string(), "the database failed");
         match failure {
             StorageError::DamagedRow(which) => Self::damaged_row(which),
             _ => Self::INTERNAL,

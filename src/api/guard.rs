@@ -23,11 +23,8 @@ pub(super) const OTHER_HOST: ApiError = ApiError::new(
 pub enum Guard {
     /// Every request needs it.
     Token(ApiToken),
-    /// No token; `loopback` is whether only this machine can reach the listener.
-    Open {
-        /// If so, `Host` must name this machine.
-        loopback: bool,
-    },
+    /// No token. If only this machine can reach the listener (`loopback`), `Host` must name it.
+    Open { loopback: bool },
 }
 
 /// Lets a request through, or answers 401 or 403.

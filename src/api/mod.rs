@@ -38,9 +38,7 @@ const MAX_BODY_BYTES: usize = 16 * 1024;
 /// The state that the operations share.
 #[derive(Clone)]
 pub struct Portal {
-    /// Users.
     pub storage: Storage,
-    /// Applies.
     pub applier: Applier,
 }
 
@@ -54,10 +52,6 @@ fn operations() -> (Router<Portal>, utoipa::openapi::OpenApi) {
 }
 
 /// The API's OpenAPI document, as JSON with a newline at its end.
-///
-/// # Panics
-/// Never: the document is made of what can be written as JSON.
-#[must_use]
 pub fn openapi_document() -> String {
     operations().1.to_pretty_json().expect("a document of plain values") + "\n"
 }

@@ -15,6 +15,8 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The longest id that a client may choose.
 const MAX_ID_BYTES: usize = 128;
+/// The longest part of a path that is logged.
+const MAX_PATH_CHARS: usize = 200;
 
 task_local! {
     static CURRENT_ID: String;
@@ -24,9 +26,6 @@ task_local! {
 pub fn current_id() -> String {
     CURRENT_ID.try_with(Clone::clone).unwrap_or_default()
 }
-
-/// The longest part of a path that is logged.
-const MAX_PATH_CHARS: usize = 200;
 
 /// Logs a request when it is answered. Lines that are logged meanwhile have its id, too.
 pub async fn log(request: Request, next: Next) -> Response {

@@ -53,7 +53,9 @@ const MAX_HEAD_BYTES: usize = 16 * 1024;
 
 /// Serves until `stopping` is cancelled, then until each connection has its present answer.
 pub async fn serve(mut listener: TcpListener, router: Router, stopping: CancellationToken) {
-    let room = Arc::new(Semaphore::new(usize::try_from(room()).unwrap_or(usize::MAX)));
+    let handles = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let room = handles.saturating_sub(OWN_HANDLES).clamp(8, MAX_CONNECTIONS);
+    let room = Arc::new(Semaphore::new(usize::try_from(room).unwrap_or(usize::MAX)));
     let connections = GracefulShutdown::new();
     let accept = async {
         // Nobody closes the semaphore, so this does not end.
@@ -66,12 +68,6 @@ pub async fn serve(mut listener: TcpListener, router: Router, stopping: Cancella
     stopping.run_until_cancelled(accept).await;
     drop(listener);
     connections.shutdown().await;
-}
-
-/// How many connections fit beside the service's own files.
-fn room() -> u64 {
-    let handles = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    handles.saturating_sub(OWN_HANDLES).clamp(8, MAX_CONNECTIONS)
 }
 
 /// One connection, from its first request to its last answer.

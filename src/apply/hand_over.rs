@@ -24,7 +24,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{PATIENCE, Run, proof};
 use crate::asterisk::in_force::objects;
 use crate::asterisk::registrations::{self, COMMITTED_WITHIN, Look, Registration};
-use crate::asterisk::reload::Reload;
+use crate::asterisk::reload;
 use crate::domain::{Extension, Numbers, some_of};
 use crate::host::files::{self, Stage};
 use crate::render;
@@ -49,7 +49,7 @@ impl Run<'_> {
         let routing = render::routing(&self.numbers, changing);
         self.publish(files::prepare(self.lock, &self.host.files.routing, Stage::Quarantine, &routing)?)?;
         let result = &mut self.progress.reload_results.dialplan_reload;
-        self.host.command.reload(Reload::Dialplan, result, || {}).await?;
+        self.host.command.reload(reload::DIALPLAN, result, || {}).await?;
         let still_routed = proof::not_quarantined(&self.host.control, changing).await?;
         if !still_routed.is_empty() {
             let found = format!(

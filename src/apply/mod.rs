@@ -44,7 +44,7 @@ use uuid::Uuid;
 
 use crate::asterisk::in_force::objects;
 use crate::asterisk::registrations::{self, COMMITTED_WITHIN};
-use crate::asterisk::reload::Reload;
+use crate::asterisk::reload;
 use crate::domain::{Name, Numbers, User};
 use crate::host::configuration::MainFiles;
 use crate::host::files::{self, Prepared, Stage};
@@ -91,9 +91,7 @@ struct Run<'a> {
 }
 
 impl Applier {
-    /// Applies what `storage` holds to the Asterisk of `settings`. Work that outlives its request runs in `tasks`. Once
-    /// `stopping` is cancelled, nothing is retried any more.
-    #[must_use]
+    /// Work that outlives its request runs in `tasks`. Once `stopping` is cancelled, nothing is retried any more.
     pub fn new(settings: &Settings, storage: Storage, tasks: TaskTracker, stopping: CancellationToken) -> Self {
         Self {
             storage,
@@ -105,13 +103,7 @@ impl Applier {
         }
     }
 
-    /// Applies, to the end even if the caller goes away.
-    ///
-    /// # Errors
-    /// [`ApplyError`].
-    ///
-    /// # Panics
-    /// If the apply's task panics; its audit row still says "interrupted", which is true.
+    /// Applies, to the end even if the caller goes away. After a panic the audit row still says "interrupted", which is true.
     pub async fn apply(&self, triggered_by: Name) -> Result<Applied, ApplyError> {
         let locked = self.evictions_settled.clone().try_lock_owned();
         let mut evictions_settled = locked.map_err(|_| ApplyError::InProgress)?;
@@ -249,7 +241,7 @@ impl Run<'_> {
     async fn serve_endpoints(&mut self, endpoints: Prepared) -> Result<()> {
         self.publish(endpoints)?;
         let result = &mut self.progress.reload_results.pjsip_reload;
-        self.host.command.reload(Reload::Pjsip, result, || {}).await?;
+        self.host.command.reload(reload::PJSIP, result, || {}).await?;
         self.progress.done("endpoints");
         Ok(())
     }
@@ -263,33 +255,30 @@ impl Run<'_> {
         }
         self.publish(routing)?;
         let result = &mut self.progress.reload_results.dialplan_reload;
-        self.host.command.reload(Reload::Dialplan, result, || {}).await?;
+        self.host.command.reload(reload::DIALPLAN, result, || {}).await?;
         self.progress.done("routing");
         Ok(())
     }
 
     /// Steps 7 and 8 if no number changes hands: then their order does not matter. Gives the differences that step 9 judges. They
-    /// are asked for while Asterisk still reloads modules that only use the endpoints, for a fifth of a reload; and again if the
-    /// reload is retried.
+    /// are asked for as soon as Asterisk has read both files, and again if the reload of the endpoints is retried.
     async fn serve_both(&mut self, endpoints: Prepared, routing: Prepared) -> Result<Differences> {
         self.publish(endpoints)?;
         self.publish(routing)?;
         let ReloadResults { pjsip_reload, dialplan_reload } = &mut self.progress.reload_results;
         let Host { command, control, .. } = self.host;
         let (sender, mut read) = mpsc::channel(1);
-        let tell = move || {
-            // A message that is still waiting says the same.
-            let _ = sender.try_send(());
-        };
+        // If it fails, a message that is still waiting says the same.
+        let tell = move || sender.try_send(()).unwrap_or_default();
         let routing_and_proof = async {
-            command.reload(Reload::Dialplan, dialplan_reload, || {}).await?;
+            command.reload(reload::DIALPLAN, dialplan_reload, || {}).await?;
             let mut differences = None;
             while read.recv().await.is_some() {
                 differences = Some(proof::differences(control, &self.users).await?);
             }
             anyhow::Ok(differences)
         };
-        let (endpoints, differences) = join!(command.reload(Reload::Pjsip, pjsip_reload, tell), routing_and_proof);
+        let (endpoints, differences) = join!(command.reload(reload::PJSIP, pjsip_reload, tell), routing_and_proof);
         endpoints?;
         self.evict_without_user().await?;
         let differences = differences?.expect("a reload that succeeds says that Asterisk has read the file");

@@ -82,15 +82,12 @@ pub struct FailedApply {
 /// An apply that is not proven.
 #[derive(Debug)]
 pub enum ApplyError {
-    /// Another one runs on this host.
     InProgress,
     /// The first audit row could not be written; nothing was touched.
     Unavailable(StorageError),
-    /// A step failed.
     Failed {
         /// Whether the apply itself succeeded, and only its audit row could not be completed.
         in_force: bool,
-        /// What was done until then.
         failed: Box<FailedApply>,
     },
 }

@@ -1,7 +1,4 @@
-//! Which numbers change hands: their registrations may belong to a former owner.
-//!
-//! A secret belongs to one user for ever, so the decision needs no clock, counter or history. A number of the snapshot changes
-//! hands if
+//! Which numbers change hands: their registrations may belong to a former owner. A number of the snapshot changes hands if
 //!
 //! - the secret in force differs from the snapshot's; or
 //! - no secret is in force, and either our file on disk has a different one, which may come into force at any moment, or the file

@@ -18,13 +18,10 @@ use crate::render::{self, CONTEXT, ObjectType};
 /// The differences between the snapshot and what Asterisk serves.
 pub(super) type Differences = Vec<Difference>;
 
-/// What is missing, left over or different.
+/// What is missing, left over or different in Asterisk.
 pub(super) struct Difference {
-    /// What an apply would do about it.
     pub(super) remedy: Remedy,
-    /// Of which numbers; none for the whole context.
     pub(super) numbers: Numbers,
-    /// In words.
     pub(super) text: String,
 }
 

@@ -19,14 +19,13 @@ use tokio::time::{sleep, timeout};
 use tokio::try_join;
 use tracing::info;
 
-use super::identity::{self, Identity};
 use super::permissions::{self, COMMANDS};
-
-/// Takes the place of a command in errors about the greeting, which Asterisk sends before any command.
-const GREETING: &str = "(its greeting)";
 
 /// The longest command, in bytes.
 const MAX_COMMAND_BYTES: usize = 511;
+
+/// Takes the place of a command in errors about the greeting, which Asterisk sends before any command.
+const GREETING: &str = "(its greeting)";
 
 /// How often a truncated listing is tried.
 pub(super) const READINGS: usize = 10;
@@ -34,21 +33,42 @@ pub(super) const READINGS: usize = 10;
 /// How long to wait when two other connections are waiting to be accepted: Asterisk's queue is then full.
 const QUEUE_RETRY: Duration = Duration::from_millis(1);
 
+/// Shows the [`Identity`].
+pub(super) const IDENTITY: &str = "core show settings";
+
+/// Which Asterisk answers: equal in all answers of one that runs.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// New at each start of Asterisk.
+    uuid: String,
+    /// The folder that it reads its configuration from.
+    pub config_dir: String,
+}
+
+impl Identity {
+    /// `None` if the answer is not whole.
+    pub fn parse(text: &str) -> Option<Self> {
+        let value = |name: &str| {
+            let line = text.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':'));
+            line.map(|value| value.trim().to_owned())
+        };
+        Some(Self { uuid: value("PBX UUID")?, config_dir: value("Configuration directory")? })
+    }
+}
+
 /// The Asterisk at the other end of the control socket.
 #[derive(Debug)]
 pub struct Server {
     /// As in its greeting: `22.10.1~dfsg`, `certified-22.8-cert1`, or `GIT-22-0a1b2c3` if it was built from its repository.
     pub version: String,
-    /// The user that it runs as.
     pub uid: u32,
-    /// All groups of that user.
     pub groups: Vec<u32>,
 }
 
 impl Server {
     /// The release line, such as 22; `None` if the version has none.
     pub fn release(&self) -> Option<u32> {
-        self.version.split(['.', '-', '~', '+', '/']).find_map(|part| part.parse().ok())
+        self.version.split(['.', '-', '~', '+', '/']).find(|part| !["GIT", "certified"].contains(part))?.parse().ok()
     }
 }
 
@@ -129,7 +149,7 @@ impl Control {
 
     /// The identity of the Asterisk that answers on this socket.
     pub async fn identity(&self) -> Result<Identity> {
-        self.listing(&[identity::COMMAND], Identity::parse).await
+        self.listing(&[IDENTITY], Identity::parse).await
     }
 
     /// Fails if Asterisk does not let this user run all that the portal needs. Changes nothing.
@@ -208,15 +228,24 @@ impl Control {
 /// Names commands in an error: of many, the first and the last.
 fn first_and_last(commands: &[impl AsRef<str>]) -> String {
     match commands {
+        [first, .., last] => format!("{} … {}", first.as_ref(), last.as_ref()),
         [] => String::new(),
         [one] => one.as_ref().to_owned(),
-        [first, .., last] => format!("{} … {}", first.as_ref(), last.as_ref()),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_identity_is_read_from_what_asterisk_prints() {
+        let uuid = "  PBX UUID:                    298a98e9-58be-46b4-8180-cc9809e5a8cb\n";
+        let config_dir = "  Configuration directory:     /etc/asterisk\n";
+        let identity = Identity::parse(&[uuid, config_dir].concat()).expect("a whole answer");
+        assert_eq!((identity.uuid.len(), identity.config_dir.as_str()), (36, "/etc/asterisk"));
+        assert_eq!((Identity::parse(uuid), Identity::parse(config_dir)), (None, None));
+    }
 
     #[test]
     fn of_many_commands_an_error_names_the_first_and_the_last() {

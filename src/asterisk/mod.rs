@@ -1,7 +1,6 @@
 //! The running Asterisk: its control socket, on which it answers questions, and the commands that make it reload.
 
 pub mod control;
-pub mod identity;
 pub mod in_force;
 pub mod permissions;
 pub mod registrations;

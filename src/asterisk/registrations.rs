@@ -49,7 +49,6 @@ const PUT_DONE: &str = "Updated database successfully";
 /// A phone's registration as an extension.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Registration {
-    /// The extension.
     pub number: ExtensionNumber,
     /// The contact's URI: where the phone is.
     pub contact: String,

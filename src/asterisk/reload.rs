@@ -22,8 +22,7 @@ use tokio::try_join;
 use tracing::info;
 use utoipa::ToSchema;
 
-use super::control;
-use super::identity::{self, Identity};
+use super::control::{self, IDENTITY, Identity};
 use super::permissions;
 
 /// Between two attempts to send a reload.
@@ -32,28 +31,14 @@ const RETRY: Duration = Duration::from_millis(100);
 /// What Asterisk prints once it has read the endpoints, auths and AORs. The modules that it reloads afterwards only use them.
 const OBJECTS_READ: &str = "Module 'res_pjsip.so' reloaded successfully.\n";
 
-/// What is reloaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reload {
-    /// The endpoints.
-    Pjsip,
-    /// The routing.
-    Dialplan,
-}
+/// Reloads the endpoints. The first is an alias for the second (`cli_aliases.conf` of Asterisk 22).
+pub const PJSIP: &[&str] = &[
+    "pjsip reload",
+    "module reload res_pjsip.so res_pjsip_authenticator_digest.so res_pjsip_endpoint_identifier_ip.so res_pjsip_mwi.so res_pjsip_notify.so res_pjsip_outbound_publish.so res_pjsip_publish_asterisk.so res_pjsip_outbound_registration.so",
+];
 
-impl Reload {
-    /// The commands to try, in turn, until Asterisk knows one.
-    fn commands(self) -> &'static [&'static str] {
-        match self {
-            // The first is an alias for the second (cli_aliases.conf of Asterisk 22).
-            Self::Pjsip => &[
-                "pjsip reload",
-                "module reload res_pjsip.so res_pjsip_authenticator_digest.so res_pjsip_endpoint_identifier_ip.so res_pjsip_mwi.so res_pjsip_notify.so res_pjsip_outbound_publish.so res_pjsip_publish_asterisk.so res_pjsip_outbound_registration.so",
-            ],
-            Self::Dialplan => &["dialplan reload"],
-        }
-    }
-}
+/// Reloads the routing.
+pub const DIALPLAN: &[&str] = &["dialplan reload"];
 
 /// How a command went.
 #[derive(Debug, Clone, Default, Serialize, ToSchema)]
@@ -87,18 +72,17 @@ impl Drop for Group {
 /// The program that sends commands to Asterisk.
 #[derive(Debug, Clone)]
 pub struct AsteriskCommand {
-    /// `asterisk`, or a path.
     pub program: PathBuf,
-    /// How long one command may take.
     pub bound: Duration,
 }
 
 impl AsteriskCommand {
-    /// Makes Asterisk read its files again. `last` gets the result of the last attempt, also if it failed. `read` is called each
-    /// time that Asterisk has read the file, which may be before the last modules are reloaded; at least once if this succeeds.
-    pub async fn reload(&self, what: Reload, last: &mut Option<CommandResult>, read: impl Fn()) -> Result<()> {
+    /// Makes Asterisk read its files again, by the first of `commands` that it knows. `last` gets the result of the last attempt,
+    /// also if it failed. `read` is called each time that Asterisk has read the file, which may be before the last modules are
+    /// reloaded; at least once if this succeeds.
+    pub async fn reload(&self, commands: &[&str], last: &mut Option<CommandResult>, read: impl Fn()) -> Result<()> {
         let started = Instant::now();
-        let mut commands = what.commands().iter();
+        let mut commands = commands.iter();
         let mut command = *commands.next().expect("a reload has a command");
         loop {
             let output = self.run(command, last, &read).await?;
@@ -109,14 +93,14 @@ impl AsteriskCommand {
                     self.typed(command),
                     self.bound.as_secs()
                 );
-                info!(command, "Asterisk dropped the reload; it is retried");
+                info!(command = self.typed(command), "Asterisk dropped the reload; it is retried");
                 sleep(RETRY).await;
             } else if output.contains("No such command")
                 && let Some(next) = commands.next()
             {
                 command = next;
             } else {
-                if !output.contains(OBJECTS_READ) {
+                if !last.as_ref().is_some_and(|result| result.stdout.contains(OBJECTS_READ)) {
                     read();
                 }
                 return Ok(());
@@ -126,10 +110,10 @@ impl AsteriskCommand {
 
     /// The identity of the Asterisk that this program reaches.
     pub async fn identity(&self) -> Result<Identity> {
-        let output = self.run(identity::COMMAND, &mut None, &|| {}).await?;
+        let output = self.run(IDENTITY, &mut None, &|| {}).await?;
         Identity::parse(&output).ok_or_else(|| {
             let output: String = output.trim().chars().take(200).collect();
-            let command = self.typed(identity::COMMAND);
+            let command = self.typed(IDENTITY);
             anyhow!(
                 "{command} did not print Asterisk's settings, but '{output}'; set ASTERISK_BIN to Asterisk's program"
             )

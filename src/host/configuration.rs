@@ -41,16 +41,13 @@ pub struct Config {
     pub sections: Vec<Section>,
     /// Every file that was read, the main one first.
     pub files: Vec<Arc<Path>>,
-    /// Every line that includes others.
     pub includes: Vec<Include>,
 }
 
 /// Asterisk's two files that include ours.
 #[derive(Debug, Default)]
 pub struct MainFiles {
-    /// `pjsip.conf`.
     pub pjsip: Config,
-    /// `extensions.conf`.
     pub extensions: Config,
 }
 
@@ -65,17 +62,13 @@ impl MainFiles {
 /// `[name](…)` and the lines below it.
 #[derive(Debug)]
 pub struct Section {
-    /// Between the brackets.
     pub name: String,
-    /// The line with the brackets.
     pub place: Place,
     /// `(!)`: exists only for others to inherit from.
     pub template: bool,
     /// `(+…)`: adds to an existing section.
     pub addition: bool,
-    /// The sections that it inherits from.
     pub bases: Vec<String>,
-    /// Its lines.
     pub entries: Vec<Entry>,
 }
 
@@ -84,16 +77,13 @@ pub struct Section {
 pub struct Entry {
     /// As written, without the `+` of `+=`.
     pub key: String,
-    /// Without white space around it.
     pub value: String,
-    /// Its line.
     pub place: Place,
 }
 
 /// A line of a file, shown as `file:line`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
-    /// The file.
     pub file: Arc<Path>,
     /// The line, from 1.
     pub line: usize,

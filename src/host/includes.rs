@@ -15,14 +15,12 @@ const AS_THE_SHELL: glob::MatchOptions =
 /// An `#include` or `#tryinclude`.
 #[derive(Debug)]
 pub struct Include {
-    /// Its line.
     pub place: Place,
     /// `#tryinclude`: Asterisk goes on if it finds no file.
     pub tries: bool,
     /// The name or pattern, as written.
     pub written: String,
     patterns: Vec<glob::Pattern>,
-    /// The files that it includes.
     pub found: Vec<PathBuf>,
 }
 
@@ -36,13 +34,11 @@ impl Include {
             return Ok(None);
         }
         let written = argument.trim().trim_matches(['"', '<', '>']).to_owned();
+        let config_dir = PathBuf::from(glob::Pattern::escape(&config_dir.to_string_lossy()));
         let (mut patterns, mut found) = (Vec::new(), Vec::new());
         for pattern in alternatives(&written) {
-            let pattern = if pattern.starts_with('/') {
-                pattern
-            } else {
-                format!("{}/{pattern}", glob::Pattern::escape(&config_dir.to_string_lossy()))
-            };
+            // `join` takes an absolute one as it is.
+            let pattern = config_dir.join(pattern).to_string_lossy().into_owned();
             let (Ok(paths), Ok(parsed)) = (glob::glob_with(&pattern, AS_THE_SHELL), glob::Pattern::new(&pattern))
             else {
                 return Ok(None);

@@ -1,9 +1,9 @@
 //! One apply at a time on a host, across processes: a lock on an empty file beside the endpoints. The kernel releases it when
 //! the process that holds it ends, however it ends. Functions that write ask for a [`HostLock`].
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use anyhow::{Error, Result, anyhow};
@@ -53,7 +53,13 @@ impl HostLock {
 fn open(files: &GeneratedFiles, create: bool) -> io::Result<File> {
     let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).expect("an open flag fits");
     let mut options = OpenOptions::new();
-    options.write(true).create(create).truncate(false).mode(0o600).custom_flags(flags).open(files.lock())
+    let opened = options.write(true).create(create).truncate(false).mode(0o600).custom_flags(flags).open(files.lock());
+    let file = opened?;
+    let own = file.metadata()?;
+    if create && own.uid() == geteuid().as_raw() && own.mode() & 0o777 != 0o600 {
+        file.set_permissions(Permissions::from_mode(0o600))?;
+    }
+    Ok(file)
 }
 
 /// The error of the lock file: what is wrong with the folders, or else with the file. Removing a regular one is advised only if no

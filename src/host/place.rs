@@ -8,9 +8,7 @@ pub const ROUTING_FILE_NAME: &str = "generated_routing.conf";
 /// The paths of the two files.
 #[derive(Debug, Clone)]
 pub struct GeneratedFiles {
-    /// `pjsip.d/synergycall/generated_endpoints.conf`.
     pub endpoints: PathBuf,
-    /// `extensions.d/synergycall/generated_routing.conf`.
     pub routing: PathBuf,
 }
 
@@ -31,15 +29,6 @@ impl GeneratedFiles {
     /// The lock file, beside the endpoints.
     pub fn lock(&self) -> PathBuf {
         folder(&self.endpoints).join(".pbx-portal.lock")
-    }
-
-    /// The command that makes the two folders, for error messages. The service itself never makes them.
-    pub fn install_command(&self) -> String {
-        format!(
-            "install -d -o pbx-portal -g asterisk -m 2750 {} {}",
-            folder(&self.endpoints).display(),
-            folder(&self.routing).display()
-        )
     }
 }
 

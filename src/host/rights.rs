@@ -20,10 +20,11 @@ const STICKY: u32 = 0o1000;
 
 /// Fails unless both targets can be replaced: each is a regular file, or absent, in a folder that this user may write into.
 pub fn check_targets(files: &GeneratedFiles) -> Result<()> {
+    let [endpoints, routing] = files.both().map(|file| folder(file).display());
     for path in files.both() {
         let folder = folder(path);
         let unusable = |error: io::Error| {
-            let make = || format!("make it with: {}", files.install_command());
+            let make = || format!("make it with: install -d -o pbx-portal -g asterisk -m 2750 {endpoints} {routing}");
             let mend = match Errno::from_io_error(&error) {
                 Some(Errno::NOENT | Errno::NOTDIR) => make(),
                 Some(Errno::ACCESS) => closed_above(folder).unwrap_or_else(make),
@@ -34,12 +35,10 @@ pub fn check_targets(files: &GeneratedFiles) -> Result<()> {
         match fs::symlink_metadata(path) {
             Ok(found) if found.is_file() => replaceable(path, &found)?,
             Ok(found) => {
-                let kind = if found.is_dir() {
-                    "a folder"
-                } else if found.is_symlink() {
-                    "a symbolic link"
-                } else {
-                    "a special file"
+                let kind = match found.file_type() {
+                    kind if kind.is_dir() => "a folder",
+                    kind if kind.is_symlink() => "a symbolic link",
+                    _ => "a special file",
                 };
                 bail!("{} is {kind}, not a regular file; move it away, then apply again", path.display());
             }

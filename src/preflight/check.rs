@@ -13,13 +13,11 @@ use crate::storage::{Storage, StorageError};
 /// Everything that was found.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// Whether nothing failed.
     pub ok: bool,
     /// The user that looked. It must be the service's user: another one has other rights.
     pub user: String,
     /// The database's URL without its password.
     pub database: String,
-    /// One for each line.
     pub findings: Vec<Finding>,
 }
 
@@ -35,14 +33,12 @@ pub async fn check(settings: &Settings, secrets: &Secrets, storage: &Storage, ho
 
 impl Report {
     /// The report if a setting is invalid: nothing else was looked at.
-    #[must_use]
     pub fn of_settings(problem: &str) -> Self {
         let failure = anyhow!("{problem}; 'pbx-portal serve --help' shows all settings");
         Self::new("unknown".to_owned(), vec![Finding::of("the settings", Err(failure.into()))])
     }
 
     /// The report on these findings, and on which database.
-    #[must_use]
     pub fn new(database: String, findings: Vec<Finding>) -> Self {
         let ok = findings.iter().all(|finding| finding.state != State::Failure);
         Self { ok, user: user_name(), database, findings }

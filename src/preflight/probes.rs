@@ -1,9 +1,6 @@
 //! What an administrator must have set up beside the portal: one list of probes, each of which looks at one thing and changes
-//! nothing.
-//!
-//! `pbx-portal check` shows them all. An apply refuses to begin if one that it needs fails. The likely cause of an apply that is
-//! not proven is the first that fails. Most of these faults were seen on a real Asterisk that said "reloaded successfully" all
-//! the same.
+//! nothing. `pbx-portal check` shows them all. An apply refuses to begin if one that it needs fails. The likely cause of an apply
+//! that is not proven is the first that fails.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -21,13 +18,11 @@ use crate::settings::Settings;
 /// An Asterisk, and where its configuration and the generated files lie.
 #[derive(Debug, Clone)]
 pub struct Host {
-    /// Its control socket.
     pub control: Control,
     /// `ASTERISK_BIN`.
     pub command: AsteriskCommand,
     /// `ASTERISK_CONFIG_DIR`.
     pub config_dir: PathBuf,
-    /// The two files below it.
     pub files: GeneratedFiles,
 }
 
@@ -35,7 +30,6 @@ pub struct Host {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// As it should be.
     Ok,
     /// Worth a look; an apply works.
     Warning,
@@ -48,13 +42,10 @@ pub enum State {
 /// What a probe found.
 #[derive(Debug, Serialize)]
 pub struct Finding {
-    /// What it looked at.
     pub what: &'static str,
-    /// How it ended.
     pub state: State,
     /// What is there, or what is wrong.
     pub found: String,
-    /// What to do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mend: Option<String>,
 }
@@ -65,7 +56,6 @@ pub struct Finding {
 pub enum Trouble {
     /// An apply works all the same.
     Warning(String),
-    /// Must be mended.
     Failure(#[from] anyhow::Error),
 }
 
@@ -115,7 +105,6 @@ fn first_failure(list: Vec<Finding>) -> Option<String> {
 
 impl Host {
     /// The host that the settings describe.
-    #[must_use]
     pub fn new(settings: &Settings) -> Self {
         let config_dir = &settings.asterisk_config_dir;
         let config_dir = std::path::absolute(config_dir).unwrap_or_else(|_| config_dir.clone());

@@ -13,9 +13,7 @@ use sqlx::postgres::PgConnectOptions;
 /// Which database, and how to reach it.
 #[derive(Clone)]
 pub enum DatabaseUrl {
-    /// `postgres://…`.
     Postgres(Box<PgConnectOptions>),
-    /// `sqlite://…`: the file.
     Sqlite(PathBuf),
 }
 

@@ -75,9 +75,7 @@ pub const PRECEDENCE: &str = "A flag comes before the environment, and the envir
 
 /// The help's list of all settings.
 fn environment() -> String {
-    let lines = documented()
-        .into_iter()
-        .map(|Documented { name, meaning, default }| format!("  {name:<28}  {meaning} [default: {default}]"));
-    let head = ["Environment:".to_owned(), format!("  {PRECEDENCE}")];
-    head.into_iter().chain(lines).collect::<Vec<_>>().join("\n")
+    let line = |Documented { name, meaning, default }| format!("\n  {name:<28}  {meaning} [default: {default}]");
+    let lines: Vec<_> = documented().into_iter().map(line).collect();
+    format!("Environment:\n  {PRECEDENCE}{}", lines.concat())
 }

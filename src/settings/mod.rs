@@ -104,9 +104,7 @@ pub enum LogFormat {
 
 /// The settings that only the environment or `./.env` can give.
 pub struct Secrets {
-    /// `DATABASE_URL`.
     pub database: DatabaseUrl,
-    /// `PORTAL_API_TOKEN`.
     pub api_token: Option<ApiToken>,
 }
 

@@ -14,9 +14,7 @@ pub(super) use sqlx::Error::PoolTimedOut as NoAnswer;
 
 /// How to reach each kind of database.
 pub(super) enum Database {
-    /// Production, many hosts.
     Postgres(postgres::Server),
-    /// Embedded, one host.
     Sqlite(sqlite::File),
 }
 
@@ -35,7 +33,6 @@ pub(super) enum Access {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) enum Failure {
-    /// A statement failed.
     Statement(#[from] sqlx::Error),
     /// The statements worked but the call must not go on; or SQLite's file was replaced or damaged.
     Refused(#[from] StorageError),
@@ -74,7 +71,11 @@ impl Database {
         let writes = access != Access::Read;
         let mut committing = false;
         let called = timeout_at(deadline, async {
-            let mut borrowed = Borrowed(Some(self.connection(access).await?));
+            let connection = match self {
+                Self::Postgres(server) => server.connection().await.map(Connection::Postgres),
+                Self::Sqlite(file) => file.connection(access).await.map(Connection::Sqlite),
+            };
+            let mut borrowed = Borrowed(Some(connection?));
             let connection = borrowed.0.as_mut().expect("it is there until it is given back");
             if writes {
                 self.begin(connection, access, deadline).await?;
@@ -83,29 +84,31 @@ impl Database {
             if let Err(Failure::Statement(_)) = done {
                 return done;
             }
-            if writes {
-                committing = done.is_ok();
-                connection.execute(if committing { "COMMIT" } else { "ROLLBACK" }).await?;
+            if writes && done.is_err() && connection.execute("ROLLBACK").await.is_err() {
+                return done;
             }
-            self.check()?;
+            if writes && done.is_ok() {
+                committing = true;
+                connection.execute("COMMIT").await?;
+            }
+            // Only SQLite's file can be replaced unnoticed.
+            if let Self::Sqlite(file) = self {
+                file.check()?;
+            }
             drop(borrowed.0.take());
             done
         })
         .await;
         called.unwrap_or_else(|_| Err(NoAnswer.into())).map_err(|failure| {
-            let mut failure = failure.explained(|error| self.explain(error));
+            let mut failure = failure.explained(|error| match self {
+                Self::Postgres(_) => postgres::explain(error),
+                Self::Sqlite(file) => file.explain(error),
+            });
             if let StorageError::Unavailable { maybe_written, .. } = &mut failure {
                 *maybe_written = committing;
             }
             failure
         })
-    }
-
-    async fn connection(&self, access: Access) -> Result<Connection, StorageError> {
-        match self {
-            Self::Postgres(server) => server.connection().await.map(Connection::Postgres),
-            Self::Sqlite(file) => file.connection(access).await.map(Connection::Sqlite),
-        }
     }
 
     /// Begins a transaction that writes, with the lock that the access needs.
@@ -114,21 +117,6 @@ impl Database {
             Self::Postgres(_) if access == Access::Create => Ok(connection.execute(postgres::BEGIN_CREATE).await?),
             Self::Postgres(_) => Ok(connection.execute(postgres::BEGIN).await?),
             Self::Sqlite(file) => file.begin(connection, deadline).await,
-        }
-    }
-
-    /// Fails if the database is not the one that the service was started on. Only SQLite can be replaced unnoticed.
-    fn check(&self) -> Result<(), StorageError> {
-        match self {
-            Self::Postgres(_) => Ok(()),
-            Self::Sqlite(file) => file.check(),
-        }
-    }
-
-    fn explain(&self, error: &sqlx::Error) -> StorageError {
-        match self {
-            Self::Postgres(_) => postgres::explain(error),
-            Self::Sqlite(file) => file.explain(error),
         }
     }
 }

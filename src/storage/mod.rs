@@ -1,8 +1,7 @@
 //! Users, extensions and the audit log, in PostgreSQL or SQLite.
 //!
-//! A call takes a connection from a pool, begins a transaction, runs its statements and commits. A call that only reads is one
-//! message. That is the same on both databases. What differs is in [`postgres`] and [`sqlite`]: how to connect, how to begin,
-//! what an error means. Why so is in `docs/architecture.md`.
+//! A [`call`] is the same on both databases. What differs is in [`postgres`] and [`sqlite`]: how to connect, how to begin, what an
+//! error means. Why so is in `docs/architecture.md`.
 //!
 //! - **Time.** Each call but a migration ends within [`DEADLINE`], whatever the database does.
 //! - **Truth.** A call that fails before it sends COMMIT has changed nothing, and says so. After that, it is unknown.
@@ -57,9 +56,8 @@ pub enum StorageError {
     Unavailable {
         /// The database's message, for the log; never a URL, a password or a value.
         reason: String,
-        /// What to do about it, for the client.
         advice: &'static str,
-        /// Whether a write may have happened all the same.
+        /// Whether a write may have happened all the same; [`Database::call`] sets it.
         maybe_written: bool,
     },
     /// At start: it can be reached but not used, or a migration failed and was rolled back.
@@ -108,14 +106,12 @@ impl Inspection {
 /// A row of the audit log while its apply runs: what is true if the service dies now.
 #[derive(Clone)]
 pub struct AuditEntry {
-    /// The client gets it as `audit_log_id`.
     pub id: Uuid,
     pub triggered_at: OffsetDateTime,
     pub triggered_by: Name,
     pub host: String,
     /// `None` for a success.
     pub error_details: Option<String>,
-    /// A list of paths.
     pub files_written: Value,
     pub reload_results: Value,
 }

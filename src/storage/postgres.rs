@@ -1,7 +1,6 @@
 //! PostgreSQL: a pool of connections to one server, directly or through PgBouncer.
 //!
-//! Nothing outlasts a transaction, because a PgBouncer may lend another server connection to the next one: settings are `SET
-//! LOCAL`, locks are released by COMMIT, and no statement is prepared under a name, except by sqlx's migrator.
+//! Nothing outlasts a transaction, because a PgBouncer may lend another server connection to the next one.
 
 use std::future::poll_fn;
 use std::io::ErrorKind;
@@ -73,6 +72,7 @@ impl Server {
                 run_migrations(migrator, &mut *transaction).await?;
                 transaction.commit().await?;
             }
+            let _ = connection.close().await;
             Ok::<_, Failure>(inspection)
         };
         let failed = |error: &sqlx::Error| StorageError::Unusable(explain(error).to_string());
@@ -82,7 +82,9 @@ impl Server {
     pub(super) async fn inspect(&self) -> Result<Inspection, StorageError> {
         let inspecting = async {
             let mut connection = connect(&self.options).await.map_err(|error| self.cannot_be_reached(&error))?;
-            self.inspected(&mut connection).await
+            let inspected = self.inspected(&mut connection).await;
+            let _ = connection.close().await;
+            inspected
         };
         let inspected = timeout(DEADLINE, inspecting).await.unwrap_or_else(|_| Err(NoAnswer.into()));
         inspected.map_err(|failure| failure.explained(explain))

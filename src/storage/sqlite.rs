@@ -1,8 +1,7 @@
 //! SQLite: a file, one connection that writes and some that read. [`super::call`] runs the transactions.
 //!
 //! - **The write lock.** Writes of this process queue for the one connection. Another process may hold the lock, so [`File::begin`]
-//!   repeats `BEGIN IMMEDIATE` until the deadline, with short waits. SQLite's own waits grow to 100 ms, so a busy process would
-//!   hardly ever let another one in.
+//!   repeats `BEGIN IMMEDIATE` until the deadline. SQLite's own waits grow to 100 ms, so a busy process would hardly let it in.
 //! - **The file.** It may be deleted, replaced or damaged, so [`File::check`] looks when a call takes a connection, when it has the
 //!   write lock, and at its end. A file that is put back is used again. One that is overwritten in place keeps its inode; only
 //!   SQLite itself can find that, as damage.

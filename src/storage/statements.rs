@@ -196,7 +196,8 @@ fn parse(row: UserRow<'_>) -> Result<User, String> {
             secret: Secret::parse(secret).map_err(|rule| extension("secret", rule))?,
         },
         created_at: OffsetDateTime::parse(created_at, &Rfc3339)
-            .map(|time| time.to_offset(UtcOffset::UTC))
-            .map_err(|_| user("created_at", "must be a time such as 2026-11-21T08:00:00Z"))?,
+            .ok()
+            .and_then(|time| time.checked_to_offset(UtcOffset::UTC).filter(|time| time.year() >= 0))
+            .ok_or_else(|| user("created_at", "must be a time such as 2026-11-21T08:00:00Z"))?,
     })
 }

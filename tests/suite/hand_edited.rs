@@ -69,8 +69,10 @@ fn edited(database: Database) {
         sql(free);
         sql(&format!("UPDATE users SET created_at = '2026-11-21T02:00:00+02:00' WHERE id = '{}'", id(&bob)));
         assert_eq!(portal.users()[0]["created_at"], "2026-11-21T00:00:00Z", "UTC");
-        sql(&format!("UPDATE users SET created_at = 'yesterday' WHERE id = '{}'", id(&bob)));
-        named(&portal, &settings, &format!("created_at of user {}", id(&bob)), "UPDATE users SET created_at");
+        for invalid in ["yesterday", "9999-12-31T23:59:59-01:00", "0000-01-01T00:00:00+01:00"] {
+            sql(&format!("UPDATE users SET created_at = '{invalid}' WHERE id = '{}'", id(&bob)));
+            named(&portal, &settings, &format!("created_at of user {}", id(&bob)), "UPDATE users SET created_at");
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -67,6 +67,10 @@ fn no_file_is_ever_open_to_others_whatever_the_umask() {
         watching.join().expect("a watcher")
     });
 
+    let lock = beside(&endpoints).join(".pbx-portal.lock");
+    fs::set_permissions(&lock, fs::Permissions::from_mode(0o644)).expect("open the lock file to others");
+    portal.apply("suite");
+    assert_eq!(fs::metadata(&lock).expect("the lock file").mode() & 0o777, 0o600, "who can open it can hold it");
     assert_eq!(fs::metadata(&data).expect("the data folder").mode() & 0o777, 0o700);
     for (path, modes) in &seen {
         let allowed = if path.starts_with(&data) { 0o600 } else { 0o640 };

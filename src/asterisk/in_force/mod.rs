@@ -1,6 +1,5 @@
-//! What Asterisk serves, asked over its control socket.
-//!
-//! The questions leave nothing behind in Asterisk: no channel, no event, no record, no memory. `dialplan eval function` would.
+//! What Asterisk serves, asked over its control socket. The questions leave nothing behind in Asterisk: no channel, no event, no
+//! record, no memory. `dialplan eval function` would.
 //!
 //! Asterisk drops lines if the reader is slow, so an answer counts only if it is whole: a listing must have as many rows as its
 //! trailer says, and the options of an object must end with an empty line.
