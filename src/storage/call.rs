@@ -39,7 +39,7 @@ pub(super) enum Failure {
 }
 
 impl Failure {
-    /// What the caller is told, if `explain` says what an error of a statement means.
+    /// The error for the caller. `explain` says what an error of a statement means.
     pub(super) fn explained(self, explain: impl FnOnce(&sqlx::Error) -> StorageError) -> StorageError {
         match self {
             Self::Statement(error) => explain(&error),
