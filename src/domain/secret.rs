@@ -6,7 +6,7 @@ const ALPHABET: &[u8; 16] = b"acdefhjkmnprtwxy";
 const LENGTH: usize = 32;
 
 /// The password that a phone registers with: letters and digits only, so that it is safe in a configuration file
-/// and on a phone's keypad. It has no `Debug`; of all JSON, only the answers of the API have one in them.
+/// and on a phone's keypad. It has no `Debug`. Only the API's answers have it in their JSON.
 #[derive(Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Secret(String);
 

@@ -21,7 +21,7 @@ impl GeneratedFiles {
         }
     }
 
-    /// Both.
+    /// The endpoints, then the routing.
     pub fn both(&self) -> [&Path; 2] {
         [&self.endpoints, &self.routing]
     }
