@@ -54,7 +54,7 @@ fn the_request_id_is_the_clients_or_a_new_one_in_head_body_and_log() {
     };
     assert_eq!(refused(Some("ticket-4711")), "ticket-4711");
     let (first, second) = (refused(None), refused(Some("")));
-    assert!(first != second && first.len() == 36, "{first}, {second}");
+    assert!(first != second && first.len() == 36 && second.len() == 36, "{first}, {second}");
     let long = "x".repeat(200);
     assert_ne!(refused(Some(&long)), long, "an id of any length is not taken");
 }
