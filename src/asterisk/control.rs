@@ -30,8 +30,14 @@ const GREETING: &str = "(its greeting)";
 /// How often a truncated listing is tried.
 pub(super) const READINGS: usize = 10;
 
-/// How long to wait when two other connections are waiting to be accepted: Asterisk's queue is then full.
-const QUEUE_RETRY: Duration = Duration::from_millis(1);
+/// Between two attempts to read a truncated listing.
+const LISTING_RETRY: Duration = Duration::from_millis(10);
+
+/// How long to wait when two other connections are waiting to be accepted (Asterisk's queue is then full), or when the socket is new.
+const CONNECT_RETRY: Duration = Duration::from_millis(1);
+
+/// Asterisk makes its socket, looks up its group, and only then gives it that group and its mode: it may refuse us that long.
+const SOCKET_OPEN_WITHIN: Duration = Duration::from_secs(5);
 
 /// Shows the [`Identity`].
 pub(super) const IDENTITY: &str = "core show settings";
@@ -143,6 +149,7 @@ impl Control {
                 return Ok(parsed);
             }
             info!(command = first_and_last(commands), "the listing is truncated; it is retried");
+            sleep(LISTING_RETRY).await;
         }
         Err(unexpected(&first_and_last(commands), &answer))
     }
@@ -199,6 +206,12 @@ impl Control {
         })
     }
 
+    /// Whether Asterisk has just made the socket.
+    fn is_new(&self) -> bool {
+        let made = fs::metadata(&self.socket).and_then(|found| found.modified());
+        made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age < SOCKET_OPEN_WITHIN))
+    }
+
     async fn connect(&self) -> Result<UnixStream> {
         let socket = self.socket.display();
         loop {
@@ -207,7 +220,8 @@ impl Control {
                 Err(error) => error,
             };
             match Errno::from_io_error(&error) {
-                Some(Errno::AGAIN) => sleep(QUEUE_RETRY).await,
+                Some(Errno::AGAIN) => sleep(CONNECT_RETRY).await,
+                Some(Errno::ACCESS) if self.is_new() => sleep(CONNECT_RETRY).await,
                 Some(Errno::ACCESS | Errno::PERM) => bail!(
                     "Asterisk's control socket {socket} refuses the portal's user ({error}); in asterisk.conf, section [files], set astctlpermissions = 0660 and astctlgroup to a group of that user, and restart Asterisk"
                 ),

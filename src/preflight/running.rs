@@ -26,6 +26,7 @@ impl Host {
             "Asterisk {version} is older than {OLDEST_RELEASE}, the oldest that the portal works with; upgrade it, then apply again"
         );
         modules::wait_fully_booted(&self.control).await?;
+        self.control.identity().await?; // Asterisk knows the command for it a moment after it has booted.
         Ok(format!("{version}, fully booted"))
     }
 

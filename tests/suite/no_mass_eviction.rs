@@ -6,8 +6,9 @@ use std::fs;
 use serde_json::Value;
 
 use crate::fixtures::{account, failed_apply, host, id, registered, registrations, try_apply};
+use crate::support::process::Signal;
 use crate::support::sipp::{Called, Phones, call, register};
-use crate::support::{Asterisk, Portal, secs, wait_until};
+use crate::support::{Asterisk, Portal, secs, strace, wait_until};
 
 /// A few users with registered phones.
 struct Scene {
@@ -75,7 +76,7 @@ fn by_an_asterisk_that_is_still_booting() {
             scene.asterisk.rx("pjsip show auths").contains("Objects found")
         });
         assert_eq!(scene.registered(), registered, "nobody is evicted before Asterisk is fully booted");
-        assert!(!applying.is_finished());
+        assert!(!applying.is_finished(), "{}", applying.join().expect("an answer").text);
         scene.asterisk.write_config("go", "");
         applying.join().expect("an answer")
     });
@@ -83,6 +84,25 @@ fn by_an_asterisk_that_is_still_booting() {
     let evicted = &answer.json["registrations_evicted"];
     assert_eq!((evicted.as_array().map(Vec::len), evicted[0]["extension"].as_u64()), (Some(1), Some(1003)));
     assert_eq!(scene.registered(), registered[..3]);
+
+    // It lets others use its socket a moment after it made it (longer, if the group is looked up over the network), and it knows
+    // its last commands a moment after it has booted.
+    for late in [
+        ["-f", "--trace=chmod", "--inject=chmod:delay_enter=2000000"].as_slice(),
+        ["--trace=rt_sigprocmask", "--inject=rt_sigprocmask:delay_enter=20000"].as_slice(),
+    ] {
+        scene.asterisk.stop();
+        scene.asterisk.begin_to_boot();
+        scene.asterisk.signal(Signal::STOP);
+        let (answer, _) = strace::under(scene.asterisk.pid(), late, || {
+            scene.asterisk.signal(Signal::CONT);
+            wait_until(secs(20), "root may use the socket", || {
+                scene.asterisk.rx("core show uptime").contains("uptime")
+            });
+            try_apply(&scene.portal)
+        });
+        assert_eq!(answer.status, 200, "{late:?}: it waits: {}", answer.text);
+    }
 
     // Applies without pause, from before there is a socket until it is up.
     scene.asterisk.stop();
