@@ -1,60 +1,12 @@
 //! Nothing that the portal asks leaves a trace in Asterisk: no event, no call detail record, no channel event, no memory.
 
-use std::collections::BTreeSet;
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
-use std::time::Duration;
 
 use regex::Regex;
 
 use crate::fixtures::host;
-use crate::support::lab::Ports;
-use crate::support::{Asterisk, secs, wait_until};
-
-/// A client of Asterisk's manager interface, to which Asterisk sends every event, call detail record and channel event.
-struct Manager {
-    stream: TcpStream,
-    read: String,
-}
-
-impl Manager {
-    fn connect(asterisk: &Asterisk) -> (Self, Ports) {
-        let port = Ports::one();
-        let address = port.address();
-        let manager = format!(
-            "[general]\nenabled=yes\nbindaddr={}\nport={}\n[watcher]\nsecret=watcher\nread=all\nwrite=all\n",
-            address.ip(),
-            address.port()
-        );
-        let files = [
-            ("manager.conf", manager.as_str()),
-            ("cel.conf", "[general]\nenable=yes\napps=all\nevents=ALL\n[manager]\nenabled=yes\n"),
-            ("cdr.conf", "[general]\nenable=yes\nunanswered=yes\ncongestion=yes\n"),
-            ("cdr_manager.conf", "[general]\nenabled=yes\n"),
-        ];
-        for (name, text) in files {
-            asterisk.write_config(name, text);
-        }
-        asterisk.restart();
-        let mut stream = TcpStream::connect(address).expect("the manager interface");
-        stream.set_read_timeout(Some(Duration::from_millis(300))).expect("a time-out");
-        stream.write_all(b"Action: Login\r\nUsername: watcher\r\nSecret: watcher\r\n\r\n").expect("log in");
-        let mut manager = Self { stream, read: String::new() };
-        wait_until(secs(20), "Asterisk is booted", || manager.events().contains("FullyBooted"));
-        (manager, port)
-    }
-
-    /// The names of the events since the last time, once there are no more.
-    fn events(&mut self) -> BTreeSet<String> {
-        let mut buffer = [0; 8192];
-        while let Ok(length @ 1..) = self.stream.read(&mut buffer) {
-            self.read.push_str(&String::from_utf8_lossy(&buffer[..length]));
-        }
-        let events = std::mem::take(&mut self.read);
-        events.lines().filter_map(|line| line.strip_prefix("Event: ")).map(str::to_owned).collect()
-    }
-}
+use crate::support::Asterisk;
+use crate::support::manager::Manager;
 
 fn topics(asterisk: &Asterisk) -> usize {
     let shown = asterisk.rx("stasis show topics");

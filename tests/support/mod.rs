@@ -10,6 +10,7 @@ pub mod history;
 pub mod inotify;
 pub mod lab;
 pub mod machine;
+pub mod manager;
 pub mod network;
 pub mod phone;
 pub mod pooler;
