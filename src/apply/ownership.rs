@@ -31,17 +31,17 @@ impl OnDisk {
     /// Takes both files from what includes them in `main`. Reads a file by itself if nothing includes it; an absent one is empty.
     pub(super) fn of(host: &Host, main: &MainFiles) -> Result<Self> {
         let mut on_disk = Self::default();
-        each_section(host, &main.pjsip, &host.files.endpoints, |config, section| {
+        each_section(host, &main.pjsip, &host.files.endpoints, |section| {
             let Some(number) = ExtensionNumber::parse(&section.name) else { return };
-            if config.values(section, "type").contains(&"endpoint") {
+            if section.kind() == Some("endpoint") {
                 on_disk.endpoints.insert(number);
             }
-            on_disk
-                .secrets
-                .extend(config.values(section, "password").first().map(|secret| (number, (*secret).to_owned())));
+            if let Some(secret) = section.values("password").last() {
+                on_disk.secrets.insert(number, secret.to_owned());
+            }
         })?;
-        each_section(host, &main.extensions, &host.files.routing, |config, section| {
-            let first_priorities = foreign::first_priorities(config.entries(section));
+        each_section(host, &main.extensions, &host.files.routing, |section| {
+            let first_priorities = foreign::first_priorities(&section.entries);
             let quarantined = first_priorities.filter(|(_, entry)| entry.value.ends_with(render::QUARANTINED));
             on_disk.quarantined.extend(quarantined.map(|(number, _)| number));
         })?;
@@ -49,7 +49,7 @@ impl OnDisk {
     }
 }
 
-fn each_section(host: &Host, main: &Config, path: &Path, mut take: impl FnMut(&Config, &Section)) -> Result<()> {
+fn each_section(host: &Host, main: &Config, path: &Path, take: impl FnMut(&Section)) -> Result<()> {
     let files = main.included(path);
     let alone;
     let config = if files.is_empty() {
@@ -59,7 +59,7 @@ fn each_section(host: &Host, main: &Config, path: &Path, mut take: impl FnMut(&C
         main
     };
     let own = config.sections.iter().filter(|section| files.is_empty() || files.contains(&section.place.file));
-    own.for_each(|section| take(config, section));
+    own.for_each(take);
     Ok(())
 }
 

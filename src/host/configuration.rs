@@ -1,14 +1,19 @@
 //! Asterisk's configuration syntax: what a file and everything that it includes say, as Asterisk would read them.
 //!
-//! After `main/config.c` of Asterisk 22: `;` starts a comment unless escaped, `;--` and `--;` enclose one that may nest;
-//! `[name](!)` is a template, `[name](base,…)` inherits from others, `[name](+…)` adds to an existing section;
-//! `#include` and `#tryinclude` take a glob pattern relative to the configuration folder, at most ten deep. The lines of an
-//! included file belong to the including section until a section of their own begins, and the including section goes on
-//! after the include (seen on 22.10). `#exec` is not followed: only running its program would tell what it prints.
+//! After `main/config.c` of Asterisk 22, whose reading of many texts is kept in `tests/recordings/configuration`. `#exec` is not
+//! followed: only running its program would tell what it prints.
+//!
+//! - `;` starts a comment unless escaped; `;--` and `--;` enclose one that may nest. A `--;` too many makes Asterisk skip all lines
+//!   up to the next `;--`.
+//! - `[name](!)` is a template, `[name](base,…)` copies the lines of others, `[name](+…)` adds to an existing section.
+//! - `#include` and `#tryinclude` take a glob pattern relative to the configuration folder, at most ten deep. An included file
+//!   begins in the section that was opened last, and the including section goes on after it.
+//! - A line that Asterisk refuses ends the file, and those that the same line includes. If it is the main file, Asterisk refuses
+//!   all of it.
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Error, Result, anyhow};
@@ -18,6 +23,9 @@ use super::rights;
 
 /// `MAX_INCLUDE_LEVEL` of `main/config.c`.
 const MAX_INCLUDE_DEPTH: usize = 10;
+
+/// Asterisk skips longer lines.
+const MAX_LINE_BYTES: usize = 8190;
 
 /// The error of a file that cannot be read, so that nobody knows what Asterisk would make of it.
 pub(super) fn unreadable(path: &Path, error: &io::Error) -> Error {
@@ -39,9 +47,14 @@ pub(super) fn unreadable(path: &Path, error: &io::Error) -> Error {
 pub struct Config {
     /// In the order of the file; several may have one name.
     pub sections: Vec<Section>,
+    pub additions: Vec<Addition>,
     /// Every file that was read, the main one first.
     pub files: Vec<Arc<Path>>,
     pub includes: Vec<Include>,
+    /// The lines that Asterisk refuses, each with the reason.
+    pub refused: Vec<(Place, &'static str)>,
+    /// The index of the section that was opened last.
+    last: Option<usize>,
 }
 
 /// Asterisk's two files that include ours.
@@ -59,23 +72,28 @@ impl MainFiles {
     }
 }
 
-/// `[name](…)` and the lines below it.
+/// `[name](…)` and its lines: first those that it inherits, at last those that are added to it.
 #[derive(Debug)]
 pub struct Section {
     pub name: String,
     pub place: Place,
     /// `(!)`: exists only for others to inherit from.
     pub template: bool,
-    /// `(+…)`: adds to an existing section.
-    pub addition: bool,
-    pub bases: Vec<String>,
     pub entries: Vec<Entry>,
 }
 
-/// `key = value` or `key => value`.
+/// `[name](+…)`, which adds to a section.
 #[derive(Debug)]
+pub struct Addition {
+    pub name: String,
+    /// The index of the section, if there is one.
+    pub to: Option<usize>,
+    pub place: Place,
+}
+
+/// `key = value` or `key => value`.
+#[derive(Debug, Clone)]
 pub struct Entry {
-    /// As written, without the `+` of `+=`.
     pub key: String,
     pub value: String,
     pub place: Place,
@@ -99,7 +117,7 @@ impl Config {
     /// Reads `file` and what it includes; relative names are relative to `config_dir`.
     pub fn read(config_dir: &Path, file: &Path) -> Result<Self> {
         let mut config = Self::default();
-        config.read_file(config_dir, file, None, 0)?;
+        config.read_files(config_dir, &[file.to_owned()], 0)?;
         Ok(config)
     }
 
@@ -117,78 +135,131 @@ impl Config {
         self.files.iter().filter(|file| fs::canonicalize(file).is_ok_and(|file| file == wanted)).cloned().collect()
     }
 
-    /// The values of `key` in a section, those that it inherits included.
-    pub fn values<'a>(&'a self, section: &'a Section, key: &str) -> Vec<&'a str> {
-        let entries = self.entries(section).into_iter().filter(|entry| entry.has_key(key));
-        entries.map(|entry| entry.value.as_str()).collect()
-    }
-
-    /// The lines of a section, then those that it inherits.
-    pub fn entries<'a>(&'a self, section: &'a Section) -> Vec<&'a Entry> {
-        let mut entries: Vec<_> = section.entries.iter().collect();
-        for base in &section.bases {
-            // Only a section above can be a base, so this ends.
-            let above = self.sections.iter().take_while(|s| !std::ptr::eq(*s, section));
-            if let Some(base) = above.filter(|s| s.name == *base && !s.addition).last() {
-                entries.extend(self.entries(base));
-            }
-        }
-        entries
-    }
-
-    /// `section` is the index of the section that the next lines belong to.
-    fn read_file(&mut self, config_dir: &Path, path: &Path, mut section: Option<usize>, depth: usize) -> Result<()> {
-        let bytes = read_regular(path).map_err(|error| unreadable(path, &error))?;
-        let text = String::from_utf8_lossy(&bytes);
-        let file: Arc<Path> = path.into();
-        self.files.push(file.clone());
-        let mut comment_depth = 0;
-        for (index, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
-            let line = without_comments(line, &mut comment_depth);
-            let line = line.trim();
-            let place = Place { file: file.clone(), line: index + 1 };
-            if line.starts_with('[') {
-                if let Some(parsed) = Section::parse(line, place) {
-                    section = Some(self.sections.len());
-                    self.sections.push(parsed);
-                }
-            } else if line.starts_with('#') {
-                if depth < MAX_INCLUDE_DEPTH
-                    && let Some(include) = Include::parse(line, place, config_dir)?
-                {
-                    let found = include.found.clone();
-                    self.includes.push(include);
-                    for path in found {
-                        self.read_file(config_dir, &path, section, depth + 1)?;
+    /// Reads what one line includes.
+    fn read_files(&mut self, config_dir: &Path, paths: &[PathBuf], depth: usize) -> Result<()> {
+        let (mut section, mut comment_depth) = (self.last, 0);
+        for (index, path) in paths.iter().enumerate() {
+            let bytes = read_regular(path).map_err(|error| unreadable(path, &error))?;
+            let text = String::from_utf8_lossy(&bytes);
+            let text = if index == 0 { text.strip_prefix('\u{feff}').unwrap_or(&text) } else { &text };
+            let file: Arc<Path> = path.as_path().into();
+            self.files.push(file.clone());
+            for (index, line) in text.split('\n').enumerate().filter(|(_, line)| line.len() <= MAX_LINE_BYTES) {
+                let line = without_comments(line, &mut comment_depth);
+                let (line, place) = (strip(&line), Place { file: file.clone(), line: index + 1 });
+                let read = if let Some(header) = line.strip_prefix('[') {
+                    self.open(header, &place).map(|opened| section = Some(opened))
+                } else if line.starts_with('#') {
+                    if depth < MAX_INCLUDE_DEPTH
+                        && let Some(include) = Include::parse(line, place.clone(), config_dir)?
+                    {
+                        let found = include.found.clone();
+                        self.includes.push(include);
+                        self.read_files(config_dir, &found, depth + 1)?;
                     }
+                    Ok(())
+                } else if line.is_empty() {
+                    Ok(())
+                } else {
+                    section.ok_or("stands before the first section").and_then(|at| self.sections[at].take(line, &place))
+                };
+                if let Err(why) = read {
+                    self.refused.push((place, why));
+                    return Ok(());
                 }
-            } else if let Some(section) = section {
-                self.sections[section].entries.extend(Entry::parse(line, place));
             }
         }
         Ok(())
     }
+
+    /// Reads `name](…)`. Gives the section that the next lines belong to.
+    fn open(&mut self, header: &str, place: &Place) -> Result<usize, &'static str> {
+        let (name, rest) = header.split_once(']').ok_or("has no closing ]")?;
+        let mut new = Section { name: name.to_owned(), place: place.clone(), template: false, entries: Vec::new() };
+        let mut existing = None;
+        let options = match rest.strip_prefix('(') {
+            Some(rest) => rest.split_once(')').ok_or("has no closing )")?.0.split(',').collect(),
+            None => Vec::new(),
+        };
+        for option in options {
+            if let Some(filter) = option.strip_prefix('+') {
+                let found = self.sections.iter().position(|section| section.is(name) && section.passes(filter));
+                self.additions.push(Addition { name: name.to_owned(), to: found, place: place.clone() });
+                let at = found.ok_or("adds to a section that does not exist above")?;
+                self.sections[at].template |= new.template;
+                self.sections[at].entries.append(&mut new.entries);
+                existing = Some(at);
+            } else if option == "!" {
+                existing.map_or(&mut new, |at: usize| &mut self.sections[at]).template = true;
+            } else {
+                let base = self.sections.iter().find(|section| option.is_empty() || section.is(option));
+                let inherited = base.ok_or("inherits from a section that does not exist above")?.entries.clone();
+                existing.map_or(&mut new, |at| &mut self.sections[at]).entries.extend(inherited);
+            }
+        }
+        let opened = existing.unwrap_or(self.sections.len());
+        if existing.is_none() {
+            self.sections.push(new);
+        }
+        self.last = Some(opened);
+        Ok(opened)
+    }
 }
 
 impl Section {
-    fn parse(line: &str, place: Place) -> Option<Self> {
-        let (name, rest) = line.strip_prefix('[')?.split_once(']')?;
-        let options = rest.trim().strip_prefix('(').and_then(|o| o.split_once(')')).map_or("", |(o, _)| o);
-        let options = || options.split(',').map(str::trim).filter(|option| !option.is_empty());
-        let (template, addition) = (options().any(|o| o.starts_with('!')), options().any(|o| o.starts_with('+')));
-        let bases = options().filter(|option| !option.starts_with(['!', '+'])).map(str::to_owned).collect();
-        Some(Self { name: name.to_owned(), place, template, addition, bases, entries: Vec::new() })
+    /// Whether this is its name. Asterisk ignores the case where a header names another section.
+    fn is(&self, name: &str) -> bool {
+        self.name.eq_ignore_ascii_case(name)
+    }
+
+    /// Whether the filter of an addition finds it, such as `type=endpoint&context=a` or `TEMPLATES=include`. What follows a name is a
+    /// regular expression for Asterisk, but plain text here.
+    fn passes(&self, filter: &str) -> bool {
+        let has = |(key, value): (&str, &str)| match (strip(key), strip(value)) {
+            ("TEMPLATES", which) => self.template || which.eq_ignore_ascii_case("include"),
+            (key, value) => self.entries.iter().any(|entry| entry.key.contains(key) && entry.value.contains(value)),
+        };
+        let mut parts = filter.split('&').filter(|part| !part.is_empty());
+        (!self.template || filter.contains("TEMPLATES")) && parts.all(|part| part.split_once('=').is_some_and(has))
+    }
+
+    /// Reads one of its lines. Asterisk ignores one without a key and a value.
+    fn take(&mut self, line: &str, place: &Place) -> Result<(), &'static str> {
+        let escaped = line.strip_prefix('\\');
+        if escaped.is_some_and(|rest| !rest.starts_with(|c| c > ' ')) {
+            return Err("begins with a \\ that escapes nothing");
+        }
+        let Some((key, value)) = escaped.unwrap_or(line).split_once('=') else { return Ok(()) };
+        let (key, value, appends) = match key.strip_suffix('+') {
+            Some(key) => (strip(key), value, true),
+            None => (strip(key), value.strip_prefix('>').unwrap_or(value), false),
+        };
+        match self.entries.iter_mut().rev().find(|entry| appends && entry.key == key) {
+            Some(entry) => {
+                strip(&format!("{}{value}", entry.value)).clone_into(&mut entry.value);
+                entry.place = place.clone();
+            }
+            None if key.is_empty() => {}
+            None => {
+                let (key, value) = (key.to_owned(), strip(value).to_owned());
+                self.entries.push(Entry { key, value, place: place.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    /// The values of `key`.
+    pub fn values(&self, key: &str) -> impl Iterator<Item = &str> {
+        self.entries.iter().filter(|entry| entry.has_key(key)).map(|entry| entry.value.as_str())
+    }
+
+    /// Which objects of PJSIP it describes: the first one counts.
+    pub fn kind(&self) -> Option<&str> {
+        self.values("type").next()
     }
 }
 
 impl Entry {
-    fn parse(line: &str, place: Place) -> Option<Self> {
-        let (key, value) = line.split_once('=')?;
-        let key = key.trim().trim_end_matches('+').trim_end();
-        let value = value.strip_prefix('>').unwrap_or(value).trim();
-        Some(Self { key: key.to_owned(), value: value.to_owned(), place })
-    }
-
     /// Whether this is its key; Asterisk ignores the case.
     pub fn has_key(&self, key: &str) -> bool {
         self.key.eq_ignore_ascii_case(key)
@@ -203,33 +274,36 @@ fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
     fs::read(path)
 }
 
+/// Without what Asterisk takes for blanks.
+pub(super) fn strip(text: &str) -> &str {
+    text.trim_matches(|c| c <= ' ')
+}
+
 /// The part of a line that is no comment. `depth` counts the enclosing comments that are open; they span lines.
-fn without_comments(line: &str, depth: &mut usize) -> String {
-    let mut kept = String::new();
-    let mut rest = line;
-    while let Some(at) = rest.find(';') {
-        let (before, from) = rest.split_at(at);
-        if *depth == 0 && before.ends_with('\\') {
-            kept.push_str(&before[..before.len() - 1]);
-            kept.push(';');
-            rest = &from[1..];
-        } else if from.starts_with(";--") && !from.starts_with(";---") {
+fn without_comments(line: &str, depth: &mut i32) -> String {
+    let (mut kept, mut rest, mut skips) = (String::new(), line, *depth != 0);
+    while let Some((before, after)) = rest.split_once(';') {
+        rest = after;
+        if !skips {
+            kept.push_str(before.strip_suffix('\\').unwrap_or(before));
+        }
+        let escaped = before.ends_with('\\');
+        if !escaped && after.starts_with("--") && !after.starts_with("---") {
+            (*depth, skips, rest) = (*depth + 1, true, &after[2..]);
+        } else if !escaped && before.ends_with("--") {
+            *depth -= 1;
             if *depth == 0 {
-                kept.push_str(before);
+                skips = false;
+                continue;
             }
-            *depth += 1;
-            rest = &from[3..];
-        } else if *depth > 0 {
-            if before.ends_with("--") {
-                *depth -= 1;
-            }
-            rest = &from[1..];
-        } else {
-            kept.push_str(before);
+        } else if !escaped && *depth == 0 {
             return kept;
         }
+        if !skips {
+            kept.push(';');
+        }
     }
-    if *depth == 0 {
+    if !skips {
         kept.push_str(rest);
     }
     kept
@@ -237,53 +311,53 @@ fn without_comments(line: &str, depth: &mut usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::env;
+
+    use uuid::Uuid;
+
     use super::*;
 
-    fn place(line: usize) -> Place {
-        Place { file: Path::new("x.conf").into(), line }
-    }
-
-    fn kept(text: &str) -> Vec<String> {
-        let mut depth = 0;
-        text.lines().map(|line| without_comments(line, &mut depth).trim().to_owned()).collect()
-    }
-
-    #[test]
-    fn comments_are_removed_as_asterisk_does_it() {
-        assert_eq!(kept("a=1 ; x\n;b=2\nc=\\;3;4"), ["a=1", "", "c=;3"]);
-        assert_eq!(kept("a ;-- b\nc=1\nd --; e\nf"), ["a", "", "e", "f"]);
-        assert_eq!(kept(";-- a ;-- b --; c --; d"), ["d"]);
-        assert_eq!(kept(";--- a\nb"), ["", "b"]);
-    }
-
-    #[test]
-    fn sections_and_entries_are_read() {
-        let head = Section::parse("[1000](!,base, other)", place(1)).expect("a section");
-        assert_eq!((head.name.as_str(), head.template, head.addition), ("1000", true, false));
-        assert_eq!(head.bases, ["base", "other"]);
-        assert!(Section::parse("[1000](+type=endpoint)", place(1)).expect("a section").addition);
-        for (line, value) in [("Exten => 1000,1,Set(a=b)", "1000,1,Set(a=b)"), ("Exten+ = 1000", "1000")] {
-            let entry = Entry::parse(line, place(1)).expect("an entry");
-            assert_eq!((entry.key.as_str(), entry.value.as_str(), entry.has_key("exten")), ("Exten", value, true));
+    /// Reads these files, each after a line `### name`; `main.conf` includes the others.
+    fn read(files: &str) -> Config {
+        let folder = env::temp_dir().join(Uuid::new_v4().to_string());
+        fs::create_dir(&folder).expect("make a folder");
+        for file in files.split("### ").skip(1) {
+            let (name, text) = file.split_once('\n').expect("a name");
+            fs::write(folder.join(name), text).expect("write a file");
         }
+        let config = Config::read(&folder, &folder.join("main.conf"));
+        fs::remove_dir_all(&folder).expect("remove the folder");
+        config.expect("files that can be read")
+    }
+
+    /// In the form of the recordings.
+    fn shown(config: &Config) -> String {
+        if config.refused.iter().any(|(place, _)| place.file == config.files[0]) {
+            return "Config file has invalid format\n".to_owned();
+        }
+        let section = |section: &Section| {
+            let head = format!("[{}]{}\n", section.name, if section.template { "(!)" } else { "" });
+            let lines = section.entries.iter().map(|entry| format!("{}={}\n", entry.key, entry.value));
+            [head].into_iter().chain(lines).collect::<String>()
+        };
+        config.sections.iter().map(section).collect()
     }
 
     #[test]
-    fn sections_inherit_values_of_templates() {
-        let mut config = Config::default();
-        for (index, text) in ["[base](!)", "[1000](base)"].into_iter().enumerate() {
-            config.sections.extend(Section::parse(text, place(index)));
+    fn files_say_what_asterisk_reads_in_them() {
+        let recordings = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recordings/configuration");
+        for recording in fs::read_dir(recordings).expect("the recordings") {
+            let path = recording.expect("a recording").path();
+            let text = fs::read_to_string(&path).expect("a text");
+            let (files, asterisk) = text.split_once("### Asterisk reads\n").expect("what Asterisk reads");
+            assert_eq!(shown(&read(files)), asterisk, "{}", path.display());
         }
-        config.sections[0].entries.extend(Entry::parse("type=endpoint", place(9)));
-        assert_eq!(config.values(&config.sections[1], "type"), ["endpoint"]);
     }
 
     proptest::proptest! {
         #[test]
-        fn no_line_makes_it_panic(line in "[;\\-\\\\\\[\\](!+=>,a é#]{0,40}") {
-            let mut depth = 0;
-            let line = without_comments(&line, &mut depth);
-            let _ = (Section::parse(line.trim(), place(1)), Entry::parse(&line, place(1)));
+        fn no_text_makes_it_panic(text in "[;\\-\\\\\\[\\](!+=>,a é\n]{0,60}") {
+            read(&format!("### main.conf\n{text}"));
         }
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 
 use anyhow::Result;
 
-use super::configuration::{Place, unreadable};
+use super::configuration::{Place, strip, unreadable};
 
 /// How Asterisk reads `*` in a name.
 const AS_THE_SHELL: glob::MatchOptions =
@@ -28,15 +28,20 @@ impl Include {
     /// Reads a line that begins with `#`; `None` if it includes nothing or its pattern is invalid. Fails if
     /// a folder is closed to this user.
     pub(super) fn parse(directive: &str, place: Place, config_dir: &Path) -> Result<Option<Self>> {
-        let (keyword, argument) = directive.split_once(char::is_whitespace).unwrap_or((directive, ""));
+        // Asterisk ends the keyword at any byte that is no visible ASCII.
+        let end = directive.find(|c: char| !c.is_ascii_graphic()).unwrap_or(directive.len());
+        let (keyword, argument) = directive.split_at(end);
         let tries = keyword.eq_ignore_ascii_case("#tryinclude");
-        if !tries && !keyword.eq_ignore_ascii_case("#include") {
+        let argument = strip(argument);
+        if argument.is_empty() || !tries && !keyword.eq_ignore_ascii_case("#include") {
             return Ok(None);
         }
-        let written = argument.trim().trim_matches(['"', '<', '>']).to_owned();
+        let quoted = |open, close| argument.strip_prefix(open)?.strip_suffix(close);
+        let written = quoted('"', '"').or_else(|| quoted('<', '>')).unwrap_or(argument).to_owned();
         let config_dir = PathBuf::from(glob::Pattern::escape(&config_dir.to_string_lossy()));
         let (mut patterns, mut found) = (Vec::new(), Vec::new());
-        for pattern in alternatives(&written) {
+        // The shell's `[^a]` and `**`, in the words of the crate.
+        for pattern in alternatives(&written.replace("[^", "[!").replace("**", "*")) {
             // `join` takes an absolute one as it is.
             let pattern = config_dir.join(pattern).to_string_lossy().into_owned();
             let (Ok(paths), Ok(parsed)) = (glob::glob_with(&pattern, AS_THE_SHELL), glob::Pattern::new(&pattern))

@@ -45,6 +45,17 @@ impl Host {
         [(&main.pjsip, &self.files.endpoints), (&main.extensions, &self.files.routing)]
     }
 
+    /// Asterisk refuses no line.
+    pub(super) fn lines(main: &MainFiles) -> Result<String> {
+        for config in [&main.pjsip, &main.extensions] {
+            if let Some((place, why)) = config.refused.first() {
+                let what = if place.file == config.files[0] { "all of this file" } else { "the rest of this file" };
+                bail!("{place}: this line {why}, so Asterisk refuses {what}; mend the line, then apply again");
+            }
+        }
+        Ok("none in pjsip.conf and extensions.conf".to_owned())
+    }
+
     /// Every `#include` finds a file, or Asterisk refuses the file that it stands in. Ours need not exist before the first apply.
     pub(super) fn includes_that_find(&self, main: &MainFiles) -> Result<String> {
         let ours = |include: &Include| self.files.both().iter().any(|generated| include.includes(generated));
@@ -107,17 +118,16 @@ impl Host {
 
     /// No two sections have one name and type, whatever the name: Asterisk would refuse that type for everybody.
     pub(super) fn no_section_twice(main: &MainFiles) -> Result<String> {
-        let pjsip = &main.pjsip;
-        let mut seen: BTreeMap<(String, String), &Place> = BTreeMap::new();
-        for section in pjsip.sections.iter().filter(|section| !section.template && !section.addition) {
-            for kind in pjsip.values(section, "type") {
-                if let Some(first) = seen.insert((section.name.to_lowercase(), kind.to_lowercase()), &section.place) {
-                    bail!(
-                        "{}: a second [{}] of type={kind} (the first is at {first}) makes Asterisk refuse every {kind}; rename or remove it, then apply again",
-                        section.place,
-                        section.name
-                    );
-                }
+        let mut seen: BTreeMap<(&str, &str), &Place> = BTreeMap::new();
+        for section in main.pjsip.sections.iter().filter(|section| !section.template) {
+            if let Some(kind) = section.kind()
+                && let Some(first) = seen.insert((&section.name, kind), &section.place)
+            {
+                bail!(
+                    "{}: a second [{}] of type={kind} (the first is at {first}) makes Asterisk refuse every {kind}; rename or remove it, then apply again",
+                    section.place,
+                    section.name
+                );
             }
         }
         Ok("none in pjsip.conf".to_owned())
@@ -141,7 +151,7 @@ impl Host {
             is_contact && if is_cache { value.contains("full_backend_cache") } else { value != "astdb,registrar" }
         };
         let sections = sorcery.sections.iter().filter(|section| section.name.eq_ignore_ascii_case("res_pjsip"));
-        match sections.flat_map(|section| sorcery.entries(section)).find(elsewhere) {
+        match sections.flat_map(|section| &section.entries).find(elsewhere) {
             None => Ok("in Asterisk's own database".to_owned()),
             Some(Entry { key, value, place }) => bail!(
                 "{place}: '{key} = {value}' keeps registrations where no apply can evict them, so an old phone would ring for a number's next owner; remove the line and restart Asterisk, then apply again"
@@ -153,8 +163,10 @@ impl Host {
     pub(super) fn context_elsewhere(&self, main: &MainFiles) -> String {
         let dialplan = &main.extensions;
         let generated = dialplan.included(&self.files.routing);
-        let sections = dialplan.sections.iter().filter(|s| s.name == CONTEXT && !generated.contains(&s.place.file));
-        let places: Vec<_> = sections.map(|section| section.place.to_string()).collect();
+        let sections = dialplan.sections.iter().map(|section| (&section.name, &section.place));
+        let all = sections.chain(dialplan.additions.iter().map(|addition| (&addition.name, &addition.place)));
+        let places = all.filter(|(name, place)| *name == CONTEXT && !generated.contains(&place.file));
+        let places: Vec<_> = places.map(|(_, place)| place.to_string()).collect();
         match places.join(", ").as_str() {
             "" => format!("{CONTEXT}, defined by the generated file alone"),
             places => format!("{CONTEXT}, with additions of your own at {places}"),

@@ -160,6 +160,7 @@ impl Host {
         let two_folders = add(list, "the two folders", folder, async { self.two_folders() }).await;
         let files = add(list, "Asterisk's configuration files", folder, async { Self::files_readable(read) }).await;
         let files = folder && files;
+        add(list, "lines that Asterisk refuses", all && files, async { Self::lines(main) }).await;
         add(list, "files to include", files, async { self.includes_that_find(main) }).await;
         let once = add(list, "files included twice", files, async { self.included_once(main) }).await;
         add(list, "the include lines", all && files && once, async { self.include_lines(main) }).await;

@@ -177,7 +177,25 @@ fn sections_and_the_context() {
     asterisk.write_config("hand.conf", "\n[1000](+type=endpoint)\ncontext=other\n");
     let advice = Table::of(&settings).says("the numbers 1000 to 1999", "failure", &["hand.conf:2", "1000"]);
     assert!(advice.contains("rename or remove it"), "{advice}");
+    // Asterisk takes these.
+    let own = "[t](!)\ntype=endpoint\n[alice](t)\ntype=endpoint\n[Alice]\ntype=endpoint\n[1000]\ntype=identify\nendpoint=alice\n[1000](+type=identify)\nmatch=192.0.2.1\n";
+    asterisk.write_config("hand.conf", own);
+    Table::of(&settings).nothing_fails();
+    portal.apply("suite");
+    for name in ["alice", "Alice"] {
+        assert!(asterisk.endpoints().contains(&name.to_owned()), "{:?}", asterisk.endpoints());
+    }
+    // The rest of such a file is not read; of the main file, nothing is.
+    asterisk.write_config("hand.conf", "[bob](nobody)\ntype=endpoint\n[1000]\ntype=endpoint\n");
+    let advice = Table::of(&settings).says("lines that Asterisk refuses", "failure", &["hand.conf:1", "the rest"]);
+    assert!(advice.contains("mend the line"), "{advice}");
+    portal.apply("suite");
     asterisk.write_config("hand.conf", "");
+    let sound = fs::read_to_string(asterisk.etc().join("pjsip.conf")).expect("pjsip.conf");
+    asterisk.write_config("pjsip.conf", &format!("{sound}[bob\n"));
+    let line = format!("pjsip.conf:{}", sound.lines().count() + 1);
+    Table::of(&settings).says("lines that Asterisk refuses", "failure", &[&line, "no closing ]"]);
+    asterisk.write_config("pjsip.conf", &sound);
     Table::of(&settings).nothing_fails();
 
     asterisk.write_config("pjsip_wizard.conf", "[1500]\ntype=wizard\n");

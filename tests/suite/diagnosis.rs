@@ -26,13 +26,42 @@ fn two_sections_of_one_name_and_type() {
 }
 
 #[test]
-fn an_error_that_only_asterisks_own_log_shows() {
+fn a_line_that_asterisk_refuses() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
     asterisk.edit_config("pjsip.conf", |text| format!("{text}[alice\ntype=endpoint\n"));
-    failed_apply(&portal, &["endpoints missing: 1000", "none was found", "Asterisk's own log (messages.log) says"]);
+    failed_apply(
+        &portal,
+        &["endpoints missing: 1000", "pjsip.conf:", "this line has no closing ]", "all of this file"],
+    );
     assert!(asterisk.log().contains("no closing ']'"), "{}", asterisk.log());
     asterisk.edit_config("pjsip.conf", |text| text.replace("[alice\n", "[alice]\n"));
+    portal.apply("suite");
+
+    // Among the files of one line it hides those behind it: here, ours.
+    asterisk.write_config("pjsip.d/synergycall/a.conf", "[bob](nobody)\n");
+    asterisk.edit_config("pjsip.conf", |text| text.replace("generated_endpoints.conf", "*.conf"));
+    portal.create_user("Bob", "bob@example.com");
+    failed_apply(
+        &portal,
+        &["endpoints missing: 1000, 1001", "pjsip.d/synergycall/a.conf:1: this line inherits from", "the rest"],
+    );
+    asterisk.write_config("pjsip.d/synergycall/a.conf", "");
+    portal.apply("suite");
+}
+
+#[test]
+fn an_error_that_only_asterisks_own_log_shows() {
+    let (asterisk, portal) = host();
+    portal.create_user("Alice", "alice@example.com");
+    asterisk.edit_config("asterisk.conf", |text| format!("{text}\n[options]\nexecincludes = yes\n"));
+    asterisk.restart();
+    asterisk.write_config("printed.conf", TWO_OF_ONE_NAME);
+    let printed = asterisk.etc().join("printed.conf");
+    asterisk.edit_config("pjsip.conf", |text| format!("{text}#exec \"cat {}\"\n", printed.display()));
+    failed_apply(&portal, &["auths missing: 1000", "none was found", "Asterisk's own log (messages.log) says"]);
+    assert!(asterisk.log().contains("alice"), "{}", asterisk.log());
+    asterisk.write_config("printed.conf", "");
     portal.apply("suite");
 }
 

@@ -39,6 +39,8 @@ fn foreign_sections_and_priorities() {
         ("[1500]\ntype = auth ; by hand\n", "auth 1500"),
         ("[tmpl](!)\nTYPE=aor\n[1999](tmpl)\n", "AOR 1999"),
         ("[1000](+type=endpoint)\ncontext=other\n", "addition to section 1000"),
+        ("[1500](+)\ncontext=other\n", "addition to section 1500"),
+        (";-- a \\;-- b --; [1000]\ntype=aor\n", "AOR 1000"),
     ];
     asterisk.edit_config("pjsip.conf", |text| format!("{text}#include {{none,hand*}}.conf\n"));
     for (text, what) in pjsip {
@@ -60,6 +62,15 @@ fn foreign_sections_and_priorities() {
         refused(&asterisk, &portal, &["priority 1", &format!("{}:{line}", asterisk.etc().join("more.conf").display())]);
     }
     assert_eq!(registrations(&asterisk, &number), 1, "nobody was evicted");
+
+    asterisk.write_config(
+        "more.conf",
+        "[synergy-internal](!)\nexten => 1000,1,NoOp()\n--;\n[synergy-internal]\nexten => 1000,1,NoOp()\n",
+    );
+    portal.apply("suite");
+
+    asterisk.write_config("more.conf", "[Synergy-Internal](+)\nexten => 1000,1,NoOp()\n");
+    refused(&asterisk, &portal, &["priority 1", &format!("{}:2", asterisk.etc().join("more.conf").display())]);
 
     asterisk.write_config("more.conf", "[by-hand](!)\nexten => 1000,1,NoOp()\n[synergy-internal](by-hand)\n");
     refused(&asterisk, &portal, &["priority 1", &format!("{}:2", asterisk.etc().join("more.conf").display())]);

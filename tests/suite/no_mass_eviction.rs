@@ -124,13 +124,13 @@ fn by_an_asterisk_that_was_restarted_on_a_broken_pjsip_conf() {
     let registered = scene.registered();
     let mut left = registered.len();
     let sound = fs::read_to_string(scene.asterisk.etc().join("pjsip.conf")).expect("pjsip.conf");
-    for broken in ["[nobody\n", "[nobody](+type=endpoint)\n"] {
+    for (broken, why) in [("[nobody\n", "has no closing ]"), ("[nobody](+type=endpoint)\n", "does not exist above")] {
         scene.asterisk.write_config("pjsip.conf", &format!("{sound}{broken}"));
         scene.asterisk.restart();
         let auths = scene.asterisk.rx("pjsip show auths");
         assert!(auths.contains("No objects found"), "{broken} refuses everything: {auths}");
         for _ in 0..2 {
-            failed_apply(&scene.portal, &["endpoints missing"]);
+            failed_apply(&scene.portal, &["endpoints missing", "likely cause", "pjsip.conf:", why]);
             assert_eq!(scene.registered(), registered[..left], "{broken}");
         }
         // One number changes hands meanwhile: its phone alone is evicted, once.

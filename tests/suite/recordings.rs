@@ -9,6 +9,7 @@ use std::process::Command;
 use regex::Regex;
 
 use crate::fixtures::{account, host};
+use crate::support::manager::Manager;
 use crate::support::process::Process;
 use crate::support::sipp::{Called, Phones};
 use crate::support::{Asterisk, secs, wait_until};
@@ -99,6 +100,42 @@ fn are_what_asterisk_prints() {
     asterisk.write_config("cli_permissions.conf", "[general]\ndefault_perm=deny\n");
     asterisk.rx("cli reload permissions");
     record(&asterisk, &[("not-permitted", "core waitfullybooted")]);
+}
+
+/// Each recording has files, the first of which is `main.conf`, and what Asterisk reads in them.
+#[test]
+fn of_configuration_files_are_what_asterisk_reads() {
+    const READS: &str = "### Asterisk reads\n";
+    let (asterisk, _portal) = host();
+    let (mut manager, _port) = Manager::connect(&asterisk);
+    for recording in fs::read_dir(folder().join("configuration")).expect("the recordings") {
+        let path = recording.expect("a recording").path();
+        let kept = fs::read_to_string(&path).expect("a text");
+        let files = kept.split_once(READS).map_or(kept.as_str(), |(files, _)| files);
+        let files: Vec<_> = files.split("### ").skip(1).map(|file| file.split_once('\n').expect("a name")).collect();
+        for (name, text) in &files {
+            asterisk.write_config(name, text);
+        }
+        let answer = manager.ask("Action: GetConfig\r\nFilename: main.conf\r\nFilter: TEMPLATES=include");
+        let mut reads = Vec::new();
+        for (key, value) in answer.iter().filter_map(|line| line.split_once(": ")) {
+            match key.split('-').next() {
+                Some("Category") => reads.push(format!("[{value}]")),
+                Some("IsTemplate") => reads.last_mut().expect("its section").push_str("(!)"),
+                Some("Line" | "Message") => reads.push(value.to_owned()),
+                _ => {}
+            }
+        }
+        for (name, _) in &files {
+            fs::remove_file(asterisk.etc().join(name)).expect("remove a file");
+        }
+        let files: Vec<_> = files.iter().map(|(name, text)| format!("### {name}\n{text}")).collect();
+        let text = format!("{}{READS}{}\n", files.concat(), reads.join("\n"));
+        if std::env::var_os("PBX_RECORD").is_some() {
+            fs::write(&path, &text).expect("write a recording");
+        }
+        assert_eq!(text, fs::read_to_string(&path).expect("a recording"), "{}: record it again", path.display());
+    }
 }
 
 fn record(asterisk: &Asterisk, commands: &[(&str, &str)]) {
