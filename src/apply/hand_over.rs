@@ -5,16 +5,17 @@
 //! 1. From the quarantine until the routing, a call to such a number gets 404 ([`Run::quarantine`]).
 //! 2. Once the new secret is in force, no former owner's phone can register ([`Run::new_secrets`]).
 //! 3. What was registered until then is evicted ([`Run::evict_for_good`]).
-//! 4. Asterisk cannot take the eviction back, because it is on the disk (also there).
+//! 4. Asterisk cannot take the eviction back, because it is on the disk ([`Run::evict_for_good`] again).
 //!
 //! # When an eviction lasts
 //!
 //! Asterisk may take back what it changed in its database within the last second, so a listing without old registrations is no
 //! proof ([`registrations`]). But as long as a [`Look`] holds, no registration can come back that it did not list. Two rules follow.
 //!
-//! - A registration that an earlier look did not list, while that look still holds, is new. So it is the new owner's and stays.
-//!   All others are evicted.
-//! - If a look lists no old registration and still holds after [`COMMITTED_WITHIN`], it is on the disk, and the eviction lasts.
+//! - A registration that an earlier look did not list, while that look still holds, is new. By fact 2 only the new owner can have
+//!   made it, so it stays. All others are evicted.
+//! - If a look lists no old registration and still holds after [`COMMITTED_WITHIN`], what it listed is on the disk, and the eviction
+//!   lasts.
 
 use std::time::Duration;
 
@@ -66,7 +67,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Evicts the registrations of numbers without a user. Afterwards none is listed. Asterisk may take that back; but without an
+    /// Evicts the registrations of numbers without a user. Asterisk may take that back; but without an
     /// AOR it reaches nobody, and an apply that gives the number away waits until it would be listed, and evicts it.
     pub(super) async fn evict_without_user(&mut self) -> Result<()> {
         let mut registered = registrations::list(&self.host.control).await?;
@@ -74,14 +75,14 @@ impl Run<'_> {
         self.evict(registered).await
     }
 
-    /// The second part of step 7. Afterwards each of the `changing` numbers belongs to its new owner alone, but for those that it
-    /// gives: they stay in quarantine. Also gives an error if that is because evictions do not last; otherwise the proof says why.
+    /// The second part of step 7. Afterwards each of the `changing` numbers belongs to its new owner alone, except the returned ones:
+    /// they stay in quarantine. Also gives an error if that is because evictions do not last; otherwise the proof says why.
     pub(super) async fn hand_over(&mut self, changing: Numbers) -> Result<(Numbers, Result<()>)> {
         let old_secrets = self.new_secrets(&changing).await?;
         let handed_over = &changing - &old_secrets;
-        let lasts = self.evict_for_good(&handed_over).await?;
+        let lasts = handed_over.is_empty() || self.evict_for_good(&handed_over).await?;
         self.progress.done("hand over");
-        if lasts || handed_over.is_empty() {
+        if lasts {
             return Ok((old_secrets, Ok(())));
         }
         // Marks cover the whole database, so nobody knows which of the numbers it is.
@@ -92,17 +93,17 @@ impl Run<'_> {
         Ok((changing, Err(error)))
     }
 
-    /// Afterwards no phone with an old secret can register as one of the `changing` numbers, but for those that it gives: their
-    /// old secrets are in force still. The registrations that Asterisk accepted before are listed.
+    /// Afterwards no phone with an old secret can register as one of the `changing` numbers, except the returned ones: their new
+    /// secrets are not in force. The registrations that Asterisk accepted before are listed.
     async fn new_secrets(&self, changing: &Numbers) -> Result<Numbers> {
-        let given_up = Instant::now() + IN_FORCE_WITHIN;
+        let deadline = Instant::now() + IN_FORCE_WITHIN;
         loop {
             let in_force = objects::secrets(&self.host.control, changing).await?;
             let is_new = |own: &&Extension| in_force.get(&own.number).is_some_and(|found| found == own.secret.reveal());
             let extensions = self.users.iter().map(|user| &user.extension);
             let new: Numbers = extensions.filter(is_new).map(|own| own.number).collect();
             let old = changing - &new;
-            if old.is_empty() || Instant::now() > given_up {
+            if old.is_empty() || Instant::now() > deadline {
                 sleep(STORED_WITHIN).await;
                 return Ok(old);
             }
@@ -118,27 +119,29 @@ impl Run<'_> {
         }
         // Two bounds are left for the routing and the proof.
         let bound = EVICTIONS_LAST_WITHIN.min(self.host.command.bound * (PATIENCE - 2));
-        let lasts = timeout(bound, self.evict_until_it_lasts(changing)).await;
+        let lasts = timeout(bound, self.evict_until_it_lasts(changing)).await.unwrap_or(Ok(false));
         registrations::forget_looks(&self.host.control).await?;
-        lasts.map_or(Ok(false), |lasts| lasts.map(|()| true))
+        lasts
     }
 
-    /// Like [`Run::evict_for_good`], however long it takes.
-    async fn evict_until_it_lasts(&mut self, changing: &Numbers) -> Result<()> {
+    /// Like [`Run::evict_for_good`], however long it takes, so it never gives false.
+    async fn evict_until_it_lasts(&mut self, changing: &Numbers) -> Result<bool> {
         let control = &self.host.control;
-        let mut new_owners: Vec<Registration> = Vec::new();
+        let mut new_registrations: Vec<Registration> = Vec::new();
         let mut earlier: Option<Look> = None;
         loop {
             let look = Look::now(control).await?;
-            if let Some(earlier) = earlier.filter(|earlier| look.continues(earlier)) {
-                new_owners.extend(look.registered_since(&earlier));
+            if let Some(earlier) = earlier.filter(|earlier| earlier.held_until(&look)) {
+                new_registrations.extend(look.registered_since(&earlier));
             }
             let mut old = look.registrations.clone();
-            old.retain(|registration| changing.contains(&registration.number) && !new_owners.contains(registration));
+            old.retain(|registration| {
+                changing.contains(&registration.number) && !new_registrations.contains(registration)
+            });
             if old.is_empty() {
                 sleep(COMMITTED_WITHIN).await;
                 if look.holds(control).await? {
-                    return Ok(());
+                    return Ok(true);
                 }
             } else {
                 self.evict(old).await?;
@@ -147,7 +150,6 @@ impl Run<'_> {
         }
     }
 
-    /// Evicts registrations, and notes them for the answer.
     async fn evict(&mut self, registrations: Vec<Registration>) -> Result<()> {
         registrations::evict(&self.host.control, &registrations).await?;
         self.progress.note_evicted(registrations);

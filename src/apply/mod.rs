@@ -3,24 +3,27 @@
 //! # The protocol
 //!
 //! 1. **Lock** this host's files ([`crate::host::lock`]). If another apply holds them, refuse; no audit row is written.
-//! 2. **Audit first**: the row says "interrupted" until step 10, so a crash leaves a true row.
+//! 2. **Audit first**: the row says "interrupted" until step 10, so a crash leaves a true row. If it cannot be written, nothing
+//!    else is done.
 //! 3. **Snapshot** of all users; both files are rendered in memory.
-//! 4. **Look before touching**: find all that is known to make an apply fail. Find the numbers that **change hands**: their
+//! 4. **Look before touching**: check for all that is known to make an apply fail. Find the numbers that **change hands**: their
 //!    registrations may belong to a former owner ([`ownership`]).
 //! 5. **Prepare**: write and flush both temporary files. Up to here, Asterisk and its files are unchanged.
-//! 6. **Quarantine**, if numbers change hands: calls to them get 404 until step 8, even if Asterisk or this service restarts.
-//! 7. **Endpoints**: rename and reload. Evict registrations of numbers without a user. Then **hand over** ([`hand_over`]): see
-//!    the new secrets in force, and evict the old registrations so that they cannot come back.
+//! 6. **Quarantine**, if numbers change hands: calls to them get 404 until step 8, of a later apply if this one fails, even if
+//!    Asterisk or this service restarts.
+//! 7. **Endpoints**: rename and reload. Evict registrations of numbers without a user. Then **hand over** ([`hand_over`]): wait
+//!    until the new secrets are in force, and evict the old registrations so that they cannot come back.
 //! 8. **Routing**: rename and reload. This ends the quarantine. A number that could not be handed over stays in it, and the
 //!    apply fails.
 //! 9. **Prove** that Asterisk serves the snapshot, no more and no less, option by option ([`proof`]).
-//! 10. **Finish** the audit row, then release the lock.
+//! 10. **Finish** the audit row, then release the lock. If the database does not take the row, it is retried until the service
+//!     stops.
 //!
 //! If numbers change hands, the steps run strictly one after another. If none does, both files are renamed, both reloads run side
 //! by side, and the proof begins as soon as Asterisk has read both.
 //!
-//! If a step fails, the apply ends: what is on disk stays, and the row says why. The next apply needs no record of it, because
-//! each one starts from what Asterisk and the disk say. A client that hangs up does not end an apply.
+//! If a step fails, the apply ends: what is on disk stays, and the row says why. The next apply starts from what Asterisk and the
+//! disk say. A client that hangs up does not end an apply.
 
 mod hand_over;
 mod outcome;
@@ -35,7 +38,7 @@ use anyhow::{Error, Result, anyhow, bail};
 use serde_json::json;
 use tokio::join;
 use tokio::runtime::{Builder, Handle};
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -58,7 +61,7 @@ use outcome::{Progress, ReloadResults};
 use ownership::OnDisk;
 use proof::Differences;
 
-/// The bound of an apply, in bounds of one command. It cannot interrupt a flush to the disk.
+/// How many times the bound of one command steps 3 to 9 may take. It cannot interrupt a flush to the disk.
 const PATIENCE: u32 = 5;
 
 /// Between two attempts to complete an audit row.
@@ -70,8 +73,8 @@ pub struct Applier {
     storage: Storage,
     host: Host,
     host_name: String,
-    /// Locked while an apply runs in this process. The value is the time from which on no registration can come back that an apply
-    /// evicted. After a start it allows for evictions by an earlier process, after a failed apply for evictions that were not noted.
+    /// Locked while an apply runs in this process. The value is a time: from then on, what an earlier apply evicted is gone for good,
+    /// or listed again. After a start it allows for evictions by an earlier process, after a failed apply for some that were not noted.
     evictions_settled: Arc<Mutex<Instant>>,
     tasks: TaskTracker,
     stopping: CancellationToken,
@@ -82,16 +85,15 @@ struct Run<'a> {
     host: &'a Host,
     lock: &'a HostLock,
     progress: &'a mut Progress,
-    /// See [`Applier::evictions_settled`].
-    evictions_settled: Instant,
     users: Vec<User>,
     numbers: Numbers,
-    /// Whether this apply, or one that was interrupted, may have evicted registrations of numbers that change hands.
+    /// Whether an eviction in the quarantine, by this apply or an earlier one, may not be on the disk yet. Then the hand-over waits,
+    /// even if no registration is listed.
     may_have_evicted: bool,
 }
 
 impl Applier {
-    /// Work that outlives its request runs in `tasks`. Once `stopping` is cancelled, nothing is retried any more.
+    /// Work that outlives its request runs in `tasks`. Once `stopping` is cancelled, no audit row is retried.
     pub fn new(settings: &Settings, storage: Storage, tasks: TaskTracker, stopping: CancellationToken) -> Self {
         Self {
             storage,
@@ -108,8 +110,8 @@ impl Applier {
         let locked = self.evictions_settled.clone().try_lock_owned();
         let mut evictions_settled = locked.map_err(|_| ApplyError::InProgress)?;
         let (applier, service, request) = (self.clone(), Handle::current(), Span::current());
-        // A thread of its own, because flushing a file would block all other requests. An event loop of its own, because each answer
-        // of Asterisk would otherwise wake the service's thread first.
+        // The service has one thread. Flushing a file would block it, so an apply has a thread of its own; with the service's event
+        // loop, each answer of Asterisk would wake that one thread first, so an apply has an event loop of its own, too.
         let run = move || {
             let event_loop = Builder::new_current_thread().enable_all().build().expect("an event loop");
             event_loop.block_on(applier.run(triggered_by, &service, &mut evictions_settled).instrument(request))
@@ -139,10 +141,10 @@ impl Applier {
 
         let mut progress = Progress::new();
         let steps = async {
+            // Held until the audit row is finished.
             let lock = lock.as_ref().map_err(|error| anyhow!("{error}"))?;
             let bound = self.host.command.bound * PATIENCE;
-            let steps = self.steps(lock, &mut progress, *evictions_settled);
-            timeout(bound, steps).await.unwrap_or_else(|_| {
+            timeout(bound, self.steps(lock, &mut progress, *evictions_settled)).await.unwrap_or_else(|_| {
                 bail!(
                     "Asterisk is too slow: the apply was given up after {} s; look at the machine's load and at 'core show locks', then apply again",
                     bound.as_secs()
@@ -160,6 +162,7 @@ impl Applier {
         let finished = self.storage.write_audit(row.clone()).await;
         let audit_log_id = row.id;
         if finished.is_err() {
+            // This apply's event loop ends with it.
             self.tasks.spawn_on(retry_audit(self.storage.clone(), row, self.stopping.clone()), service);
         }
         progress.conclude(audit_log_id, outcome, finished)
@@ -167,12 +170,13 @@ impl Applier {
 
     /// Steps 3 to 9; gives the number of users.
     async fn steps(&self, lock: &HostLock, progress: &mut Progress, evictions_settled: Instant) -> Result<usize> {
-        // This probe starts a process, which takes as long as all the others, so it runs beside them. Asterisk must be booted for it.
+        // This probe starts a process, which takes as long as steps 3 to 5, so it runs beside them. Asterisk must be booted for it.
         let same_asterisk = async {
             self.host.asterisk().await?;
             self.host.same_asterisk().await
         };
-        let (prepared, same_asterisk) = join!(self.prepared(lock, progress, evictions_settled), same_asterisk);
+        let prepared = self.before_touching(lock, progress, evictions_settled);
+        let (prepared, same_asterisk) = join!(prepared, same_asterisk);
         let (mut run, changing, endpoints, routing) = prepared?;
         same_asterisk?;
         let differences = if changing.is_empty() {
@@ -181,8 +185,8 @@ impl Applier {
             run.quarantine(&changing).await?;
             run.serve_endpoints(endpoints).await?;
             run.evict_without_user().await?;
-            let (kept, evictions) = run.hand_over(changing).await?;
-            run.serve_routing(routing, &kept).await?;
+            let (quarantined, evictions) = run.hand_over(changing).await?;
+            run.serve_routing(routing, &quarantined).await?;
             evictions?;
             proof::differences(&self.host.control, &run.users).await?
         };
@@ -191,7 +195,7 @@ impl Applier {
     }
 
     /// Steps 3 to 5: gives the run of the other steps, the numbers that change hands, and both prepared files.
-    async fn prepared<'a>(
+    async fn before_touching<'a>(
         &'a self,
         lock: &'a HostLock,
         progress: &'a mut Progress,
@@ -202,10 +206,9 @@ impl Applier {
         let (endpoints, routing) = (render::endpoints(&users), render::routing(&numbers, &Numbers::new()));
         progress.done("snapshot and render");
 
-        let mut run =
-            Run { host: &self.host, lock, progress, evictions_settled, users, numbers, may_have_evicted: false };
-        let changing = run.look().await?;
-        files::remove_left_overs(&self.host.files, lock)?;
+        let mut run = Run { host: &self.host, lock, progress, users, numbers, may_have_evicted: false };
+        let changing = run.look(evictions_settled).await?;
+        files::remove_left_overs(lock, &self.host.files)?;
         let endpoints = files::prepare(lock, &self.host.files.endpoints, Stage::Final, &endpoints)?;
         let routing = files::prepare(lock, &self.host.files.routing, Stage::Final, &routing)?;
         run.progress.done("prepare");
@@ -214,20 +217,20 @@ impl Applier {
 }
 
 impl Run<'_> {
-    /// Step 4. Afterwards no probe that refuses an apply has failed. Gives the numbers that change hands.
-    async fn look(&mut self) -> Result<Numbers> {
+    /// Step 4, but for [`Host::same_asterisk`]. Gives the numbers that change hands.
+    async fn look(&mut self, evictions_settled: Instant) -> Result<Numbers> {
         self.host.asterisk().await?;
         let control = &self.host.control;
         let (secrets, main) = join!(objects::secrets(control, &self.numbers), self.host.probe_before_apply());
         let on_disk = OnDisk::of(self.host, &main?)?;
         if !self.numbers.is_subset(&on_disk.endpoints) {
-            // A number was free. If its former owner's registration comes back, it is listed by then.
-            sleep_until(self.evictions_settled).await;
+            // A number was free, so no secret tells of its former owner: only the registrations do. One that comes back is listed by then.
+            sleep_until(evictions_settled).await;
         }
         let registered = registrations::list(control).await?;
         let changing = ownership::changing_hands(&self.users, &on_disk, &secrets?, &registered);
         let before = on_disk.endpoints.len();
-        if before > 1 && on_disk.endpoints.is_disjoint(&(&self.numbers - &changing)) {
+        if before > 1 && !on_disk.has_one_of(&self.users) {
             self.progress.warn(format!(
                 "none of the {before} users whom Asterisk served before is in the database any more; if you did not delete them, check DATABASE_URL, or restore a backup, then apply again"
             ));
@@ -267,13 +270,12 @@ impl Run<'_> {
         self.publish(routing)?;
         let ReloadResults { pjsip_reload, dialplan_reload } = &mut self.progress.reload_results;
         let Host { command, control, .. } = self.host;
-        let (sender, mut read) = mpsc::channel(1);
-        // If it fails, a message that is still waiting says the same.
-        let tell = move || sender.try_send(()).unwrap_or_default();
+        let (sender, mut read) = watch::channel(());
+        let tell = move || sender.send_replace(());
         let routing_and_proof = async {
             command.reload(reload::DIALPLAN, dialplan_reload, || {}).await?;
             let mut differences = None;
-            while read.recv().await.is_some() {
+            while read.changed().await.is_ok() {
                 differences = Some(proof::differences(control, &self.users).await?);
             }
             anyhow::Ok(differences)
@@ -311,7 +313,7 @@ impl Run<'_> {
         let target = prepared.publish(self.lock)?;
         let (written, path) = (&mut self.progress.files_written, target.display().to_string());
         if !written.contains(&path) {
-            // The endpoints come first, as in the answer to every apply.
+            // The answer names the endpoints first; a quarantine wrote the routing before them.
             let at = if target == self.host.files.endpoints { 0 } else { written.len() };
             written.insert(at, path);
         }

@@ -3,7 +3,7 @@
 //! - the secret in force differs from the snapshot's; or
 //! - no secret is in force, and either our file on disk has a different one, which may come into force at any moment, or the file
 //!   has none and the number has registrations; or
-//! - our routing on disk has the quarantine's line for it: an earlier apply was interrupted. A routing file that is missing or was
+//! - our routing on disk has the quarantine's line for it: an earlier apply left it there. A routing file that is missing or was
 //!   emptied by hand is no quarantine.
 
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use crate::asterisk::registrations::Registration;
-use crate::domain::{ExtensionNumber, Numbers, User};
+use crate::domain::{Extension, ExtensionNumber, Numbers, User};
 use crate::host::configuration::{Config, MainFiles, Section};
 use crate::host::foreign;
 use crate::preflight::probes::Host;
@@ -23,7 +23,7 @@ use crate::render;
 pub(super) struct OnDisk {
     secrets: BTreeMap<ExtensionNumber, String>,
     pub(super) endpoints: Numbers,
-    /// The numbers that an interrupted apply left in quarantine.
+    /// The numbers that an earlier apply left in quarantine.
     pub(super) quarantined: Numbers,
 }
 
@@ -46,6 +46,14 @@ impl OnDisk {
             on_disk.quarantined.extend(quarantined.map(|(number, _)| number));
         })?;
         Ok(on_disk)
+    }
+
+    /// Whether the endpoints have one of these users, with the secret.
+    pub(super) fn has_one_of(&self, users: &[User]) -> bool {
+        let has = |Extension { number, secret }: &Extension| {
+            self.secrets.get(number).is_some_and(|found| found == secret.reveal())
+        };
+        users.iter().any(|user| has(&user.extension))
     }
 }
 

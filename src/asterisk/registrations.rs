@@ -5,24 +5,24 @@
 //!
 //! While the AOR exists, [`evict`] overwrites the row with one that expired long ago. It then lists the AORs, which makes Asterisk
 //! remove the registration, with its device state and its OPTIONS requests. Deleting the row would leave the device state and the
-//! OPTIONS requests. Without an AOR only the row is left, and [`evict`] deletes it.
+//! OPTIONS requests. If the AOR is gone, Asterisk keeps only the row, and [`evict`] deletes it.
 //!
 //! Asterisk commits its database up to a second after a change ([`COMMITTED_WITHIN`]). If another process reads the file at that
 //! moment, the commit fails, and Asterisk rolls back all changes since the last commit. A listing can therefore show changes
 //! that are undone later. A [`Look`] finds out: it writes a mark into the database, lists the registrations, and writes a second
-//! mark. While both marks are there, Asterisk has not gone back to a state from before the listing:
+//! mark. While both marks are there, Asterisk has not gone back to a state from before the listing. A rollback returns to the last
+//! commit, and there are three cases:
 //!
-//! - A commit before the first mark does not contain that mark.
-//! - A commit between the marks does not contain the second one. If the next commit fails, Asterisk goes back to it, and the
-//!   second mark is gone: the next commit comes about a second later, and by then the second mark was written. A look that takes
-//!   longer than [`MAX_LOOK_TIME`] could break this, so it does not count.
-//! - A commit after the second mark contains what was listed.
+//! - The last commit came before the first mark: the rollback removes both marks.
+//! - It came between the marks: the rollback removes the second one. For the next commit comes a second later, and by then the second
+//!   mark was written. A look that takes longer than [`MAX_LOOK_TIME`] could break this, so it does not count.
+//! - It came after the second mark: it contains what was listed.
 
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use regex::Regex;
 use tracing::info;
 use uuid::Uuid;
@@ -60,20 +60,21 @@ pub struct Registration {
 /// A listing of the registrations, taken between two marks.
 #[derive(Debug)]
 pub struct Look {
-    /// All registrations of our numbers, and rows of [`evict`] that Asterisk has not removed yet.
+    /// As of [`list`].
     pub registrations: Vec<Registration>,
-    /// The beginning of the names of this look's two marks.
+    /// This look's marks are `{mark}/before` and `{mark}/after`.
     mark: String,
-    /// All marks that were there at its end, those of other looks too.
+    /// All marks that were there at its end, also those of earlier looks.
     marks: BTreeSet<String>,
 }
 
-/// All registrations of our numbers.
+/// All registrations of our numbers, and rows of [`evict`] that Asterisk has not removed yet.
 pub async fn list(control: &Control) -> Result<Vec<Registration>> {
     control.listing(&[LIST], parse).await
 }
 
-/// Evicts registrations: no call reaches these phones any more. Whether that is on the disk, only a later [`Look`] tells.
+/// Evicts registrations: no call reaches these phones any more. It is for good if a later [`Look`] does not list them and still
+/// holds after [`COMMITTED_WITHIN`].
 pub async fn evict(control: &Control, registrations: &[Registration]) -> Result<()> {
     if registrations.is_empty() {
         return Ok(());
@@ -97,7 +98,6 @@ pub async fn evict(control: &Control, registrations: &[Registration]) -> Result<
 }
 
 impl Look {
-    /// Looks now.
     pub async fn now(control: &Control) -> Result<Self> {
         let mut answer = String::new();
         for _ in 0..READINGS {
@@ -112,21 +112,28 @@ impl Look {
             }
             info!(command = LIST, "the listing is truncated or took too long; it is retried");
         }
+        ensure!(
+            parse_look(&answer).is_none(),
+            "Asterisk takes longer than {} ms to list the registrations: the machine is overloaded; look at its load, then apply again",
+            MAX_LOOK_TIME.as_millis()
+        );
         Err(unexpected(LIST, &answer))
     }
 
-    /// Whether Asterisk rolled nothing back between `earlier` and this look.
-    pub fn continues(&self, earlier: &Self) -> bool {
-        earlier.holds_in(&self.marks)
+    /// Whether Asterisk, at a `later` look, had not gone back to a state from before this listing.
+    pub fn held_until(&self, later: &Self) -> bool {
+        self.holds_in(&later.marks)
     }
 
-    /// The registrations that `earlier` did not list. One that was renewed since is another row, so it counts as new.
+    /// The registrations that `earlier` did not list. One that was renewed since is another row, so it counts as new: no old phone
+    /// may be able to renew its own.
     pub fn registered_since(&self, earlier: &Self) -> Vec<Registration> {
         let new = |row: &&Registration| !row.is_evicted() && !earlier.registrations.contains(row);
         self.registrations.iter().filter(new).cloned().collect()
     }
 
-    /// Whether Asterisk has rolled nothing back since. If so [`COMMITTED_WITHIN`] after the look, the listed state is on the disk.
+    /// Whether Asterisk has not gone back to a state from before this listing. If so [`COMMITTED_WITHIN`] after the look, what it
+    /// listed is on the disk.
     pub async fn holds(&self, control: &Control) -> Result<bool> {
         Ok(self.holds_in(&control.listing(&[LIST_MARKS], parse_marks).await?))
     }

@@ -17,7 +17,7 @@ use super::place::{GeneratedFiles, folder};
 use super::rights::{self, advice};
 
 /// Removes the temporary files of an apply that was killed.
-pub fn remove_left_overs(files: &GeneratedFiles, _lock: &HostLock) -> Result<()> {
+pub fn remove_left_overs(_lock: &HostLock, files: &GeneratedFiles) -> Result<()> {
     for target in files.both() {
         for path in [Stage::Quarantine, Stage::Final].map(|stage| stage.temporary(target)) {
             match fs::remove_file(&path) {

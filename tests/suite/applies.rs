@@ -131,6 +131,27 @@ fn of_an_emptied_database_warns_that_no_former_user_is_left() {
 }
 
 #[test]
+fn after_one_that_left_all_numbers_in_quarantine_warns_of_nobody() {
+    let (asterisk, folder) = (Asterisk::start(), Folder::new("script"));
+    let fails = "case \"$2\" in pjsip*) test -e \"$here/fails\" && exit 1;; esac\nexec $asterisk \"$@\"\n";
+    let program = script(&asterisk, &folder, fails);
+    let portal = Portal::start(&Settings::of(&asterisk).with("ASTERISK_BIN", program.display()));
+    let former = ["alice", "bob"].map(|name| portal.create_user(name, &format!("{name}@example.com")));
+    portal.apply("suite");
+    for user in &former {
+        portal.delete_user(id(user));
+    }
+    for name in ["carol", "dave"] {
+        portal.create_user(name, &format!("{name}@example.com"));
+    }
+    fs::write(folder.path().join("fails"), "").expect("make it fail");
+    failed_apply(&portal, &["pjsip reload", "ended with exit status: 1"]);
+    fs::remove_file(folder.path().join("fails")).expect("mend it");
+    let applied = portal.apply("suite");
+    assert!(!applied["message"].as_str().expect("a message").contains("Warning"), "{applied}");
+}
+
+#[test]
 fn without_cli_aliases_reloads_the_modules_themselves() {
     let asterisk =
         Asterisk::start_with(&asterisk::Options { without_cli_aliases: true, ..asterisk::Options::default() });
