@@ -75,12 +75,16 @@ impl Database {
                 Self::Postgres(server) => server.connection().await.map(Connection::Postgres),
                 Self::Sqlite(file) => file.connection(access).await.map(Connection::Sqlite),
             };
-            let mut borrowed = Borrowed(Some(connection?));
-            let connection = borrowed.0.as_mut().expect("it is there until it is given back");
-            if writes {
-                self.begin(connection, access, deadline).await?;
+            let mut borrowed = ClosedUnlessReturned(Some(connection?));
+            let connection = borrowed.0.as_mut().expect("it is there until it is returned");
+            match self {
+                Self::Sqlite(file) if writes => file.begin(connection, deadline).await?,
+                Self::Postgres(_) if access == Access::Create => connection.execute(postgres::BEGIN_CREATE).await?,
+                Self::Postgres(_) if writes => connection.execute(postgres::BEGIN).await?,
+                _ => {}
             }
             let done = work(connection).await;
+            // The connection may be broken. It is closed, which rolls back.
             if let Err(Failure::Statement(_)) = done {
                 return done;
             }
@@ -95,7 +99,7 @@ impl Database {
             if let Self::Sqlite(file) = self {
                 file.check()?;
             }
-            drop(borrowed.0.take());
+            drop(borrowed.0.take()); // Returns it.
             done
         })
         .await;
@@ -110,21 +114,12 @@ impl Database {
             failure
         })
     }
-
-    /// Begins a transaction that writes, with the lock that the access needs.
-    async fn begin(&self, connection: &mut Connection, access: Access, deadline: Instant) -> Result<(), Failure> {
-        match self {
-            Self::Postgres(_) if access == Access::Create => Ok(connection.execute(postgres::BEGIN_CREATE).await?),
-            Self::Postgres(_) => Ok(connection.execute(postgres::BEGIN).await?),
-            Self::Sqlite(file) => file.begin(connection, deadline).await,
-        }
-    }
 }
 
-/// A connection. Drop closes it, after a panic too, unless it was taken out, which gives it back to its pool.
-struct Borrowed(Option<Connection>);
+/// A connection. Drop closes it, after a panic too, unless it was taken out and so returned to its pool.
+struct ClosedUnlessReturned(Option<Connection>);
 
-impl Drop for Borrowed {
+impl Drop for ClosedUnlessReturned {
     fn drop(&mut self) {
         match self.0.take() {
             // A server that does not answer would not answer to the end of a session either.

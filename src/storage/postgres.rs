@@ -24,7 +24,7 @@ use crate::settings::is_this_machine;
 const CONNECTIONS: u32 = 8;
 
 /// How long a call waits for a connection. It then still has time to find out why there is none.
-const PATIENCE: Duration = DEADLINE.saturating_sub(Duration::from_millis(1250));
+const ACQUIRE_WITHIN: Duration = DEADLINE.saturating_sub(Duration::from_millis(1250));
 
 /// How often [`eagerly`] polls: 320 rounds of the hash, some hundred microseconds.
 const POLLS_A_TURN: u32 = 64;
@@ -45,7 +45,7 @@ const LOCK_MIGRATIONS: &str = "SELECT pg_advisory_xact_lock(hashtext('pbx-portal
 pub(super) struct Server {
     pool: Pool<Postgres>,
     options: PgConnectOptions,
-    asking: Mutex<()>,
+    diagnosing: Mutex<()>,
 }
 
 impl Server {
@@ -55,8 +55,8 @@ impl Server {
         if options.get_application_name().is_none() {
             options = options.application_name("pbx-portal");
         }
-        let pool = PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(PATIENCE);
-        Self { pool: pool.connect_lazy_with(options.clone()), options, asking: Mutex::default() }
+        let pool = PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(ACQUIRE_WITHIN);
+        Self { pool: pool.connect_lazy_with(options.clone()), options, diagnosing: Mutex::default() }
     }
 
     /// One transaction holds an advisory lock from the first look to the last migration.
@@ -130,7 +130,7 @@ impl Server {
     /// Finds out why the pool gave no connection in time. One call at a time, so that a slow server does not get one more connection
     /// for each call that waits.
     async fn why_no_connection(&self) -> StorageError {
-        let _turn = self.asking.lock().await;
+        let _turn = self.diagnosing.lock().await;
         match connect(&self.options).await {
             Ok(_) => StorageError::unavailable(
                 "all connections to it were busy".to_owned(),
@@ -148,11 +148,8 @@ impl Server {
     fn cannot_connect(&self, error: &sqlx::Error) -> StorageError {
         let may_pass = match error {
             // An invalid certificate is invalid data; a file may be missing. A socket may be missing until the server is up.
-            sqlx::Error::Io(cause) => match cause.kind() {
-                ErrorKind::InvalidData | ErrorKind::PermissionDenied => false,
-                ErrorKind::NotFound => self.options.get_socket().is_some(),
-                _ => true,
-            },
+            sqlx::Error::Io(cause) if cause.kind() == ErrorKind::NotFound => self.options.get_socket().is_some(),
+            sqlx::Error::Io(cause) => !matches!(cause.kind(), ErrorKind::InvalidData | ErrorKind::PermissionDenied),
             NoAnswer => true,
             // The server starts or stops, or is out of connections.
             _ => matches!(sqlstate(error).get(..2), Some("57" | "53")),
@@ -221,28 +218,22 @@ fn sqlstate(error: &sqlx::Error) -> String {
 fn advice(error: &sqlx::Error) -> &'static str {
     const NO_ANSWER: &str = "Check that its server is running and can be reached from this host, and look in pg_stat_activity for who holds its locks; then try again.";
     const NO_TABLES: &str = "The database lacks the portal's tables or rows: it is another one than before. Bring the right one back; only for a new one restart the service, which makes them.";
-    match (error, sqlstate(error).as_str()) {
-        (sqlx::Error::Io(_) | NoAnswer, _) => NO_ANSWER,
-        (_, "42P01" | "42703" | "3F000" | "23503") => NO_TABLES,
-        (_, "53300") => {
-            "The database's server has no connection left: end some, or raise max_connections; then try again."
-        }
-        (_, "53100") => "The disk of the database's server is full: free some of it, then try again.",
-        (_, "25006") => {
-            "The database is read-only: make it writable, or point DATABASE_URL at the one that is; then try again."
-        }
-        (_, "42501") => "The portal's role lacks a right: 'pbx-portal check' says which, and the SQL that grants it.",
-        (_, "26000" | "42P05") => {
+    match sqlstate(error).as_str() {
+        _ if matches!(error, sqlx::Error::Io(_) | NoAnswer) => NO_ANSWER,
+        "42P01" | "42703" | "3F000" | "23503" => NO_TABLES,
+        "53300" => "The database's server has no connection left: end some, or raise max_connections; then try again.",
+        "53100" => "The disk of the database's server is full: free some of it, then try again.",
+        "25006" => "The database is read-only: make it writable, or set DATABASE_URL to one that is; then try again.",
+        "42501" => "The portal's role lacks a right: 'pbx-portal check' says which, and the SQL that grants it.",
+        "26000" | "42P05" => {
             "A PgBouncer that does not track prepared statements stands in between: set its max_prepared_statements, or pool_mode = session."
         }
-        (_, "3D000") => "The server has no such database: bring it back, or look at DATABASE_URL; then try again.",
-        (_, code) if code.starts_with("57P") => "The database's server is stopping or starting: try again in a moment.",
-        (_, code) if code.starts_with("28") => {
-            "The database's server does not let the portal in: look at DATABASE_URL and pg_hba.conf."
+        "3D000" => "The server has no such database: bring it back, or look at DATABASE_URL; then try again.",
+        code if code.starts_with("57P") => "The database's server is stopping or starting: try again in a moment.",
+        code if code.starts_with("28") => {
+            "The server does not let the portal in: look at DATABASE_URL and pg_hba.conf."
         }
-        (_, "55P03" | "57014" | "40P01") => {
-            "Somebody holds the database's locks: look at pg_stat_activity, then try again."
-        }
+        "55P03" | "57014" | "40P01" => "Somebody holds the database's locks: look at pg_stat_activity, then try again.",
         _ => LOOK_AND_TRY_AGAIN,
     }
 }

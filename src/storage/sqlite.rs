@@ -1,7 +1,9 @@
-//! SQLite: a file, one connection that writes and some that read. [`super::call`] runs the transactions.
+//! SQLite: a file, one connection that writes and some that read. The deadline, the end of a transaction and what happens to the
+//! connection are in [`super::call`]; which number is taken is in [`super::statements`].
 //!
 //! - **The write lock.** Writes of this process queue for the one connection. Another process may hold the lock, so [`File::begin`]
-//!   repeats `BEGIN IMMEDIATE` until the deadline. SQLite's own waits grow to 100 ms, so a busy process would hardly let it in.
+//!   repeats `BEGIN IMMEDIATE` until the deadline. SQLite would sleep up to 100 ms between two tries, and another process that
+//!   writes without pause would take the lock each time.
 //! - **The file.** It may be deleted, replaced or damaged, so [`File::check`] looks when a call takes a connection, when it has the
 //!   write lock, and at its end. A file that is put back is used again. One that is overwritten in place keeps its inode; only
 //!   SQLite itself can find that, as damage.
@@ -25,7 +27,7 @@ use super::{DEADLINE, Inspection, LOOK_AND_TRY_AGAIN, StorageError, run_migratio
 /// Enough for the disk and the two cores of a small server.
 const READERS: u32 = 4;
 
-/// How many rows a connection's thread reads ahead: a whole list, so that it need not wait.
+/// How many rows a connection's thread reads ahead: a whole list, so that it never waits for us.
 const ROWS_AHEAD: usize = 1000;
 
 /// How long one `BEGIN IMMEDIATE` waits for the lock.
@@ -39,7 +41,7 @@ pub(super) struct File {
     options: SqliteConnectOptions,
     readers: Pool<Sqlite>,
     writer: Pool<Sqlite>,
-    /// The device and inode of the migrated file; unset until then.
+    /// The device and inode of the file that was migrated; unset for the command `check`, which migrates none.
     started_on: OnceLock<(u64, u64)>,
     /// What SQLite said when it found damage.
     damage: OnceLock<String>,
@@ -57,7 +59,7 @@ impl File {
             .row_buffer_size(ROWS_AHEAD)
             .disable_statement_logging();
         let pool = |connections| {
-            // There is no server that could have ended a connection.
+            // There is no server that could have ended a connection, so none is tested before use.
             SqlitePoolOptions::new().max_connections(connections).acquire_timeout(DEADLINE).test_before_acquire(false)
         };
         Self {
@@ -93,20 +95,17 @@ impl File {
             self.started_on.get_or_init(|| identity);
             Ok::<_, Failure>(inspection)
         };
-        migrating.await.map_err(|failure| failure.explained(|error| self.cannot_migrate(error)))
-    }
-
-    /// At start, a lock is waited for.
-    fn cannot_migrate(&self, error: &sqlx::Error) -> StorageError {
-        match code(error) {
+        let failed = |error: &sqlx::Error| match code(error) {
+            // It may pass, so the start tries again.
             Some(BUSY) => self.explain(error),
-            _ if is_damage(error) => StorageError::Unusable(self.restore(&text(error))),
+            _ if is_damage(error) => StorageError::Unusable(self.how_to_restore(&text(error))),
             _ => StorageError::Unusable(format!(
                 "{}: {}; look at DATABASE_URL or PORTAL_DATA_DIR, at who owns the file, and at its disk",
-                self.path.display(),
+                path.display(),
                 text(error)
             )),
-        }
+        };
+        migrating.await.map_err(|failure| failure.explained(failed))
     }
 
     pub(super) async fn inspect(&self) -> Result<Inspection, StorageError> {
@@ -120,7 +119,7 @@ impl File {
         let version: String = sqlx::query_scalar("SELECT sqlite_version()").fetch_one(&mut *connection).await?;
         let verdict: String = sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(&mut *connection).await?;
         if verdict != "ok" {
-            return Err(StorageError::Unusable(self.restore(&verdict)).into());
+            return Err(StorageError::Unusable(self.how_to_restore(&verdict)).into());
         }
         let schema = match sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations").fetch_one(connection).await {
             Err(error) if lacks_table(&error) => None,
@@ -158,7 +157,7 @@ impl File {
             Err(error) => Some(error.to_string()),
         };
         let problem = self.damage.get().cloned().or_else(|| self.started_on.get().and_then(replaced));
-        problem.map_or(Ok(()), |problem| Err(StorageError::unavailable(self.restore(&problem), RESTORE_ADVICE)))
+        problem.map_or(Ok(()), |problem| Err(StorageError::unavailable(self.how_to_restore(&problem), RESTORE_ADVICE)))
     }
 
     /// Turns an error into advice. Remembers damage.
@@ -166,22 +165,18 @@ impl File {
         if is_damage(error) && self.check().is_ok() {
             self.damage.get_or_init(|| text(error));
         }
-        // An error of a file that was put in its place says nothing about the service's own.
+        // The error may be of another file, which was put in its place.
         if let Err(replaced) = self.check() {
             return replaced;
         }
         let advice = match code(error) {
             Some(BUSY) => {
-                "The database's file is locked, usually by another process (fuser -v on that file): end it, then try again."
+                "The database's file is locked: end whoever locks it (fuser -v on that file), then try again."
             }
-            Some(READONLY) => {
-                "The database's file or its disk is read-only: make it writable for the portal's user, then try again."
-            }
+            Some(READONLY) => "The database's file or its disk is read-only: make it writable, then try again.",
             Some(IOERR) => "The database's file can't be read or written: look at its disk, then try again.",
             Some(FULL) => "The disk of the database's file is full: free some of it, then try again.",
-            Some(CANTOPEN) => {
-                "The database's file can't be opened: look at who may use it and its folder, then try again."
-            }
+            Some(CANTOPEN) => "The database's file can't be opened: look at its owner and its folder, then try again.",
             None if matches!(error, NoAnswer) => {
                 "The database's file is locked, or its disk does not answer: look for another process that uses it (fuser -v on that file), and at the disk, then try again."
             }
@@ -190,9 +185,9 @@ impl File {
         StorageError::unavailable(format!("{}: {}", self.path.display(), text(error)), advice)
     }
 
-    /// What is wrong with the file, and the commands that restore a backup. The backup comes first, so a mistyped name changes
-    /// nothing. The old -wal is removed, because SQLite would apply it to the backup.
-    fn restore(&self, what: &str) -> String {
+    /// What is wrong with the file, and the commands that restore a backup. If its name is mistyped, the first fails and nothing is
+    /// changed. The old -wal is removed, because SQLite would apply it to the backup.
+    fn how_to_restore(&self, what: &str) -> String {
         let file = self.path.as_path();
         let folder = file.parent().unwrap_or(Path::new("")).join(".");
         let (file, folder) = (file.display(), folder.display());

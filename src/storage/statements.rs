@@ -8,18 +8,19 @@ use std::array;
 
 use futures_util::TryStreamExt as _;
 use sqlx::pool::PoolConnection;
-use sqlx::{Postgres, Row as _, Sqlite};
+use sqlx::{AssertSqlSafe, Postgres, Row as _, Sqlite};
 use time::format_description::well_known::Rfc3339;
 use time::{OffsetDateTime, UtcOffset};
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
 
-use super::call::{Failure, text};
+use super::call::Failure;
 use super::{AuditEntry, DEFAULT_TENANT, StorageError, now};
 use crate::domain::{Email, Extension, ExtensionNumber, Name, Secret, User};
 
-/// Violates the index `users_email_key` if the address is taken.
-const INSERT_USER: &str = "INSERT INTO users (id, tenant_id, name, email, created_at) VALUES ($1, $2, $3, $4, $5)";
+/// Inserts nothing if the address is taken. A violation of its index would put it into PostgreSQL's log.
+const INSERT_USER: &str =
+    "INSERT INTO users (id, tenant_id, name, email, created_at) VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING";
 
 /// The lowest free number is 1000, or the successor of a number that is taken, and is not taken itself. Inserts nothing if
 /// there is none. The caller holds the lock that creates queue on, so nobody else takes the number meanwhile.
@@ -38,47 +39,23 @@ const WRITE_AUDIT: &str = "INSERT INTO apply_audit_logs \
     ON CONFLICT (id) DO UPDATE SET outcome = excluded.outcome, error_details = excluded.error_details, \
     files_written = excluded.files_written, reload_results = excluded.reload_results";
 
-/// A user without an extension, or an extension without a user, is a row that somebody edited by hand.
-macro_rules! users {
-    ($first:literal, $created_at:literal) => {
-        concat!(
-            $first,
-            "SELECT users.id, users.tenant_id, users.name, users.email, ",
-            $created_at,
-            ", extensions.number, extensions.secret ",
-            "FROM users FULL JOIN extensions ON extensions.user_id = users.id ORDER BY extensions.number"
-        )
-    };
-}
-/// PostgreSQL runs the statements of one message in one transaction. It shows times in a form of its own.
-const POSTGRES_USERS: &str = users!(
-    "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = '5s'; ",
-    "users.created_at AT TIME ZONE 'UTC' || 'Z'"
-);
-const SQLITE_USERS: &str = users!("", "users.created_at");
-
-/// The columns of a row, in the order of the query, as text, so that a value that somebody edited by hand can be read and reported.
-type UserRow<'r> = [Option<&'r str>; 7];
-
 /// A connection from a pool.
 pub(super) enum Connection {
     Postgres(PoolConnection<Postgres>),
     Sqlite(PoolConnection<Sqlite>),
 }
 
-/// Runs `$statement`, which uses `$connection` and `Id`, on either kind of connection.
+/// Runs `$statement` on either kind of connection; `$id` is the type of its identifiers.
 macro_rules! ask {
-    ($either:expr, |$connection:ident| $statement:expr) => {
+    ($either:expr, |$connection:ident, $id:ident| $statement:expr) => {
         match $either {
             Connection::Postgres(connection) => {
-                #[allow(dead_code, reason = "not every statement has an identifier")]
-                type Id = Uuid;
+                type $id = Uuid;
                 let $connection = &mut **connection;
                 $statement
             }
             Connection::Sqlite(connection) => {
-                #[allow(dead_code, reason = "not every statement has an identifier")]
-                type Id = Hyphenated;
+                type $id = Hyphenated;
                 let $connection = &mut **connection;
                 $statement
             }
@@ -89,20 +66,18 @@ macro_rules! ask {
 impl Connection {
     /// Runs SQL without parameters.
     pub(super) async fn execute(&mut self, sql: &'static str) -> sqlx::Result<()> {
-        ask!(self, |connection| sqlx::raw_sql(sql).execute(connection).await.map(|_| ()))
+        ask!(self, |connection, _Id| sqlx::raw_sql(sql).execute(connection).await.map(|_| ()))
     }
 
     /// Inserts a user with the lowest free number.
     pub(super) async fn insert_user(&mut self, name: Name, email: Email, secret: Secret) -> Result<User, Failure> {
         let (id, created_at) = (Uuid::new_v4(), now());
-        let refused = |error: sqlx::Error| {
-            let taken = text(&error).contains("users_email_key");
-            if taken { Failure::Refused(StorageError::EmailInUse) } else { Failure::Statement(error) }
-        };
-        let number: Option<i32> = ask!(self, |connection| {
+        let number: Option<i32> = ask!(self, |connection, Id| {
             let user = sqlx::query(INSERT_USER).persistent(false).bind(Id::from(id)).bind(Id::from(DEFAULT_TENANT));
             let user = user.bind(name.as_str()).bind(email.as_str()).bind(created_at);
-            user.execute(&mut *connection).await.map_err(refused)?;
+            if user.execute(&mut *connection).await?.rows_affected() == 0 {
+                return Err(StorageError::EmailInUse.into());
+            }
             let extension = sqlx::query_scalar(INSERT_EXTENSION).persistent(false).bind(Id::from(Uuid::new_v4()));
             let extension = extension.bind(Id::from(id)).bind(secret.reveal()).bind(created_at);
             extension.fetch_optional(connection).await?
@@ -114,7 +89,7 @@ impl Connection {
 
     /// Deletes a user and their extension. Returns its number; `None` if the user had none.
     pub(super) async fn delete_user(&mut self, id: Uuid) -> Result<Option<ExtensionNumber>, Failure> {
-        let (number, deleted) = ask!(self, |connection| {
+        let (number, deleted) = ask!(self, |connection, Id| {
             let extension = sqlx::query_scalar(DELETE_EXTENSION).persistent(false).bind(Id::from(id));
             let number: Option<i32> = extension.fetch_optional(&mut *connection).await?;
             let user = sqlx::query(DELETE_USER).persistent(false).bind(Id::from(id));
@@ -129,7 +104,7 @@ impl Connection {
     /// Inserts a row of the audit log, or updates it to how its apply ended.
     pub(super) async fn write_audit(&mut self, entry: AuditEntry) -> Result<(), Failure> {
         let outcome = if entry.error_details.is_none() { "success" } else { "failure" };
-        ask!(self, |connection| {
+        ask!(self, |connection, Id| {
             let row = sqlx::query(WRITE_AUDIT).persistent(false).bind(Id::from(entry.id)).bind(entry.triggered_at);
             let row = row.bind(entry.triggered_by.as_str()).bind(&entry.host).bind(outcome);
             let row = row.bind(&entry.error_details).bind(&entry.files_written).bind(&entry.reload_results);
@@ -140,16 +115,24 @@ impl Connection {
 
     /// All users, by number. Parses each row while the database reads the next.
     ///
-    /// Without parameters, PostgreSQL plans and runs it in one message, and sends text, whatever a column's type is. It would keep the
-    /// plan of a named statement until its next ANALYZE: a plan for a few users needs 40 ms for a thousand.
+    /// Without parameters, PostgreSQL plans and runs it in one message, which is one transaction, and sends text, whatever a column's
+    /// type is. It would keep the plan of a named statement until its next ANALYZE: a plan for a few users needs 40 ms for a thousand.
     pub(super) async fn users(&mut self) -> Result<Vec<User>, Failure> {
-        let sql = match self {
-            Self::Postgres(_) => POSTGRES_USERS,
-            Self::Sqlite(_) => SQLITE_USERS,
+        let (limits, created_at) = match self {
+            Self::Postgres(_) => (
+                "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = '5s';",
+                "users.created_at AT TIME ZONE 'UTC' || 'Z'",
+            ),
+            Self::Sqlite(_) => ("", "users.created_at"),
         };
+        // A user without an extension, or an extension without a user, is a row that somebody edited by hand.
+        let sql = format!(
+            "{limits} SELECT users.id, users.tenant_id, users.name, users.email, {created_at}, extensions.number, extensions.secret \
+            FROM users FULL JOIN extensions ON extensions.user_id = users.id ORDER BY extensions.number"
+        );
         // To the end, also if a row is damaged: the connection goes back to its pool.
-        let users: Vec<_> = ask!(self, |connection| {
-            let rows = sqlx::raw_sql(sql).fetch(connection);
+        let users: Vec<_> = ask!(self, |connection, _Id| {
+            let rows = sqlx::raw_sql(AssertSqlSafe(sql)).fetch(connection);
             rows.map_ok(|row| parse(array::from_fn(|column| row.try_get_unchecked(column).unwrap_or_default())))
                 .try_collect()
                 .await?
@@ -158,10 +141,10 @@ impl Connection {
     }
 }
 
-/// Parses the columns of a user.
+/// Parses the columns of [`Connection::users`].
 ///
 /// The service writes no row that fails here. Somebody edited it, so the error says which column, and how to correct it.
-fn parse(row: UserRow<'_>) -> Result<User, String> {
+fn parse(row: [Option<&str>; 7]) -> Result<User, String> {
     if let [None, .., Some(number), _] = &row {
         return Err(format!(
             "extension {number} belongs to no user: the user's row was deleted by hand; free the number with DELETE FROM extensions WHERE number = {number}"

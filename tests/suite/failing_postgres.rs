@@ -196,6 +196,7 @@ fn no_connection_goes_back_to_the_pool_inside_a_transaction() {
         }
     });
     none_in_a_transaction(&cluster);
+    assert!(!cluster.log().contains("alice@example.com"), "PostgreSQL logs no address: {}", cluster.log());
 
     // Timed out by the server while they wait for a lock.
     cluster.admin("ALTER ROLE portal SET lock_timeout = '300ms'");
