@@ -7,7 +7,7 @@ use std::path::Path;
 
 use clap_complete::Shell;
 use clap_mangen::Man;
-use pbx_control_portal::help::{self, Documented, EXAMPLES, EXIT_STATUS, PRECEDENCE, documented};
+use pbx_control_portal::help::{self, EXAMPLES, EXIT_STATUS, PRECEDENCE, documented};
 
 fn main() -> io::Result<()> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/pages");
@@ -32,9 +32,8 @@ fn manual_page() -> io::Result<Vec<u8>> {
     // Its flags; the settings that are none follow.
     Man::new(serve.clone().after_help("")).render_options_section(&mut page)?;
     let settings = documented();
-    let settings = settings
-        .iter()
-        .map(|Documented { name, meaning, default }| (name.as_str(), format!("{meaning}. Default: {default}")));
+    let settings = settings.iter();
+    let settings = settings.map(|[name, default, meaning]| (name.as_str(), format!("{meaning}. Default: {default}")));
     section(&mut page, "ENVIRONMENT", PRECEDENCE, settings)?;
     section(&mut page, "EXAMPLES", "", EXAMPLES.map(|(command, meaning)| (command, meaning.to_owned())))?;
     section(&mut page, "EXIT STATUS", "", EXIT_STATUS.map(|(status, meaning)| (status, meaning.to_owned())))?;

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use clap::error::ErrorKind;
+use clap::error::ErrorKind::{InvalidUtf8, InvalidValue, ValueValidation};
 use rustix::fs::Mode;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, geteuid, set_dumpable_behavior, setrlimit};
 use sd_notify::NotifyState;
@@ -39,8 +39,7 @@ const DATABASE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long a stop waits for requests. By then each request that was being sent has arrived or is given up, so none begins an
 /// apply later. A stop waits for an apply however long it takes.
-const STOP_PATIENCE: Duration =
-    server::HEAD_PATIENCE.saturating_add(server::BODY_PATIENCE).saturating_add(Duration::from_secs(1));
+const STOP_PATIENCE: Duration = server::SEND_PATIENCE.saturating_mul(2).saturating_add(Duration::from_secs(1));
 
 /// Runs the program, with the arguments and the environment of the process.
 #[must_use]
@@ -64,16 +63,13 @@ fn start() -> Result<ExitCode> {
     let command = match Command::read(std::env::args_os()) {
         Ok(command) => command,
         Err(error) if !error.use_stderr() => error.exit(),
-        // The value of a setting. An unknown flag is another kind of error.
-        Err(error)
-            if matches!(
-                error.kind(),
-                ErrorKind::ValueValidation | ErrorKind::InvalidValue | ErrorKind::InvalidUtf8
-            ) =>
-        {
-            return Ok(refuse_setting(&one_line(&error)));
+        Err(error) => {
+            return Ok(match error.kind() {
+                // The value of a setting. An unknown flag is another kind of error.
+                InvalidUtf8 | InvalidValue | ValueValidation => refuse_setting(&one_line(&error)),
+                _ => end(INVALID, one_line(&error)),
+            });
         }
-        Err(error) => return Ok(end(INVALID, one_line(&error))),
     };
     let settings = match &command {
         Command::Openapi => {
@@ -168,9 +164,7 @@ fn read_dotenv() -> Result<()> {
         bail!("line {} has a $: put its value in single quotes", index + 1);
     }
     dotenvy::from_read(text.as_bytes()).map_err(|error| match error {
-        dotenvy::Error::LineParse(_, at) => {
-            anyhow!("a line does not have the form NAME=value (at character {at} of it)")
-        }
+        dotenvy::Error::LineParse(_, at) => anyhow!("a line is not of the form NAME=value (at its character {at})"),
         _ => anyhow!("it is invalid"),
     })
 }

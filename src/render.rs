@@ -42,6 +42,11 @@ impl ObjectType {
             Self::Aor => "aor",
         }
     }
+
+    /// As a message names it.
+    pub fn shown(self) -> &'static str {
+        if self == Self::Aor { "AOR" } else { self.as_str() }
+    }
 }
 
 /// The options of a user's object, in the order of the file. The file and the proof take them from here.

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::MAX_BODY_BYTES;
 use super::error::{ApiError, FieldError};
-use super::server::BODY_PATIENCE;
+use super::server::SEND_PATIENCE;
 
 /// The fields of a JSON object. An operation takes each of its fields once; a field that is left over is an error.
 #[derive(Default)]
@@ -31,7 +31,7 @@ impl<S: Send + Sync> FromRequest<S> for Fields {
         if request.body().size_hint().lower() > MAX_BODY_BYTES as u64 {
             return Err(ApiError::PAYLOAD_TOO_LARGE);
         }
-        match timeout(BODY_PATIENCE, Json::from_request(request, state)).await {
+        match timeout(SEND_PATIENCE, Json::from_request(request, state)).await {
             Ok(Ok(Json(fields))) => Ok(fields),
             Ok(Err(rejection)) => Err(refused(&rejection)),
             Err(_) => Err(not_whole()),
@@ -53,7 +53,7 @@ fn refused(rejection: &JsonRejection) -> ApiError {
 
 /// The error of a body that ends too early or comes too late.
 fn not_whole() -> ApiError {
-    let seconds = BODY_PATIENCE.as_secs();
+    let seconds = SEND_PATIENCE.as_secs();
     ApiError::validation(vec![FieldError::new("body", format!("must arrive whole, within {seconds} seconds"))])
 }
 

@@ -34,8 +34,7 @@ pub(super) async fn check(State(guard): State<Guard>, request: Request, next: Ne
         Guard::Token(token) => {
             // With two headers, a proxy in front may have checked the other one.
             let bearer = only(headers, header::AUTHORIZATION).and_then(|value| value.as_bytes().split_at_checked(7));
-            let bearer = bearer.filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer "));
-            if !bearer.is_some_and(|(_, presented)| token.matches(presented)) {
+            if !bearer.is_some_and(|(scheme, sent)| scheme.eq_ignore_ascii_case(b"Bearer ") && token.matches(sent)) {
                 return Err(ApiError::UNAUTHORIZED);
             }
         }

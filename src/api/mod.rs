@@ -22,7 +22,6 @@ use axum::middleware;
 use axum::response::IntoResponse as _;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::set_header::SetResponseHeaderLayer;
-use utoipa::OpenApi as _;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -30,7 +29,6 @@ use crate::apply::Applier;
 use crate::storage::Storage;
 use error::ApiError;
 use guard::Guard;
-use openapi::Document;
 
 /// The largest body, in bytes: a name and an address are far smaller.
 const MAX_BODY_BYTES: usize = 16 * 1024;
@@ -43,7 +41,7 @@ pub struct Portal {
 }
 
 fn operations() -> (Router<Portal>, utoipa::openapi::OpenApi) {
-    OpenApiRouter::with_openapi(Document::openapi())
+    OpenApiRouter::with_openapi(openapi::document())
         .routes(openapi::with_failures(routes!(users::create), users::create_failures()))
         .routes(openapi::with_failures(routes!(users::list), users::list_failures()))
         .routes(openapi::with_failures(routes!(users::delete), users::delete_failures()))

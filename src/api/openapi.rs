@@ -7,11 +7,11 @@ use axum::http::{StatusCode, header};
 use axum::middleware;
 use axum::response::{IntoResponse as _, Response};
 use serde_json::json;
+use utoipa::OpenApi;
 use utoipa::openapi::example::ExampleBuilder;
 use utoipa::openapi::schema::{AllOfBuilder, AnyOfBuilder, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{self, Content, ObjectBuilder, Ref, RefOr, ResponseBuilder};
-use utoipa::{Modify, OpenApi};
 use utoipa_axum::router::UtoipaMethodRouter;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 use uuid::{Uuid, uuid};
@@ -30,7 +30,6 @@ pub const AUDIT_LOG_ID: Uuid = uuid!("7c1f0d52-90a4-4a58-8d5e-2b6f3e9a1c47");
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// The document without its operations.
 #[derive(OpenApi)]
 #[openapi(
     info(
@@ -44,21 +43,17 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
         (name = "Apply", description = "What Asterisk serves"),
     ),
     components(schemas(ApiError, FailedApply)),
-    modifiers(&Token),
     security((), ("token" = [])),
 )]
-pub struct Document;
+struct Document;
 
-struct Token;
-
-impl Modify for Token {
-    fn modify(&self, document: &mut openapi::OpenApi) {
-        let token = HttpBuilder::new()
-            .scheme(HttpAuthScheme::Bearer)
-            .description(Some("The value of PORTAL_API_TOKEN, if it is set."));
-        let components = document.components.get_or_insert_default();
-        components.add_security_scheme("token", SecurityScheme::Http(token.build()));
-    }
+/// The document without its operations.
+pub fn document() -> openapi::OpenApi {
+    let mut document = Document::openapi();
+    let token = HttpBuilder::new().scheme(HttpAuthScheme::Bearer);
+    let token = token.description(Some("The value of PORTAL_API_TOKEN, if it is set.")).build();
+    document.components.get_or_insert_default().add_security_scheme("token", SecurityScheme::Http(token));
+    document
 }
 
 /// The schema of a text field.

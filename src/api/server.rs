@@ -33,11 +33,8 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-/// From a connection to the end of its first request's head.
-pub const HEAD_PATIENCE: Duration = Duration::from_secs(5);
-
-/// From the end of a head to the end of its body.
-pub const BODY_PATIENCE: Duration = Duration::from_secs(5);
+/// From a connection to the end of its first request's head, and from the end of a head to the end of its body.
+pub const SEND_PATIENCE: Duration = Duration::from_secs(5);
 
 /// From an answer to the end of the next request's head. Enough for a client at 100 kbit/s to read a list of 1000 users.
 pub const ANSWER_PATIENCE: Duration = Duration::from_secs(20);
@@ -73,7 +70,7 @@ pub async fn serve(mut listener: TcpListener, router: Router, stopping: Cancella
 /// One connection, from its first request to its last answer.
 async fn converse(stream: TcpStream, router: Router, watcher: Watcher, place: OwnedSemaphorePermit) {
     // When the client is too slow; `None` while the service works on an answer.
-    let waited_until = Mutex::new(Some(Instant::now() + HEAD_PATIENCE));
+    let waited_until = Mutex::new(Some(Instant::now() + SEND_PATIENCE));
     let wait_until = |time| *waited_until.lock().unwrap_or_else(PoisonError::into_inner) = time;
     let router = TowerToHyperService::new(router);
     let service = service_fn(async |request: Request<Incoming>| {

@@ -58,12 +58,12 @@ pub(super) struct DeletedUser {
     message: String,
     deleted_user_id: Uuid,
     /// Null if the user had no extension, because somebody deleted its row by hand.
-    #[schema(minimum = 1000, maximum = 1999, required)]
-    freed_extension: Option<u16>,
+    #[schema(value_type = Option<u16>, minimum = 1000, maximum = 1999, required)]
+    freed_extension: Option<ExtensionNumber>,
 }
 
 impl DeletedUser {
-    fn new(id: Uuid, freed: Option<u16>) -> Self {
+    fn new(id: Uuid, freed: Option<ExtensionNumber>) -> Self {
         let message = match freed {
             Some(number) => {
                 format!("User deleted; extension {number} is free. Asterisk keeps the endpoint until the next apply.")
@@ -175,7 +175,7 @@ pub(super) async fn list(State(portal): State<Portal>) -> Result<Json<UserList>,
     delete, path = "/users/{id}", operation_id = "deleteUser", tag = "Users",
     params(("id" = Uuid, Path, description = "The user's id", example = json!(openapi::USER_ID))),
     responses(
-        (status = 200, description = "The user is gone", body = DeletedUser, example = json!(DeletedUser::new(openapi::USER_ID, Some(1000)))),
+        (status = 200, description = "The user is gone", body = DeletedUser, example = json!(DeletedUser::new(openapi::USER_ID, ExtensionNumber::new(1000)))),
     )
 )]
 pub(super) async fn delete(
@@ -187,5 +187,5 @@ pub(super) async fn delete(
         StorageError::UserNotFound => not_found(id),
         failure => ApiError::database(&failure, Some(MAYBE_DELETED)),
     })?;
-    Ok(Json(DeletedUser::new(id, freed.map(ExtensionNumber::get))))
+    Ok(Json(DeletedUser::new(id, freed)))
 }

@@ -14,8 +14,7 @@
 //!
 //! - A registration that an earlier look did not list, while that look still holds, is new. By fact 2 only the new owner can have
 //!   made it, so it stays. All others are evicted.
-//! - If a look lists no old registration and still holds after [`COMMITTED_WITHIN`], what it listed is on the disk, and the eviction
-//!   lasts.
+//! - If a look lists no old registration and still holds after [`COMMITTED_WITHIN`], what it listed is on the disk, and the eviction lasts.
 
 use std::time::Duration;
 
@@ -131,13 +130,11 @@ impl Run<'_> {
         let mut earlier: Option<Look> = None;
         loop {
             let look = Look::now(control).await?;
-            if let Some(earlier) = earlier.filter(|earlier| earlier.held_until(&look)) {
+            if let Some(earlier) = earlier.filter(|earlier| earlier.holds_in(&look.marks)) {
                 new_registrations.extend(look.registered_since(&earlier));
             }
             let mut old = look.registrations.clone();
-            old.retain(|registration| {
-                changing.contains(&registration.number) && !new_registrations.contains(registration)
-            });
+            old.retain(|row| changing.contains(&row.number) && !new_registrations.contains(row));
             if old.is_empty() {
                 sleep(COMMITTED_WITHIN).await;
                 if look.holds(control).await? {

@@ -13,11 +13,9 @@
 //!    Asterisk or this service restarts.
 //! 7. **Endpoints**: rename and reload. Evict registrations of numbers without a user. Then **hand over** ([`hand_over`]): wait
 //!    until the new secrets are in force, and evict the old registrations so that they cannot come back.
-//! 8. **Routing**: rename and reload. This ends the quarantine. A number that could not be handed over stays in it, and the
-//!    apply fails.
+//! 8. **Routing**: rename and reload. This ends the quarantine. A number that could not be handed over stays in it, and the apply fails.
 //! 9. **Prove** that Asterisk serves the snapshot, no more and no less, option by option ([`proof`]).
-//! 10. **Finish** the audit row, then release the lock. If the database does not take the row, it is retried until the service
-//!     stops.
+//! 10. **Finish** the audit row, then release the lock. If the database does not take the row, it is retried until the service stops.
 //!
 //! If numbers change hands, the steps run strictly one after another. If none does, both files are renamed, both reloads run side
 //! by side, and the proof begins as soon as Asterisk has read both.
@@ -48,7 +46,7 @@ use uuid::Uuid;
 use crate::asterisk::in_force::objects;
 use crate::asterisk::registrations::{self, COMMITTED_WITHIN};
 use crate::asterisk::reload;
-use crate::domain::{Name, Numbers, User};
+use crate::domain::{Extension, Name, Numbers, User};
 use crate::host::configuration::MainFiles;
 use crate::host::files::{self, Prepared, Stage};
 use crate::host::lock::HostLock;
@@ -170,15 +168,18 @@ impl Applier {
 
     /// Steps 3 to 9; gives the number of users.
     async fn steps(&self, lock: &HostLock, progress: &mut Progress, evictions_settled: Instant) -> Result<usize> {
-        // This probe starts a process, which takes as long as steps 3 to 5, so it runs beside them. Asterisk must be booted for it.
-        let same_asterisk = async {
-            self.host.asterisk().await?;
-            self.host.same_asterisk().await
-        };
-        let prepared = self.before_touching(lock, progress, evictions_settled);
-        let (prepared, same_asterisk) = join!(prepared, same_asterisk);
-        let (mut run, changing, endpoints, routing) = prepared?;
-        same_asterisk?;
+        let users = self.storage.users().await.map_err(|error| anyhow!("the users can't be read: {error}"))?;
+        let numbers = proof::numbers(&users);
+        let (endpoints, routing) = (render::endpoints(&users), render::routing(&numbers, &Numbers::new()));
+        progress.done("snapshot and render");
+
+        let mut run = Run { host: &self.host, lock, progress, users, numbers, may_have_evicted: false };
+        let changing = run.look(evictions_settled).await?;
+        files::remove_left_overs(lock, &self.host.files)?;
+        let endpoints = files::prepare(lock, &self.host.files.endpoints, Stage::Final, &endpoints)?;
+        let routing = files::prepare(lock, &self.host.files.routing, Stage::Final, &routing)?;
+        run.progress.done("prepare");
+
         let differences = if changing.is_empty() {
             run.serve_both(endpoints, routing).await?
         } else {
@@ -193,44 +194,24 @@ impl Applier {
         run.prove(differences).await?;
         Ok(run.users.len())
     }
-
-    /// Steps 3 to 5: gives the run of the other steps, the numbers that change hands, and both prepared files.
-    async fn before_touching<'a>(
-        &'a self,
-        lock: &'a HostLock,
-        progress: &'a mut Progress,
-        evictions_settled: Instant,
-    ) -> Result<(Run<'a>, Numbers, Prepared, Prepared)> {
-        let users = self.storage.users().await.map_err(|error| anyhow!("the users can't be read: {error}"))?;
-        let numbers = proof::numbers(&users);
-        let (endpoints, routing) = (render::endpoints(&users), render::routing(&numbers, &Numbers::new()));
-        progress.done("snapshot and render");
-
-        let mut run = Run { host: &self.host, lock, progress, users, numbers, may_have_evicted: false };
-        let changing = run.look(evictions_settled).await?;
-        files::remove_left_overs(lock, &self.host.files)?;
-        let endpoints = files::prepare(lock, &self.host.files.endpoints, Stage::Final, &endpoints)?;
-        let routing = files::prepare(lock, &self.host.files.routing, Stage::Final, &routing)?;
-        run.progress.done("prepare");
-        Ok((run, changing, endpoints, routing))
-    }
 }
 
 impl Run<'_> {
-    /// Step 4, but for [`Host::same_asterisk`]. Gives the numbers that change hands.
+    /// Step 4. Gives the numbers that change hands.
     async fn look(&mut self, evictions_settled: Instant) -> Result<Numbers> {
         self.host.asterisk().await?;
         let control = &self.host.control;
         let (secrets, main) = join!(objects::secrets(control, &self.numbers), self.host.probe_before_apply());
         let on_disk = OnDisk::of(self.host, &main?)?;
-        if !self.numbers.is_subset(&on_disk.endpoints) {
+        if !self.numbers.iter().all(|number| on_disk.secrets.contains_key(number)) {
             // A number was free, so no secret tells of its former owner: only the registrations do. One that comes back is listed by then.
             sleep_until(evictions_settled).await;
         }
         let registered = registrations::list(control).await?;
         let changing = ownership::changing_hands(&self.users, &on_disk, &secrets?, &registered);
-        let before = on_disk.endpoints.len();
-        if before > 1 && !on_disk.has_one_of(&self.users) {
+        let before = on_disk.secrets.len();
+        let is_kept = |own: &Extension| on_disk.secrets.get(&own.number).is_some_and(|old| old == own.secret.reveal());
+        if before > 1 && !self.users.iter().any(|user| is_kept(&user.extension)) {
             self.progress.warn(format!(
                 "none of the {before} users whom Asterisk served before is in the database any more; if you did not delete them, check DATABASE_URL, or restore a backup, then apply again"
             ));
@@ -290,7 +271,6 @@ impl Run<'_> {
 
     /// Step 9, from the differences. Afterwards it is known that Asterisk serves the snapshot, no more and no less.
     async fn prove(&mut self, differences: Differences) -> Result<()> {
-        let differences: Vec<_> = differences.into_iter().map(|difference| difference.text).collect();
         if !differences.is_empty() {
             let found = format!("Asterisk does not serve what the database holds: {}", differences.join("; "));
             return Err(self.not_proven(found).await);
@@ -313,9 +293,7 @@ impl Run<'_> {
         let target = prepared.publish(self.lock)?;
         let (written, path) = (&mut self.progress.files_written, target.display().to_string());
         if !written.contains(&path) {
-            // The answer names the endpoints first; a quarantine wrote the routing before them.
-            let at = if target == self.host.files.endpoints { 0 } else { written.len() };
-            written.insert(at, path);
+            written.push(path);
         }
         files::flush_folder(&target)
     }

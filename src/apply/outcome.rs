@@ -134,13 +134,14 @@ impl Progress {
     ) -> Result<Applied, ApplyError> {
         let Self { files_written, reload_results, evicted, warnings, .. } = self;
         let in_force = outcome.is_ok();
+        let warnings: Vec<_> = warnings.iter().map(|warning| format!(" Warning: {warning}.")).collect();
+        let warnings = warnings.concat();
         let error_details = match (outcome, finished) {
             (Ok(users), Ok(())) => {
                 info!(%audit_log_id, users, evicted = evicted.len(), "apply proven");
                 let noun = if users == 1 { "user" } else { "users" };
-                let warnings: Vec<_> = warnings.iter().map(|warning| format!(" Warning: {warning}.")).collect();
                 return Ok(Applied {
-                    message: format!("Asterisk serves {users} {noun}: every value is proven.{}", warnings.concat()),
+                    message: format!("Asterisk serves {users} {noun}: every value is proven.{warnings}"),
                     audit_log_id,
                     files_written,
                     reload_results,
@@ -155,10 +156,10 @@ impl Progress {
                     "Asterisk serves the new state, but the audit row can't be completed ({error}); it is retried until the database takes it or the service stops"
                 )
             }
-            (Err(failure), Ok(())) => failure.to_string(),
+            (Err(failure), Ok(())) => format!("{failure}{warnings}"),
             (Err(failure), Err(error)) => {
                 let row = "the audit row says \"interrupted\" until the database takes the rest";
-                format!("{failure}; {row} ({error})")
+                format!("{failure}; {row} ({error}){warnings}")
             }
         };
         if !in_force {

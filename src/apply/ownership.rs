@@ -12,7 +12,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use crate::asterisk::registrations::Registration;
-use crate::domain::{Extension, ExtensionNumber, Numbers, User};
+use crate::domain::{ExtensionNumber, Numbers, User};
 use crate::host::configuration::{Config, MainFiles, Section};
 use crate::host::foreign;
 use crate::preflight::probes::Host;
@@ -21,22 +21,19 @@ use crate::render;
 /// What our two files say, also if somebody edited them.
 #[derive(Default)]
 pub(super) struct OnDisk {
-    secrets: BTreeMap<ExtensionNumber, String>,
-    pub(super) endpoints: Numbers,
+    pub(super) secrets: BTreeMap<ExtensionNumber, String>,
     /// The numbers that an earlier apply left in quarantine.
     pub(super) quarantined: Numbers,
 }
 
 impl OnDisk {
-    /// Takes both files from what includes them in `main`. Reads a file by itself if nothing includes it; an absent one is empty.
+    /// Takes both files from what Asterisk reads in `main`. Reads a file by itself if Asterisk does not; an absent one is empty.
     pub(super) fn of(host: &Host, main: &MainFiles) -> Result<Self> {
         let mut on_disk = Self::default();
         each_section(host, &main.pjsip, &host.files.endpoints, |section| {
-            let Some(number) = ExtensionNumber::parse(&section.name) else { return };
-            if section.kind() == Some("endpoint") {
-                on_disk.endpoints.insert(number);
-            }
-            if let Some(secret) = section.values("password").last() {
+            if let Some(number) = ExtensionNumber::parse(&section.name)
+                && let Some(secret) = section.values("password").last()
+            {
                 on_disk.secrets.insert(number, secret.to_owned());
             }
         })?;
@@ -47,27 +44,16 @@ impl OnDisk {
         })?;
         Ok(on_disk)
     }
-
-    /// Whether the endpoints have one of these users, with the secret.
-    pub(super) fn has_one_of(&self, users: &[User]) -> bool {
-        let has = |Extension { number, secret }: &Extension| {
-            self.secrets.get(number).is_some_and(|found| found == secret.reveal())
-        };
-        users.iter().any(|user| has(&user.extension))
-    }
 }
 
 fn each_section(host: &Host, main: &Config, path: &Path, take: impl FnMut(&Section)) -> Result<()> {
     let files = main.included(path);
-    let alone;
-    let config = if files.is_empty() {
-        alone = Config::read_if_there(&host.config_dir, path)?;
-        &alone
+    let own: Vec<_> = main.sections.iter().filter(|section| files.contains(&section.place.file)).collect();
+    if own.is_empty() {
+        Config::read_if_there(&host.config_dir, path)?.sections.iter().for_each(take);
     } else {
-        main
-    };
-    let own = config.sections.iter().filter(|section| files.is_empty() || files.contains(&section.place.file));
-    own.for_each(take);
+        own.into_iter().for_each(take);
+    }
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use tokio::try_join;
 
 use super::ownership::{OnDisk, changing_hands};
-use super::proof::{self, Remedy};
+use super::proof;
 use crate::asterisk::in_force::objects;
 use crate::asterisk::registrations;
 use crate::domain::{User, some_of};
@@ -28,14 +28,7 @@ async fn next_apply(host: &Host, users: &[User]) -> Probed {
     if differences.is_empty() {
         return Ok(format!("changes nothing: Asterisk serves all {} users", users.len()));
     }
-    let parts = [(Remedy::Add, "add"), (Remedy::Remove, "remove"), (Remedy::Change, "change")].map(|(remedy, verb)| {
-        let of_remedy: Vec<_> = differences.iter().filter(|difference| difference.remedy == remedy).collect();
-        let numbers: BTreeSet<_> = of_remedy.iter().flat_map(|difference| &difference.numbers).collect();
-        let texts: Vec<_> = of_remedy.iter().map(|difference| difference.text.as_str()).collect();
-        (!of_remedy.is_empty()).then(|| format!("{verb} {} ({})", some_of(numbers), texts.join(", ")))
-    });
-    let parts: Vec<_> = parts.into_iter().flatten().collect();
-    Err(Trouble::Warning(format!("would {}; POST /apply", parts.join(", "))))
+    Err(Trouble::Warning(format!("would change what Asterisk serves: {}; POST /apply", differences.join(", "))))
 }
 
 /// The numbers whose registrations the next apply evicts: those without a user, and those that change hands.

@@ -15,23 +15,8 @@ use crate::asterisk::in_force::objects::{self, Options};
 use crate::domain::{ExtensionNumber, Numbers, User, some_of};
 use crate::render::{self, CONTEXT, ObjectType};
 
-/// The differences between the snapshot and what Asterisk serves.
-pub(super) type Differences = Vec<Difference>;
-
-/// What is missing, left over or different in Asterisk.
-pub(super) struct Difference {
-    pub(super) remedy: Remedy,
-    pub(super) numbers: Numbers,
-    pub(super) text: String,
-}
-
-/// What an apply would do about a difference.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Remedy {
-    Add,
-    Remove,
-    Change,
-}
+/// The differences between the snapshot and what Asterisk serves, in words: what is missing, left over or different.
+pub(super) type Differences = Vec<String>;
 
 /// Compares everything that Asterisk serves with `users`.
 pub(super) async fn differences(control: &Control, users: &[User]) -> Result<Differences> {
@@ -71,16 +56,11 @@ async fn object_differences(control: &Control, kind: ObjectType, users: &[User])
             by_option.entry(option).or_default().push(number);
         }
     }
-    let plural = match kind {
-        ObjectType::Endpoint => "endpoints",
-        ObjectType::Auth => "auths",
-        ObjectType::Aor => "AORs",
-    };
-    let mut found = Differences::new();
-    add(&mut found, Remedy::Add, &format!("{plural} missing"), missing);
-    add(&mut found, Remedy::Remove, &format!("{plural} left over"), left_over);
+    let (mut found, shown) = (Differences::new(), kind.shown());
+    add(&mut found, &format!("{shown}s missing"), missing);
+    add(&mut found, &format!("{shown}s left over"), left_over);
     for (option, numbers) in by_option {
-        add(&mut found, Remedy::Change, &format!("{plural} with another {option}"), numbers);
+        add(&mut found, &format!("{shown}s with another {option}"), numbers);
     }
     Ok(found)
 }
@@ -96,36 +76,27 @@ fn differing_options(kind: ObjectType, user: &User, shown: &Options) -> Vec<&'st
 }
 
 async fn dialplan_differences(control: &Control, users: &[User]) -> Result<Differences> {
-    let wanted = numbers(users);
-    let mut found = Differences::new();
     let Some(routed) = first_priorities(control).await? else {
-        let text = format!("the dialplan context {CONTEXT} missing");
-        return Ok(vec![Difference { remedy: Remedy::Add, numbers: wanted, text }]);
+        return Ok(vec![format!("the dialplan context {CONTEXT} missing")]);
     };
+    let (wanted, mut found) = (numbers(users), Differences::new());
     let missing = wanted.iter().copied().filter(|number| !routed.contains_key(number));
-    add(&mut found, Remedy::Add, "dialplan extensions missing", missing);
+    add(&mut found, "dialplan extensions missing", missing);
     let (ours, left_over): (Vec<_>, Vec<_>) = routed.iter().partition(|(number, _)| wanted.contains(number));
-    let placed = |(number, row): (&ExtensionNumber, &FirstPriority)| (*number, format!("{number} ({})", row.source));
-    add_rows(&mut found, Remedy::Remove, "dialplan extensions left over", left_over.into_iter().map(placed));
+    let placed = |(number, row): (&ExtensionNumber, &FirstPriority)| format!("{number} ({})", row.source);
+    add(&mut found, "dialplan extensions left over", left_over.into_iter().map(placed));
     let differ = ours.into_iter().filter(|(number, first)| !first.is_ours(&render::dial(**number)));
     let (quarantined, not_ours): (Vec<_>, Vec<_>) = differ.partition(|(_, first)| first.is_ours(render::QUARANTINED));
-    let quarantined = quarantined.into_iter().map(|(number, _)| *number);
-    add(&mut found, Remedy::Change, "dialplan extensions kept at 404", quarantined);
-    let not_ours = not_ours.into_iter().map(placed);
-    add_rows(&mut found, Remedy::Change, "dialplan extensions whose priority 1 is not ours", not_ours);
+    add(&mut found, "dialplan extensions kept at 404", quarantined.into_iter().map(|(number, _)| number));
+    add(&mut found, "dialplan extensions whose priority 1 is not ours", not_ours.into_iter().map(placed));
     Ok(found)
 }
 
 /// Adds a difference, if there are any numbers.
-fn add(found: &mut Differences, remedy: Remedy, what: &str, numbers: impl IntoIterator<Item = ExtensionNumber>) {
-    add_rows(found, remedy, what, numbers.into_iter().map(|number| (number, number.to_string())));
-}
-
-/// Like [`add`], with how each number is shown: with the file and line of its priority 1, say.
-fn add_rows(found: &mut Differences, remedy: Remedy, what: &str, all: impl Iterator<Item = (ExtensionNumber, String)>) {
-    let (numbers, shown): (Numbers, Vec<_>) = all.unzip();
-    if !numbers.is_empty() {
-        found.push(Difference { remedy, numbers, text: format!("{what}: {}", some_of(shown)) });
+fn add(found: &mut Differences, what: &str, numbers: impl IntoIterator<Item = impl ToString>) {
+    let mut numbers = numbers.into_iter().peekable();
+    if numbers.peek().is_some() {
+        found.push(format!("{what}: {}", some_of(numbers)));
     }
 }
 

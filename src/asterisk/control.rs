@@ -2,8 +2,7 @@
 //!
 //! The portal does what a remote console does (`main/asterisk.c`): it connects, sends each command with a NUL byte behind it
 //! and shuts down the sending half. Then it reads the greeting `host/pid/version`, a newline, and what the commands print, in
-//! turn, to the end. Asterisk sends no exit status; what it prints is all there is. It never answers a line of more than 511
-//! bytes (its buffer has 512), so longer ones are rejected here.
+//! turn, to the end. Asterisk sends no exit status; what it prints is all there is.
 
 use std::fs;
 use std::io;
@@ -15,14 +14,11 @@ use rustix::io::Errno;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::net::unix::UCred;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio::try_join;
 use tracing::info;
 
 use super::permissions::{self, COMMANDS};
-
-/// The longest command, in bytes.
-const MAX_COMMAND_BYTES: usize = 511;
 
 /// Takes the place of a command in errors about the greeting, which Asterisk sends before any command.
 const GREETING: &str = "(its greeting)";
@@ -36,7 +32,8 @@ const LISTING_RETRY: Duration = Duration::from_millis(10);
 /// How long to wait when two other connections are waiting to be accepted (Asterisk's queue is then full), or when the socket is new.
 const CONNECT_RETRY: Duration = Duration::from_millis(1);
 
-/// Asterisk makes its socket, looks up its group, and only then gives it that group and its mode: it may refuse us that long.
+/// Asterisk makes its socket, looks up its group, and only then gives it that group and its mode. It may refuse us that long, but
+/// not for half of a command's bound: then the refusal is reported.
 const SOCKET_OPEN_WITHIN: Duration = Duration::from_secs(5);
 
 /// Shows the [`Identity`].
@@ -123,17 +120,15 @@ impl Control {
         Self { socket: run_dir.join("asterisk.ctl"), bound }
     }
 
-    /// Runs commands on one connection and gives what Asterisk prints, in turn. The bound is for all of them together.
+    /// Runs commands on one connection and gives what Asterisk prints, in turn. The bound is for all of them together. Errors name
+    /// the first command.
     pub async fn ask(&self, commands: &[impl AsRef<str>]) -> Result<String> {
-        let named = first_and_last(commands);
-        let mut lines = Vec::new();
+        let mut lines = String::new();
         for command in commands.iter().map(AsRef::as_ref) {
-            assert!(command.len() <= MAX_COMMAND_BYTES && !command.contains(['\0', '\n']), "it fits: {command}");
             assert!(permissions::is_listed(command), "it is in the list of permissions: {command}");
-            lines.extend_from_slice(command.as_bytes());
-            lines.push(0);
+            lines.extend([command, "\0"]);
         }
-        let (.., answer) = self.exchange(&named, &lines).await?;
+        let (.., answer) = self.exchange(commands[0].as_ref(), &lines).await?;
         // Asterisk refuses all commands or none; only `permitted` sends several of which it may refuse some.
         ensure_not_refused(answer.lines().next().unwrap_or_default())?;
         Ok(answer)
@@ -142,16 +137,16 @@ impl Control {
     /// Runs commands that list something; `parse` gets what Asterisk prints as one text. Asterisk drops lines if the reader is slow.
     /// `parse` gives `None` for such a truncated listing, which is then retried, a few times.
     pub async fn listing<T>(&self, commands: &[impl AsRef<str>], parse: impl Fn(&str) -> Option<T>) -> Result<T> {
-        let mut answer = String::new();
+        let (first, mut answer) = (commands[0].as_ref(), String::new());
         for _ in 0..READINGS {
             answer = self.ask(commands).await?;
             if let Some(parsed) = parse(&answer) {
                 return Ok(parsed);
             }
-            info!(command = first_and_last(commands), "the listing is truncated; it is retried");
+            info!(command = first, "the listing is truncated; it is retried");
             sleep(LISTING_RETRY).await;
         }
-        Err(unexpected(&first_and_last(commands), &answer))
+        Err(unexpected(first, &answer))
     }
 
     /// The identity of the Asterisk that answers on this socket.
@@ -161,13 +156,13 @@ impl Control {
 
     /// Fails if Asterisk does not let this user run all that the portal needs. Changes nothing.
     pub async fn permitted(&self) -> Result<()> {
-        let harmless: Vec<_> = COMMANDS.iter().filter_map(|command| command.harmless).collect();
+        let harmless: Vec<_> = COMMANDS.into_iter().filter_map(|(_, harmless)| harmless).collect();
         ensure_not_refused(&self.ask(&harmless).await?)
     }
 
     /// The server that answers. Its greeting has the version; the kernel knows its user and groups.
     pub async fn server(&self) -> Result<Server> {
-        let (peer, greeting, _) = self.exchange(GREETING, &[]).await?;
+        let (peer, greeting, _) = self.exchange(GREETING, "").await?;
         let version = greeting.splitn(3, '/').nth(2).ok_or_else(|| unexpected(GREETING, &greeting))?.to_owned();
         let status = |pid| fs::read_to_string(format!("/proc/{pid}/status")).ok();
         let status = peer.pid().and_then(status).unwrap_or_default();
@@ -177,7 +172,7 @@ impl Control {
     }
 
     /// Connects, sends `lines` and reads to the end. Gives who is at the other end, its greeting, and what it prints then.
-    async fn exchange(&self, command: &str, lines: &[u8]) -> Result<(UCred, String, String)> {
+    async fn exchange(&self, command: &str, lines: &str) -> Result<(UCred, String, String)> {
         let broken = |error: io::Error| {
             anyhow!("Asterisk closed the connection during '{command}' ({error}); it may be restarting: apply again")
         };
@@ -187,7 +182,7 @@ impl Control {
             let (mut from, mut to) = stream.split();
             let mut read = Vec::new();
             let send = async {
-                to.write_all(lines).await?;
+                to.write_all(lines.as_bytes()).await?;
                 to.shutdown().await
             };
             // Reads while it sends: Asterisk drops what it cannot write within 100 ms.
@@ -213,7 +208,7 @@ impl Control {
     }
 
     async fn connect(&self) -> Result<UnixStream> {
-        let socket = self.socket.display();
+        let (socket, until) = (self.socket.display(), Instant::now() + SOCKET_OPEN_WITHIN.min(self.bound / 2));
         loop {
             let error = match UnixStream::connect(&self.socket).await {
                 Ok(stream) => return Ok(stream),
@@ -221,7 +216,7 @@ impl Control {
             };
             match Errno::from_io_error(&error) {
                 Some(Errno::AGAIN) => sleep(CONNECT_RETRY).await,
-                Some(Errno::ACCESS) if self.is_new() => sleep(CONNECT_RETRY).await,
+                Some(Errno::ACCESS) if self.is_new() && Instant::now() < until => sleep(CONNECT_RETRY).await,
                 Some(Errno::ACCESS | Errno::PERM) => bail!(
                     "Asterisk's control socket {socket} refuses the portal's user ({error}); in asterisk.conf, section [files], set astctlpermissions = 0660 and astctlgroup to a group of that user, and restart Asterisk"
                 ),
@@ -239,15 +234,6 @@ impl Control {
     }
 }
 
-/// Names commands in an error: of many, the first and the last.
-fn first_and_last(commands: &[impl AsRef<str>]) -> String {
-    match commands {
-        [first, .., last] => format!("{} … {}", first.as_ref(), last.as_ref()),
-        [] => String::new(),
-        [one] => one.as_ref().to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -259,13 +245,6 @@ mod tests {
         let identity = Identity::parse(&[uuid, config_dir].concat()).expect("a whole answer");
         assert_eq!((identity.uuid.len(), identity.config_dir.as_str()), (36, "/etc/asterisk"));
         assert_eq!((Identity::parse(uuid), Identity::parse(config_dir)), (None, None));
-    }
-
-    #[test]
-    fn of_many_commands_an_error_names_the_first_and_the_last() {
-        assert_eq!(first_and_last(&["a"; 0]), "");
-        assert_eq!(first_and_last(&["a"]), "a");
-        assert_eq!(first_and_last(&["a", "b", "c"]), "a … c");
     }
 
     #[test]

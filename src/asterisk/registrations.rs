@@ -65,7 +65,7 @@ pub struct Look {
     /// This look's marks are `{mark}/before` and `{mark}/after`.
     mark: String,
     /// All marks that were there at its end, also those of earlier looks.
-    marks: BTreeSet<String>,
+    pub marks: BTreeSet<String>,
 }
 
 /// All registrations of our numbers, and rows of [`evict`] that Asterisk has not removed yet.
@@ -81,17 +81,15 @@ pub async fn evict(control: &Control, registrations: &[Registration]) -> Result<
     }
     let aors = objects::numbers(control, ObjectType::Aor).await?;
     let evicted = EVICTED.replace('"', "\\\"");
-    let commands: Vec<_> = registrations
-        .iter()
-        .map(|Registration { number, key, .. }| {
-            // The key is nothing but digits, `;@` and hex digits: see `parse`.
-            if aors.contains(number) {
-                format!("database put registrar/contact {key} \"{evicted}\"")
-            } else {
-                format!("database del registrar/contact {key}")
-            }
-        })
-        .collect();
+    // A key is nothing but digits, `;@` and hex digits: see `parse`.
+    let command = |Registration { number, key, .. }: &Registration| {
+        if aors.contains(number) {
+            format!("database put registrar/contact {key} \"{evicted}\"")
+        } else {
+            format!("database del registrar/contact {key}")
+        }
+    };
+    let commands: Vec<_> = registrations.iter().map(command).collect();
     control.ask(&commands).await?;
     // Makes Asterisk remove what has expired.
     objects::numbers(control, ObjectType::Aor).await.map(drop)
@@ -120,13 +118,8 @@ impl Look {
         Err(unexpected(LIST, &answer))
     }
 
-    /// Whether Asterisk, at a `later` look, had not gone back to a state from before this listing.
-    pub fn held_until(&self, later: &Self) -> bool {
-        self.holds_in(&later.marks)
-    }
-
-    /// The registrations that `earlier` did not list. One that was renewed since is another row, so it counts as new: no old phone
-    /// may be able to renew its own.
+    /// The registrations that `earlier` did not list. One that was renewed since is another row, so it counts as new: ask only once
+    /// no old phone can register any more.
     pub fn registered_since(&self, earlier: &Self) -> Vec<Registration> {
         let new = |row: &&Registration| !row.is_evicted() && !earlier.registrations.contains(row);
         self.registrations.iter().filter(new).cloned().collect()
@@ -138,7 +131,8 @@ impl Look {
         Ok(self.holds_in(&control.listing(&[LIST_MARKS], parse_marks).await?))
     }
 
-    fn holds_in(&self, marks: &BTreeSet<String>) -> bool {
+    /// Whether Asterisk, when it had these marks, had not gone back to a state from before this listing.
+    pub fn holds_in(&self, marks: &BTreeSet<String>) -> bool {
         ["before", "after"].iter().all(|when| marks.contains(&format!("{}/{when}", self.mark)))
     }
 }
@@ -203,7 +197,7 @@ mod tests {
     #[test]
     fn only_our_own_keys_are_believed() {
         let registrations = parse(ROWS).expect("a whole listing");
-        assert!(registrations.iter().map(|r| r.number.get()).eq([1000, 1001]), "{registrations:?}");
+        assert!(registrations.iter().map(|r| r.number.to_string()).eq(["1000", "1001"]), "{registrations:?}");
         for registration in registrations {
             let (number, key) = (registration.number.to_string(), registration.key);
             assert!(registration.contact.starts_with(&format!("sip:{number}@127.0.0.1:")), "{}", registration.contact);

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Serialize;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
@@ -111,11 +111,10 @@ impl AsteriskCommand {
     /// The identity of the Asterisk that this program reaches.
     pub async fn identity(&self) -> Result<Identity> {
         let output = self.run(IDENTITY, &mut None, &|| {}).await?;
-        Identity::parse(&output).ok_or_else(|| {
-            let output: String = output.trim().chars().take(200).collect();
-            let command = self.typed(IDENTITY);
-            anyhow!(
-                "{command} did not print Asterisk's settings, but '{output}'; set ASTERISK_BIN to Asterisk's program"
+        Identity::parse(&output).with_context(|| {
+            let (command, output) = (self.typed(IDENTITY), output.trim());
+            format!(
+                "{command} did not print Asterisk's settings, but '{output:.200}'; set ASTERISK_BIN to Asterisk's program"
             )
         })
     }

@@ -17,11 +17,6 @@ impl ExtensionNumber {
     pub fn parse(text: &str) -> Option<Self> {
         text.parse().ok().filter(|_| text.len() == 4).and_then(Self::new)
     }
-
-    /// The number itself.
-    pub fn get(self) -> u16 {
-        self.0
-    }
 }
 
 impl fmt::Display for ExtensionNumber {
@@ -36,8 +31,8 @@ mod tests {
 
     #[test]
     fn only_the_pool() {
-        assert_eq!(ExtensionNumber::parse("1000").map(ExtensionNumber::get), Some(1000));
-        assert_eq!(ExtensionNumber::parse("1999").map(ExtensionNumber::get), Some(1999));
+        assert_eq!(ExtensionNumber::parse("1000"), Some(ExtensionNumber(1000)));
+        assert_eq!(ExtensionNumber::parse("1999"), Some(ExtensionNumber(1999)));
         for other in ["", "999", "2000", "01000", "+100", "1000 ", "1000/1000", "１000"] {
             assert_eq!(ExtensionNumber::parse(other), None, "{other:?}");
         }

@@ -1,15 +1,14 @@
 //! Asterisk's configuration syntax: what a file and everything that it includes say, as Asterisk would read them.
 //!
 //! After `main/config.c` of Asterisk 22, whose reading of many texts is kept in `tests/recordings/configuration`. `#exec` is not
-//! followed: only running its program would tell what it prints.
+//! followed, because only running its program would tell what it prints: so a section that is missing may be there.
 //!
 //! - `;` starts a comment unless escaped; `;--` and `--;` enclose one that may nest. A `--;` too many makes Asterisk skip all lines
 //!   up to the next `;--`.
 //! - `[name](!)` is a template, `[name](base,…)` copies the lines of others, `[name](+…)` adds to an existing section.
 //! - `#include` and `#tryinclude` take a glob pattern relative to the configuration folder, at most ten deep. An included file
 //!   begins in the section that was opened last, and the including section goes on after it.
-//! - A line that Asterisk refuses ends the file, and those that the same line includes. If it is the main file, Asterisk refuses
-//!   all of it.
+//! - A line that Asterisk refuses ends the file, and those that the same line includes. If it is the main file, Asterisk refuses all of it.
 
 use std::fs;
 use std::io;
@@ -17,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Error, Result, anyhow};
+use regex::Regex;
 
 use super::includes::Include;
 use super::rights;
@@ -55,6 +55,8 @@ pub struct Config {
     pub refused: Vec<(Place, &'static str)>,
     /// The index of the section that was opened last.
     last: Option<usize>,
+    /// Whether there is an `#exec`.
+    runs_programs: bool,
 }
 
 /// Asterisk's two files that include ours.
@@ -123,10 +125,7 @@ impl Config {
 
     /// Like [`Config::read`], but an absent `file` is an empty one.
     pub fn read_if_there(config_dir: &Path, file: &Path) -> Result<Self> {
-        match fs::metadata(file) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
-            _ => Self::read(config_dir, file),
-        }
+        if file.try_exists().unwrap_or(true) { Self::read(config_dir, file) } else { Ok(Self::default()) }
     }
 
     /// The names under which `path` was read, links included; none if it is not included.
@@ -150,6 +149,7 @@ impl Config {
                 let read = if let Some(header) = line.strip_prefix('[') {
                     self.open(header, &place).map(|opened| section = Some(opened))
                 } else if line.starts_with('#') {
+                    self.runs_programs |= line.get(..5).is_some_and(|keyword| keyword.eq_ignore_ascii_case("#exec"));
                     if depth < MAX_INCLUDE_DEPTH
                         && let Some(include) = Include::parse(line, place.clone(), config_dir)?
                     {
@@ -185,15 +185,21 @@ impl Config {
             if let Some(filter) = option.strip_prefix('+') {
                 let found = self.sections.iter().position(|section| section.is(name) && section.passes(filter));
                 self.additions.push(Addition { name: name.to_owned(), to: found, place: place.clone() });
-                let at = found.ok_or("adds to a section that does not exist above")?;
-                self.sections[at].template |= new.template;
-                self.sections[at].entries.append(&mut new.entries);
-                existing = Some(at);
+                if let Some(at) = found {
+                    self.sections[at].template |= new.template;
+                    self.sections[at].entries.append(&mut new.entries);
+                    existing = found;
+                } else if !self.runs_programs {
+                    return Err("adds to a section that does not exist above");
+                }
             } else if option == "!" {
                 existing.map_or(&mut new, |at: usize| &mut self.sections[at]).template = true;
             } else {
                 let base = self.sections.iter().find(|section| option.is_empty() || section.is(option));
-                let inherited = base.ok_or("inherits from a section that does not exist above")?.entries.clone();
+                if base.is_none() && !self.runs_programs {
+                    return Err("inherits from a section that does not exist above");
+                }
+                let inherited = base.map_or(Vec::new(), |base| base.entries.clone());
                 existing.map_or(&mut new, |at| &mut self.sections[at]).entries.extend(inherited);
             }
         }
@@ -212,12 +218,12 @@ impl Section {
         self.name.eq_ignore_ascii_case(name)
     }
 
-    /// Whether the filter of an addition finds it, such as `type=endpoint&context=a` or `TEMPLATES=include`. What follows a name is a
-    /// regular expression for Asterisk, but plain text here.
+    /// Whether the filter of an addition finds it, such as `type=endpoint&context=^a` or `TEMPLATES=include`.
     fn passes(&self, filter: &str) -> bool {
-        let has = |(key, value): (&str, &str)| match (strip(key), strip(value)) {
-            ("TEMPLATES", which) => self.template || which.eq_ignore_ascii_case("include"),
-            (key, value) => self.entries.iter().any(|entry| entry.key.contains(key) && entry.value.contains(value)),
+        let fits = |pattern: &str, text: &str| Regex::new(pattern).is_ok_and(|pattern| pattern.is_match(text));
+        let has = |part: (&str, &str)| match [part.0, part.1].map(|text| strip(text).trim_matches(['"', '\''])) {
+            ["TEMPLATES", which] => self.template || which.eq_ignore_ascii_case("include"),
+            [key, value] => self.entries.iter().any(|entry| fits(key, &entry.key) && fits(value, &entry.value)),
         };
         let mut parts = filter.split('&').filter(|part| !part.is_empty());
         (!self.template || filter.contains("TEMPLATES")) && parts.all(|part| part.split_once('=').is_some_and(has))
@@ -352,6 +358,12 @@ mod tests {
             let (files, asterisk) = text.split_once("### Asterisk reads\n").expect("what Asterisk reads");
             assert_eq!(shown(&read(files)), asterisk, "{}", path.display());
         }
+    }
+
+    #[test]
+    fn what_a_program_prints_may_be_a_section_that_is_missing() {
+        let config = read("### main.conf\n#exec \"x\"\n[a](b)\na=1\n[c](+)\nc=1\n");
+        assert_eq!((shown(&config).as_str(), config.refused.len()), ("[a]\na=1\n[c]\nc=1\n", 0));
     }
 
     proptest::proptest! {

@@ -20,12 +20,8 @@ use super::rights::{self, advice};
 pub fn remove_left_overs(_lock: &HostLock, files: &GeneratedFiles) -> Result<()> {
     for target in files.both() {
         for path in [Stage::Quarantine, Stage::Final].map(|stage| stage.temporary(target)) {
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(failed("removing the temporary file", &path)(error));
-                }
-                _ => {}
-            }
+            let absent = |error: io::Error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) };
+            fs::remove_file(&path).or_else(absent).map_err(failed("removing the temporary file", &path))?;
         }
     }
     Ok(())

@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use super::configuration::{Addition, Config, Entry, MainFiles, Place, Section};
 use super::place::GeneratedFiles;
 use crate::domain::ExtensionNumber;
-use crate::render::CONTEXT;
+use crate::render::{CONTEXT, ObjectType};
 
 /// Looks through `pjsip.conf`, `extensions.conf` and `pjsip_wizard.conf`, each with what it includes. Fails if somebody else
 /// defines one of our numbers.
@@ -20,16 +20,15 @@ pub fn check(MainFiles { pjsip, extensions }: &MainFiles, wizards: &Config, ours
     let objects = pjsip.sections.iter().filter_map(|s| Some((number(s)?, collides(s)?, &s.place)));
     // An addition to nothing makes Asterisk refuse the file.
     let adds = |a: &&Addition| foreign(&a.place) && a.to.is_none_or(|at| collides(&pjsip.sections[at]).is_some());
-    let additions = pjsip.additions.iter().filter(adds);
-    let additions =
-        additions.filter_map(|a| Some((ExtensionNumber::parse(&a.name)?, "the addition to section", &a.place)));
+    let added = pjsip.additions.iter().filter(adds);
+    let added = added.filter_map(|a| Some((ExtensionNumber::parse(&a.name)?, "the addition to section", &a.place)));
     // A wizard makes an endpoint, an auth and an AOR of its section's name.
     let wizards = wizards.sections.iter().filter_map(|s| Some((number(s)?, "wizard", &s.place)));
     let context = extensions.sections.iter().filter(|section| section.name == CONTEXT && !section.template);
     let routed = context.flat_map(|section| first_priorities(&section.entries));
     let routed = routed.filter(|(_, entry)| foreign(&entry.place));
     let routed = routed.map(|(number, entry)| (number, "priority 1 of extension", &entry.place));
-    match objects.chain(additions).chain(wizards).chain(routed).next() {
+    match objects.chain(added).chain(wizards).chain(routed).next() {
         None => Ok(()),
         Some((number, what, place)) => bail!(
             "{place}: {what} {number} is one of the numbers 1000 to 1999, which only the portal may define; rename or remove it, then apply again"
@@ -39,16 +38,10 @@ pub fn check(MainFiles { pjsip, extensions }: &MainFiles, wizards: &Config, ours
 
 /// What a section with one of our numbers as its name collides with; nothing if its type is another than ours (`identify`).
 fn collides(section: &Section) -> Option<&'static str> {
-    match section.kind()? {
-        "endpoint" => Some("endpoint"),
-        "auth" => Some("auth"),
-        "aor" => Some("AOR"),
-        _ => None,
-    }
+    ObjectType::ALL.into_iter().find(|kind| section.kind() == Some(kind.as_str())).map(ObjectType::shown)
 }
 
-/// The numbers 1000 to 1999 that have a priority 1 in these lines, each with its line; `1000/1001`, which matches a caller ID,
-/// is none.
+/// The numbers 1000 to 1999 that have a priority 1 in these lines, each with its line; `1000/1001`, which matches a caller ID, is none.
 pub fn first_priorities(entries: &[Entry]) -> impl Iterator<Item = (ExtensionNumber, &Entry)> {
     let mut extension = "";
     entries.iter().filter_map(move |entry| {

@@ -25,8 +25,7 @@ pub struct Include {
 }
 
 impl Include {
-    /// Reads a line that begins with `#`; `None` if it includes nothing or its pattern is invalid. Fails if
-    /// a folder is closed to this user.
+    /// Reads a line that begins with `#`; `None` if it includes nothing or its pattern is invalid. Fails if a folder is closed.
     pub(super) fn parse(directive: &str, place: Place, config_dir: &Path) -> Result<Option<Self>> {
         // Asterisk ends the keyword at any byte that is no visible ASCII.
         let end = directive.find(|c: char| !c.is_ascii_graphic()).unwrap_or(directive.len());
@@ -56,8 +55,7 @@ impl Include {
 
     /// Whether it includes `path`, or will as soon as that file exists.
     pub fn includes(&self, path: &Path) -> bool {
-        let same =
-            |found: &PathBuf| matches!((fs::canonicalize(found), fs::canonicalize(path)), (Ok(a), Ok(b)) if a == b);
+        let same = |f: &PathBuf| matches!((fs::canonicalize(f), fs::canonicalize(path)), (Ok(a), Ok(b)) if a == b);
         self.patterns.iter().any(|pattern| pattern.matches_path_with(path, AS_THE_SHELL)) || self.found.iter().any(same)
     }
 }
@@ -83,17 +81,12 @@ fn alternatives(pattern: &str) -> Vec<String> {
 fn files_among(pattern: &str, paths: glob::Paths) -> Result<Vec<PathBuf>> {
     let found: Result<Vec<_>, _> = paths.collect();
     let mut found = found.map_err(|error| unreadable(error.path(), error.error()))?;
-    found.retain(|path| match fs::metadata(path) {
-        Ok(found) => found.is_file(),
-        Err(error) => error.kind() != io::ErrorKind::NotFound,
-    });
+    found.retain(|path| path.is_file() || path.try_exists().is_err());
     // In a closed folder a pattern finds nothing either, but Asterisk may see files there.
     let has_wildcard = |part: &Component| part.as_os_str().to_string_lossy().contains(['*', '?', '[']);
     let named: PathBuf = Path::new(pattern).components().take_while(|part| !has_wildcard(part)).collect();
     match fs::metadata(&named) {
-        Err(error) if found.is_empty() && error.kind() == io::ErrorKind::PermissionDenied => {
-            Err(unreadable(&named, &error))
-        }
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(unreadable(&named, &error)),
         _ => Ok(found),
     }
 }

@@ -25,8 +25,7 @@ impl HostLock {
     pub fn try_acquire(files: &GeneratedFiles) -> Result<Option<Self>> {
         let unusable = |error| unusable(&error, files);
         let (path, file) = (files.lock(), open(files, true).map_err(unusable)?);
-        // If root applies, the service's user must still be able to open it later: it gets the folder's owner, as the generated
-        // files do.
+        // If root applies, the service's user must still be able to open it later: it gets the folder's owner, as the generated files do.
         if geteuid().is_root() {
             rights::follow_the_folder(&file, folder(&path)).map_err(unusable)?;
         }
@@ -48,13 +47,11 @@ impl HostLock {
     }
 }
 
-/// Opens the lock file, which no other user may open: who can open it can hold the lock. Follows no symbolic link, and waits for no
-/// pipe.
+/// Opens the lock file, which no other user may open: who can open it can hold the lock. Follows no symbolic link, and waits for no pipe.
 fn open(files: &GeneratedFiles, create: bool) -> io::Result<File> {
     let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).expect("an open flag fits");
     let mut options = OpenOptions::new();
-    let opened = options.write(true).create(create).truncate(false).mode(0o600).custom_flags(flags).open(files.lock());
-    let file = opened?;
+    let file = options.write(true).create(create).truncate(false).mode(0o600).custom_flags(flags).open(files.lock())?;
     let own = file.metadata()?;
     if create && own.uid() == geteuid().as_raw() && own.mode() & 0o777 != 0o600 {
         file.set_permissions(Permissions::from_mode(0o600))?;

@@ -6,17 +6,12 @@ use std::os::unix::fs::{MetadataExt as _, fchown};
 use std::path::Path;
 
 use anyhow::{Result, anyhow, bail, ensure};
-use rustix::fs::{Access, AtFlags, CWD, StatxAttributes, StatxFlags, accessat, statx};
+use rustix::fs::{Access, AtFlags, CWD, Mode, StatxAttributes, StatxFlags, accessat, statx};
 use rustix::io::Errno;
 use rustix::process::{getegid, geteuid, getgroups};
 
 use super::place::{GeneratedFiles, folder};
 use crate::account::group_name;
-
-/// The setgid bit of a folder's mode.
-const SETGID: u32 = 0o2000;
-/// The sticky bit of a folder's mode.
-const STICKY: u32 = 0o1000;
 
 /// Fails unless both targets can be replaced: each is a regular file, or absent, in a folder that this user may write into.
 pub fn check_targets(files: &GeneratedFiles) -> Result<()> {
@@ -47,9 +42,7 @@ pub fn check_targets(files: &GeneratedFiles) -> Result<()> {
         }
         let may_write = accessat(CWD, folder, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS);
         may_write.map_err(|error| unusable(error.into()))?;
-        if let Some(mend) = group_out_of_reach(folder) {
-            bail!("files in {} cannot get its group; {mend}", folder.display());
-        }
+        group_in_reach(folder)?;
     }
     Ok(())
 }
@@ -59,7 +52,8 @@ fn replaceable(path: &Path, file: &fs::Metadata) -> Result<()> {
     let (user, shown) = (geteuid(), path.display());
     let theirs = |owner| !user.is_root() && owner != user.as_raw();
     ensure!(
-        !fs::metadata(folder(path)).is_ok_and(|f| f.mode() & STICKY != 0 && theirs(f.uid()) && theirs(file.uid())),
+        !fs::metadata(folder(path))
+            .is_ok_and(|f| f.mode() & Mode::SVTX.bits() != 0 && theirs(f.uid()) && theirs(file.uid())),
         "{shown} belongs to another user in a sticky folder; remove it, or clear the folder's sticky bit (chmod -t), then apply again"
     );
     let Ok(found) = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty()) else { return Ok(()) };
@@ -94,37 +88,32 @@ pub fn advice(error: &io::Error) -> &'static str {
 
 /// If a folder above `path` is closed to this user: which one, the topmost, and how to open it.
 pub fn closed_above(path: &Path) -> Option<String> {
-    let mut folders: Vec<_> = path.ancestors().skip(1).collect();
-    folders.reverse();
     let closed = |folder: &&Path| accessat(CWD, *folder, Access::EXEC_OK, AtFlags::EACCESS) == Err(Errno::ACCESS);
-    let folder = folders.into_iter().find(closed)?;
+    let folder = path.ancestors().skip(1).filter(closed).last()?;
     let found = fs::metadata(folder).ok()?;
     let (group, folder) = (found.gid(), folder.display());
     let let_in = match group {
         _ if found.uid() == geteuid().as_raw() => format!("let its owner enter it (chmod u+x {folder})"),
         0 => format!("give it a group of that user (chgrp asterisk {folder}; chmod g+x {folder})"),
         _ if is_in(group) => format!("let its group enter it (chmod g+x {folder})"),
-        _ => {
-            let group = group_name(group);
-            format!(
-                "add that user to its group, and let the group enter it (usermod -aG {group} pbx-portal; chmod g+x {folder}), then restart the portal"
-            )
-        }
+        _ => format!(
+            "add that user to its group, and let the group enter it (usermod -aG {} pbx-portal; chmod g+x {folder}), then restart the portal",
+            group_name(group)
+        ),
     };
     Some(format!("the portal's user may not enter {folder}: {let_in}, then apply again"))
 }
 
-/// If this user cannot give files in `folder` the folder's group: what to do. Asterisk could not read them.
-fn group_out_of_reach(folder: &Path) -> Option<String> {
-    let found = fs::metadata(folder).ok()?;
-    let writable = accessat(CWD, folder, Access::WRITE_OK, AtFlags::EACCESS).is_ok();
-    if !writable || found.mode() & SETGID != 0 || is_in(found.gid()) || geteuid().is_root() {
-        return None;
-    }
-    let (group, folder) = (group_name(found.gid()), folder.display());
-    Some(format!(
-        "it is not setgid, and the portal's user is not in its group {group}: set both (chgrp asterisk {folder}; chmod g+s {folder}), or add that user to the group and restart the portal, then apply again"
-    ))
+/// Fails if this user cannot give files in `folder` the folder's group: Asterisk could not read them.
+fn group_in_reach(folder: &Path) -> Result<()> {
+    let Ok(found) = fs::metadata(folder) else { return Ok(()) };
+    ensure!(
+        found.mode() & Mode::SGID.bits() != 0 || is_in(found.gid()) || geteuid().is_root(),
+        "files in {folder} cannot get its group; it is not setgid, and the portal's user is not in its group {}: set both (chgrp asterisk {folder}; chmod g+s {folder}), or add that user to the group and restart the portal, then apply again",
+        group_name(found.gid()),
+        folder = folder.display()
+    );
+    Ok(())
 }
 
 /// Whether this process is in a group.
@@ -138,11 +127,8 @@ pub fn follow_the_folder(file: &File, folder: &Path) -> io::Result<()> {
     if own.gid() != folder.gid() {
         fchown(file, None, Some(folder.gid()))?;
     }
-    if own.uid() != folder.uid() {
-        match fchown(file, Some(folder.uid()), None) {
-            Err(error) if error.kind() != io::ErrorKind::PermissionDenied => return Err(error),
-            _ => {}
-        }
+    match (own.uid() != folder.uid()).then(|| fchown(file, Some(folder.uid()), None)) {
+        Some(Err(error)) if error.kind() != io::ErrorKind::PermissionDenied => Err(error),
+        _ => Ok(()),
     }
-    Ok(())
 }

@@ -47,20 +47,25 @@ impl Host {
 
     /// Asterisk refuses no line.
     pub(super) fn lines(main: &MainFiles) -> Result<String> {
-        for config in [&main.pjsip, &main.extensions] {
-            if let Some((place, why)) = config.refused.first() {
-                let what = if place.file == config.files[0] { "all of this file" } else { "the rest of this file" };
-                bail!("{place}: this line {why}, so Asterisk refuses {what}; mend the line, then apply again");
-            }
+        let refused = [&main.pjsip, &main.extensions]
+            .into_iter()
+            .flat_map(|config| config.refused.iter().map(|(place, why)| (place.file == config.files[0], place, why)));
+        // One in a main file does more harm.
+        if let Some((in_main, place, why)) = refused.max_by_key(|(in_main, ..)| *in_main) {
+            let what = if in_main {
+                "all of it"
+            } else {
+                "the rest of it, and the files that its include line finds after it"
+            };
+            bail!("{place}: this line {why}, so Asterisk refuses {what}; mend the line, then apply again");
         }
         Ok("none in pjsip.conf and extensions.conf".to_owned())
     }
 
     /// Every `#include` finds a file, or Asterisk refuses the file that it stands in. Ours need not exist before the first apply.
     pub(super) fn includes_that_find(&self, main: &MainFiles) -> Result<String> {
-        let ours = |include: &Include| self.files.both().iter().any(|generated| include.includes(generated));
-        for (config, _) in self.pairs(main) {
-            if let Some(include) = config.includes.iter().find(|i| !i.tries && i.found.is_empty() && !ours(i)) {
+        for (config, own) in self.pairs(main) {
+            if let Some(include) = config.includes.iter().find(|i| !i.tries && i.found.is_empty() && !i.includes(own)) {
                 bail!(
                     "{}: '#include {}' finds no file, so Asterisk refuses what stands in that file; write #tryinclude there, or remove the line, then apply again",
                     include.place,
@@ -74,19 +79,15 @@ impl Host {
     /// No generated file is included twice: its sections would be there twice.
     pub(super) fn included_once(&self, main: &MainFiles) -> Result<String> {
         for (config, generated) in self.pairs(main) {
-            let mut found = config.includes.iter().filter(|include| include.includes(generated));
-            if let (Some(Include { place: first, .. }), Some(Include { place: second, .. })) =
-                (found.next(), found.next())
-            {
+            let including = config.includes.iter().filter(|include| include.includes(generated));
+            let (places, file) = (including.map(|include| &include.place).collect::<Vec<_>>(), generated.display());
+            if let [first, second, ..] = places[..] {
                 let why = if first == second {
                     format!("at {first}, because {} is included twice itself", first.file.display())
                 } else {
                     format!("at {first} and at {second}")
                 };
-                bail!(
-                    "{} is included twice, {why}; remove one of the two lines, then apply again",
-                    generated.display()
-                );
+                bail!("{file} is included twice, {why}; remove one of the two lines, then apply again");
             }
         }
         Ok("neither of the generated files".to_owned())
@@ -110,6 +111,9 @@ impl Host {
             config.includes.iter().find(|include| include.includes(generated)).with_context(|| {
                 let line = generated.strip_prefix(&self.config_dir).unwrap_or(generated).display();
                 let main = config.files[0].display();
+                if let Some((place, why)) = config.refused.last() {
+                    return format!("{main} may include the generated file, but {place} {why}, so Asterisk does not read what follows; mend that line, then apply again");
+                }
                 format!("{main} does not include the generated file; add the line '#tryinclude {line}' to it, then apply again")
             })
         });

@@ -122,15 +122,15 @@ impl Host {
         self.list(&MainFiles::read(&self.config_dir), true).await
     }
 
-    /// Runs the probes that an apply needs, except [`Host::asterisk`] and [`Host::same_asterisk`]. Gives the files that it read, or
-    /// the first failure.
+    /// Runs the probes that an apply needs, except [`Host::asterisk`], on which they depend. Gives the files that it read, or the
+    /// first failure.
     pub(crate) async fn probe_before_apply(&self) -> Result<MainFiles> {
         let others = async {
             let main = MainFiles::read(&self.config_dir);
             first_failure(self.list(&main, false).await).map_or(main, |failure| Err(anyhow!(failure)))
         };
-        // Asterisk lists the dialplan while this process reads the files.
-        let (_, main) = try_join!(self.routing_from_files(), others)?;
+        // Asterisk lists the dialplan, and a process starts, while this one reads the files.
+        let (.., main) = try_join!(self.routing_from_files(), self.same_asterisk(), others)?;
         Ok(main)
     }
 
@@ -160,13 +160,13 @@ impl Host {
         let two_folders = add(list, "the two folders", folder, async { self.two_folders() }).await;
         let files = add(list, "Asterisk's configuration files", folder, async { Self::files_readable(read) }).await;
         let files = folder && files;
-        add(list, "lines that Asterisk refuses", all && files, async { Self::lines(main) }).await;
         add(list, "files to include", files, async { self.includes_that_find(main) }).await;
         let once = add(list, "files included twice", files, async { self.included_once(main) }).await;
         add(list, "the include lines", all && files && once, async { self.include_lines(main) }).await;
         let readable = all && asterisk && folder && two_folders;
         add(list, "Asterisk may read the files", readable, self.readable_by_asterisk()).await;
         add(list, "sections of one name and type", all && files, async { Self::no_section_twice(main) }).await;
+        add(list, "lines that Asterisk refuses", all && files, async { Self::lines(main) }).await;
         add(list, "the numbers 1000 to 1999", files, async { self.nothing_foreign(main) }).await;
         add(list, "where registrations are kept", folder, async { self.registrations_kept() }).await;
         add(list, "the dialplan context", all && files, async { anyhow::Ok(self.context_elsewhere(main)) }).await;

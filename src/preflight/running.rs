@@ -116,12 +116,10 @@ impl Host {
 fn closed_to<'a>(asterisk: &Server, file: &'a Path) -> Option<&'a Path> {
     let may = |path: &Path, bit: u32| {
         let Ok(found) = fs::metadata(path) else { return true };
-        let shift = if found.uid() == asterisk.uid {
-            6
-        } else if asterisk.groups.contains(&found.gid()) {
-            3
-        } else {
-            0
+        let shift = match (found.uid() == asterisk.uid, asterisk.groups.contains(&found.gid())) {
+            (true, _) => 6,
+            (_, true) => 3,
+            _ => 0,
         };
         asterisk.uid == 0 || found.mode() >> shift & bit == bit
     };

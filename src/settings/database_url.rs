@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 use std::str::FromStr as _;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use percent_encoding::percent_decode_str;
 use sqlx::postgres::PgConnectOptions;
 
@@ -38,47 +38,34 @@ impl fmt::Display for DatabaseUrl {
 impl DatabaseUrl {
     /// Parses `postgres://…`, or `sqlite://` and a percent-encoded path. No error shows the URL: it holds a password.
     pub fn parse(url: &str) -> Result<Self> {
-        let invalid = |why: &dyn fmt::Display| anyhow!("DATABASE_URL is invalid: {why}");
         if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-            Self::parse_postgres(url).map_err(|why| invalid(&why))
-        } else if let Some(path) = url.strip_prefix("sqlite://") {
-            let (path, query) = path.split_once('?').unwrap_or((path, ""));
-            // mode=rwc means what the service does anyway.
-            if !["", "mode=rwc"].contains(&query) {
-                return Err(invalid(&"a sqlite:// URL takes no parameters but mode=rwc"));
-            }
-            let path = percent_decode_str(path).collect::<Vec<_>>();
-            // These have a special meaning in SQLite: they name no file.
-            if path.is_empty() || path.starts_with(b":") || path.starts_with(b"file:") {
-                return Err(invalid(&"a sqlite:// URL names a file, as in sqlite:///var/lib/pbx-portal/portal.db"));
-            }
-            Ok(Self::Sqlite(PathBuf::from(OsString::from_vec(path))))
-        } else {
-            Err(invalid(&"it must begin with postgres:// or sqlite://"))
+            return Self::parse_postgres(url);
         }
+        let path = url.strip_prefix("sqlite://").context("it must begin with postgres:// or sqlite://")?;
+        let (path, query) = path.split_once('?').unwrap_or((path, ""));
+        // mode=rwc means what the service does anyway.
+        ensure!(["", "mode=rwc"].contains(&query), "a sqlite:// URL takes no parameters but mode=rwc");
+        let path = percent_decode_str(path).collect::<Vec<_>>();
+        // These have a special meaning in SQLite: they name no file.
+        let special = path.is_empty() || path.starts_with(b":") || path.starts_with(b"file:");
+        ensure!(!special, "a sqlite:// URL names a file, as in sqlite:///var/lib/pbx-portal/portal.db");
+        Ok(Self::Sqlite(PathBuf::from(OsString::from_vec(path))))
     }
 
-    fn parse_postgres(url: &str) -> Result<Self, String> {
+    fn parse_postgres(url: &str) -> Result<Self> {
         let (address, query) = url.split_once('?').unwrap_or((url, ""));
         for (name, value) in query.split('&').filter(|p| !p.is_empty()).map(|p| p.split_once('=').unwrap_or((p, ""))) {
-            if !is_known(name) {
-                // Do not show a part of the password: it may have an unescaped ?.
-                let is_name =
-                    name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_') && !query.contains('@');
-                let name = if is_name { name } else { "after the ?" };
-                return Err(format!("the parameter {name} is not known (sslmode and sslrootcert are)"));
-            }
-            if ["host", "hostaddr", "port"].contains(&name) && value.contains(',') {
-                return Err(ONE_ADDRESS.to_owned());
-            }
+            // Do not show a part of the password: it may have an unescaped ?.
+            let is_name = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_') && !query.contains('@');
+            let shown = if is_name { name } else { "after the ?" };
+            ensure!(is_known(name), "the parameter {shown} is not known (sslmode and sslrootcert are)");
+            ensure!(!(["host", "hostaddr", "port"].contains(&name) && value.contains(',')), ONE_ADDRESS);
         }
         let authority = address.split_once("://").map_or("", |(_, rest)| rest).split('/').next().unwrap_or_default();
-        if authority.rsplit('@').next().is_some_and(|hosts| hosts.contains(',')) {
-            return Err(ONE_ADDRESS.to_owned());
-        }
+        ensure!(!authority.rsplit('@').next().unwrap_or_default().contains(','), ONE_ADDRESS);
         let options = PgConnectOptions::from_str(url).map_err(|error| match error {
-            sqlx::Error::Configuration(why) => why.to_string(),
-            _ => "it takes the form postgres://user:password@host:5432/database".to_owned(),
+            sqlx::Error::Configuration(why) => anyhow!("{why}"),
+            _ => anyhow!("it takes the form postgres://user:password@host:5432/database"),
         })?;
         // A URL has brackets around an IPv6 address; a resolver wants none.
         let host = options.get_host().trim_matches(['[', ']']).to_owned();

@@ -11,18 +11,21 @@ pub fn definition() -> clap::Command {
         let rows = rows.map(|(left, right)| format!("\n  {left:<width$}  {right}"));
         format!("\n\n{title}:{}", rows.concat())
     };
-    let help = environment() + &table("Examples", EXAMPLES, 41) + &table("Exit status", EXIT_STATUS, 1);
+    let setting = |[name, default, meaning]: [String; 3]| format!("\n  {name:<28}  {meaning} [default: {default}]");
+    let settings = documented().into_iter().map(setting).collect::<Vec<_>>().concat();
+    let (examples, statuses) = (table("Examples", EXAMPLES, 41), table("Exit status", EXIT_STATUS, 1));
+    let help = format!("Environment:\n  {PRECEDENCE}{settings}{examples}{statuses}");
     Command::command().after_help(help.clone()).mut_subcommand("serve", |serve| serve.after_help(help))
 }
 
 /// The two settings that are not flags: name, default, meaning.
-const SECRETS: [(&str, &str, &str); 2] = [
-    (
+const SECRETS: [[&str; 3]; 2] = [
+    [
         "DATABASE_URL",
         "sqlite:// in the data directory",
         "postgres://… or sqlite://…; secret: environment or ./.env only",
-    ),
-    ("PORTAL_API_TOKEN", "none", "If set, requests need 'Authorization: Bearer …'; secret: environment or ./.env only"),
+    ],
+    ["PORTAL_API_TOKEN", "none", "If set, requests need 'Authorization: Bearer …'; secret: environment or ./.env only"],
 ];
 
 /// Commands as an administrator types them, with what they do.
@@ -39,20 +42,9 @@ pub const EXIT_STATUS: [(&str, &str); 3] = [
     ("2", "A setting or an argument is invalid"),
 ];
 
-/// A setting as the help text and the manual page show it.
-#[derive(Debug)]
-pub struct Documented {
-    /// The environment variable.
-    pub name: String,
-    /// What it is for.
-    pub meaning: String,
-    /// The value, or words if it depends on the system.
-    pub default: String,
-}
-
-/// All settings, from the flags' own definitions.
+/// All settings, from the flags' own definitions: name, default (in words if it depends on the system), meaning.
 #[must_use]
-pub fn documented() -> Vec<Documented> {
+pub fn documented() -> Vec<[String; 3]> {
     let flags = Settings::augment_args(clap::Command::new("serve"));
     let flags = flags.get_arguments().filter_map(|flag| {
         let name = flag.get_env()?.to_string_lossy().into_owned();
@@ -60,22 +52,10 @@ pub fn documented() -> Vec<Documented> {
         let (meaning, in_words) = help.split_once(" [default: ").unwrap_or((&help, ""));
         let value = flag.get_default_values().first().filter(|_| !flag.is_hide_default_value_set());
         let default = value.map_or(in_words.trim_end_matches(']').into(), |value| value.to_string_lossy());
-        Some(Documented { name, meaning: meaning.to_owned(), default: default.into_owned() })
+        Some([name, default.into_owned(), meaning.to_owned()])
     });
-    let secrets = SECRETS.map(|(name, default, meaning)| Documented {
-        name: name.to_owned(),
-        meaning: meaning.to_owned(),
-        default: default.to_owned(),
-    });
-    secrets.into_iter().chain(flags).collect()
+    SECRETS.map(|secret| secret.map(str::to_owned)).into_iter().chain(flags).collect()
 }
 
 /// Which source of a setting comes first.
 pub const PRECEDENCE: &str = "A flag comes before the environment, and the environment before ./.env.";
-
-/// The help's list of all settings.
-fn environment() -> String {
-    let line = |Documented { name, meaning, default }| format!("\n  {name:<28}  {meaning} [default: {default}]");
-    let lines: Vec<_> = documented().into_iter().map(line).collect();
-    format!("Environment:\n  {PRECEDENCE}{}", lines.concat())
-}

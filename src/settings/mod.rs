@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, FromArgMatches as _, Parser, ValueEnum};
 use tracing::level_filters::LevelFilter;
@@ -119,7 +119,7 @@ impl Secrets {
             Err(std::env::VarError::NotUnicode(_)) => bail!("{name} is not valid UTF-8"),
         };
         let database = match variable("DATABASE_URL")? {
-            Some(url) => DatabaseUrl::parse(&url)?,
+            Some(url) => DatabaseUrl::parse(&url).map_err(|why| anyhow!("DATABASE_URL is invalid: {why}"))?,
             None => DatabaseUrl::Sqlite(settings.data_dir.join("portal.db")),
         };
         let api_token = variable("PORTAL_API_TOKEN")?.map(ApiToken::parse).transpose()?;

@@ -171,9 +171,11 @@ impl File {
         }
         let advice = match code(error) {
             Some(BUSY) => {
-                "The database's file is locked: end whoever locks it (fuser -v on that file), then try again."
+                "The database's file is locked: end the process that locks it (fuser -v on that file), then try again."
             }
-            Some(READONLY) => "The database's file or its disk is read-only: make it writable, then try again.",
+            Some(READONLY) => {
+                "The database's file or its disk is read-only to the portal's user: make it writable, then try again."
+            }
             Some(IOERR) => "The database's file can't be read or written: look at its disk, then try again.",
             Some(FULL) => "The disk of the database's file is full: free some of it, then try again.",
             Some(CANTOPEN) => "The database's file can't be opened: look at its owner and its folder, then try again.",

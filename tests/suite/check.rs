@@ -337,7 +337,7 @@ fn changes_that_are_not_applied_yet() {
     let (asterisk, portal) = host();
     let settings = settings(&asterisk, &portal);
     let users = ["a", "b", "c"].map(|name| portal.create_user(name, &format!("{name}@example.com")));
-    Table::of(&settings).says("the next apply", "warning", &["would add 1000, 1001, 1002", "POST /apply"]);
+    Table::of(&settings).says("the next apply", "warning", &["endpoints missing: 1000, 1001, 1002", "POST /apply"]);
     portal.apply("suite");
     Table::of(&settings).says("the next apply", "ok", &["changes nothing"]);
 
@@ -349,7 +349,7 @@ fn changes_that_are_not_applied_yet() {
     }
     portal.create_user("d", "d@example.com");
     let table = Table::of(&settings);
-    table.says("the next apply", "warning", &["remove 1001", "change 1000"]);
+    table.says("the next apply", "warning", &["endpoints left over: 1001", "another password: 1000"]);
     table.says("old registrations", "warning", &["1000, 1001", "POST /apply"]);
     assert_eq!(portal.apply("suite")["registrations_evicted"].as_array().map(Vec::len), Some(2));
     let table = Table::of(&settings);

@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::fixtures::{account, failed_apply, host, id, registered, registrations, try_apply};
 use crate::support::process::Signal;
 use crate::support::sipp::{Called, Phones, call, register};
+use crate::support::strace::Call;
 use crate::support::{Asterisk, Portal, secs, strace, wait_until};
 
 /// A few users with registered phones.
@@ -94,13 +95,15 @@ fn by_an_asterisk_that_is_still_booting() {
         scene.asterisk.stop();
         scene.asterisk.begin_to_boot();
         scene.asterisk.signal(Signal::STOP);
-        let (answer, _) = strace::under(scene.asterisk.pid(), late, || {
+        let (answer, calls) = strace::under(scene.asterisk.pid(), late, || {
             scene.asterisk.signal(Signal::CONT);
             wait_until(secs(20), "root may use the socket", || {
                 scene.asterisk.rx("core show uptime").contains("uptime")
             });
             try_apply(&scene.portal)
         });
+        let delayed = |call: &Call| call.name == "rt_sigprocmask" || call.text.contains("asterisk.ctl");
+        assert!(calls.iter().any(delayed), "{late:?}: nothing was late: {calls:?}");
         assert_eq!(answer.status, 200, "{late:?}: it waits: {}", answer.text);
     }
 
@@ -147,6 +150,26 @@ fn by_an_asterisk_that_was_restarted_on_a_broken_pjsip_conf() {
         scene.rings(1);
         scene.rings(2);
     }
+}
+
+/// Asterisk reads no secret then, and our file says nothing to it; but it is the same file as before.
+#[test]
+fn by_a_file_that_hides_ours_from_asterisk() {
+    let scene = Scene::new();
+    let registered = scene.registered();
+    scene.asterisk.edit_config("pjsip.conf", |text| text.replace("generated_endpoints.conf", "*.conf"));
+    for hides in ["[bob](nobody)\n", ";--\n", "--;\n"] {
+        scene.asterisk.write_config("pjsip.d/synergycall/a.conf", hides);
+        scene.asterisk.restart();
+        for _ in 0..2 {
+            failed_apply(&scene.portal, &["endpoints missing"]);
+            assert_eq!(scene.registered(), registered, "{hides}");
+        }
+    }
+    scene.asterisk.write_config("pjsip.d/synergycall/a.conf", "");
+    assert_eq!(scene.portal.apply("suite")["registrations_evicted"].as_array().map(Vec::len), Some(0));
+    assert_eq!(scene.registered(), registered);
+    scene.rings(2);
 }
 
 #[test]

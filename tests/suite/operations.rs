@@ -183,7 +183,7 @@ fn every_command_works_as_written() {
             }
             "Restore SQLite" | "Restore PostgreSQL" => {
                 assert_eq!(scene.users(), kept);
-                assert!(scene.checks().contains("would change 1000"));
+                assert!(scene.checks().contains("would change what Asterisk serves"));
                 scene.applies();
             }
             "Move from SQLite to PostgreSQL" => {

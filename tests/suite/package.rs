@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::Command;
 
-use pbx_control_portal::help::{Documented, documented};
+use pbx_control_portal::help::documented;
 use serde_json::Value;
 
 use crate::fixtures::{TWO_OF_ONE_NAME, account, failed_apply, id};
@@ -123,7 +123,7 @@ fn its_manual_page_tells_all_settings(machine: &Machine, package: &str) {
     let page = machine.run(&show).replace("\\-", "-").replace("\\(aq", "'");
     let settings = documented();
     assert_eq!(settings.len(), 12);
-    for Documented { name, meaning, default } in settings {
+    for [name, default, meaning] in settings {
         let entry = format!(".TP\n\\fB{name}\\fR\n{meaning}. Default: {default}\n");
         assert!(page.contains(&entry), "{entry} in {page}");
     }

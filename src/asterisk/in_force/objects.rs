@@ -89,16 +89,12 @@ pub(crate) fn parse_options<T>(
             continue;
         }
         lines.find(|line| line.starts_with(" ParameterName "))?;
-        lines.next()?; // a rule
+        let mut line = lines.nth(1)?; // behind a rule
         let mut options = Vec::new();
-        loop {
-            match lines.next()? {
-                "" => break,
-                line => {
-                    let (name, value) = line.split_once(':')?;
-                    options.push((name.trim_ascii(), value.strip_prefix(' ')?));
-                }
-            }
+        while !line.is_empty() {
+            let (name, value) = line.split_once(':')?;
+            options.push((name.trim_ascii(), value.strip_prefix(' ')?));
+            line = lines.next()?;
         }
         parsed.insert(number, each(number, &options));
     }
