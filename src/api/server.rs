@@ -4,7 +4,7 @@
 //! - **Answering** has none: an apply may need minutes. A client may close the sending half of its connection after the request,
 //!   and still gets the answer.
 //! - **Writing** has one, too. hyper works on the next request only after the client has taken the answer. So a client that
-//!   pipelines requests makes the service hold one answer at a time: at worst a list of 1000 users, 250 kB.
+//!   pipelines requests makes the service hold one answer at a time: at worst a list of 1000 users, 1.5 MB.
 //! - **Room** for [`MAX_CONNECTIONS`], fewer if the process may open fewer files. Further connections wait in the kernel's queue.
 //!   When all places are taken, each connection is closed after its present answer, so all become free within the bounds.
 //!
@@ -36,7 +36,7 @@ use tracing::debug;
 /// From a connection to the end of its first request's head, and from the end of a head to the end of its body.
 pub const SEND_PATIENCE: Duration = Duration::from_secs(5);
 
-/// From an answer to the end of the next request's head. Enough for a client at 100 kbit/s to read a list of 1000 users.
+/// From an answer to the end of the next request's head. Enough for a client at 1 Mbit/s to read a list of 1000 users.
 pub const ANSWER_PATIENCE: Duration = Duration::from_secs(20);
 
 /// The most connections at a time.
