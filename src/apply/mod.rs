@@ -154,7 +154,7 @@ impl Applier {
             *evictions_settled = Instant::now() + COMMITTED_WITHIN;
         }
 
-        row.error_details = outcome.as_ref().err().map(ToString::to_string);
+        row.error_details = outcome.as_ref().err().map(|error| format!("{error}{}", progress.warnings()));
         row.files_written = json!(progress.files_written);
         row.reload_results = json!(progress.reload_results);
         let finished = self.storage.write_audit(row.clone()).await;
@@ -293,7 +293,9 @@ impl Run<'_> {
         let target = prepared.publish(self.lock)?;
         let (written, path) = (&mut self.progress.files_written, target.display().to_string());
         if !written.contains(&path) {
-            written.push(path);
+            // The answer names the endpoints first; a quarantine wrote the routing before them.
+            let at = if target == self.host.files.endpoints { 0 } else { written.len() };
+            written.insert(at, path);
         }
         files::flush_folder(&target)
     }

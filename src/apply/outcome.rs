@@ -114,6 +114,12 @@ impl Progress {
         self.warnings.push(warning);
     }
 
+    /// All warnings, to be added to a text.
+    pub(super) fn warnings(&self) -> String {
+        let warnings: Vec<_> = self.warnings.iter().map(|warning| format!(". Warning: {warning}")).collect();
+        warnings.concat()
+    }
+
     /// Records evicted registrations: each phone once, however often it came back.
     pub(super) fn note_evicted(&mut self, registrations: Vec<Registration>) {
         for registration in registrations.into_iter().filter(|registration| !registration.is_evicted()) {
@@ -132,16 +138,15 @@ impl Progress {
         outcome: Result<usize>,
         finished: Result<(), StorageError>,
     ) -> Result<Applied, ApplyError> {
-        let Self { files_written, reload_results, evicted, warnings, .. } = self;
+        let warnings = self.warnings();
+        let Self { files_written, reload_results, evicted, .. } = self;
         let in_force = outcome.is_ok();
-        let warnings: Vec<_> = warnings.iter().map(|warning| format!(" Warning: {warning}.")).collect();
-        let warnings = warnings.concat();
         let error_details = match (outcome, finished) {
             (Ok(users), Ok(())) => {
                 info!(%audit_log_id, users, evicted = evicted.len(), "apply proven");
                 let noun = if users == 1 { "user" } else { "users" };
                 return Ok(Applied {
-                    message: format!("Asterisk serves {users} {noun}: every value is proven.{warnings}"),
+                    message: format!("Asterisk serves {users} {noun}: every value is proven{warnings}."),
                     audit_log_id,
                     files_written,
                     reload_results,
@@ -153,7 +158,7 @@ impl Progress {
             (Ok(_), Err(error)) => {
                 error!(%audit_log_id, %error, "apply proven, but its audit row can't be completed; it is retried");
                 format!(
-                    "Asterisk serves the new state, but the audit row can't be completed ({error}); it is retried until the database takes it or the service stops"
+                    "Asterisk serves the new state, but the audit row can't be completed ({error}); it is retried until the database takes it or the service stops{warnings}"
                 )
             }
             (Err(failure), Ok(())) => format!("{failure}{warnings}"),

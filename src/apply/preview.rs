@@ -28,7 +28,7 @@ async fn next_apply(host: &Host, users: &[User]) -> Probed {
     if differences.is_empty() {
         return Ok(format!("changes nothing: Asterisk serves all {} users", users.len()));
     }
-    Err(Trouble::Warning(format!("would change what Asterisk serves: {}; POST /apply", differences.join(", "))))
+    Err(Trouble::Warning(format!("would change what Asterisk serves: {}; POST /apply", differences.join(", and "))))
 }
 
 /// The numbers whose registrations the next apply evicts: those without a user, and those that change hands.

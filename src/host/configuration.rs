@@ -1,7 +1,8 @@
 //! Asterisk's configuration syntax: what a file and everything that it includes say, as Asterisk would read them.
 //!
 //! After `main/config.c` of Asterisk 22, whose reading of many texts is kept in `tests/recordings/configuration`. `#exec` is not
-//! followed, because only running its program would tell what it prints: so a section that is missing may be there.
+//! followed, because only running its program would tell what it prints: so a section that is missing may be there. (Asterisk
+//! ignores it too, unless `execincludes` is set; that is not looked at.)
 //!
 //! - `;` starts a comment unless escaped; `;--` and `--;` enclose one that may nest. A `--;` too many makes Asterisk skip all lines
 //!   up to the next `;--`.
@@ -16,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Error, Result, anyhow};
-use regex::Regex;
+use regex::bytes::RegexBuilder;
 
 use super::includes::Include;
 use super::rights;
@@ -158,10 +159,12 @@ impl Config {
                         self.read_files(config_dir, &found, depth + 1)?;
                     }
                     Ok(())
-                } else if line.is_empty() {
+                } else if let Some(at) = section {
+                    self.sections[at].take(line, &place)
+                } else if line.is_empty() || self.runs_programs {
                     Ok(())
                 } else {
-                    section.ok_or("stands before the first section").and_then(|at| self.sections[at].take(line, &place))
+                    Err("stands before the first section")
                 };
                 if let Err(why) = read {
                     self.refused.push((place, why));
@@ -220,10 +223,17 @@ impl Section {
 
     /// Whether the filter of an addition finds it, such as `type=endpoint&context=^a` or `TEMPLATES=include`.
     fn passes(&self, filter: &str) -> bool {
-        let fits = |pattern: &str, text: &str| Regex::new(pattern).is_ok_and(|pattern| pattern.is_match(text));
-        let has = |part: (&str, &str)| match [part.0, part.1].map(|text| strip(text).trim_matches(['"', '\''])) {
-            ["TEMPLATES", which] => self.template || which.eq_ignore_ascii_case("include"),
-            [key, value] => self.entries.iter().any(|entry| fits(key, &entry.key) && fits(value, &entry.value)),
+        let has = |part: (&str, &str)| {
+            let [key, value] = [part.0, part.1].map(|text| strip(text).trim_matches(['"', '\'']));
+            if key == "TEMPLATES" {
+                return self.template || value.eq_ignore_ascii_case("include");
+            }
+            // By bytes, as Asterisk does it. A huge expression must not take long.
+            let [key, value] =
+                [key, value].map(|text| RegexBuilder::new(text).unicode(false).size_limit(1 << 16).build());
+            let (Ok(key), Ok(value)) = (key, value) else { return false };
+            let fits = |entry: &Entry| key.is_match(entry.key.as_bytes()) && value.is_match(entry.value.as_bytes());
+            self.entries.iter().any(fits)
         };
         let mut parts = filter.split('&').filter(|part| !part.is_empty());
         (!self.template || filter.contains("TEMPLATES")) && parts.all(|part| part.split_once('=').is_some_and(has))
@@ -364,6 +374,8 @@ mod tests {
     fn what_a_program_prints_may_be_a_section_that_is_missing() {
         let config = read("### main.conf\n#exec \"x\"\n[a](b)\na=1\n[c](+)\nc=1\n");
         assert_eq!((shown(&config).as_str(), config.refused.len()), ("[a]\na=1\n[c]\nc=1\n", 0));
+        let config = read("### main.conf\n#exec x\na=1\n[b]\nb=1\n");
+        assert_eq!((shown(&config).as_str(), config.refused.len()), ("[b]\nb=1\n", 0));
     }
 
     proptest::proptest! {

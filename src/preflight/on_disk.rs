@@ -51,12 +51,9 @@ impl Host {
             .into_iter()
             .flat_map(|config| config.refused.iter().map(|(place, why)| (place.file == config.files[0], place, why)));
         // One in a main file does more harm.
-        if let Some((in_main, place, why)) = refused.max_by_key(|(in_main, ..)| *in_main) {
-            let what = if in_main {
-                "all of it"
-            } else {
-                "the rest of it, and the files that its include line finds after it"
-            };
+        if let Some((in_main, place, why)) = refused.min_by_key(|(in_main, ..)| !*in_main) {
+            let rest = "the rest of that file, and the files that the same include line finds after it";
+            let what = if in_main { "all of that file" } else { rest };
             bail!("{place}: this line {why}, so Asterisk refuses {what}; mend the line, then apply again");
         }
         Ok("none in pjsip.conf and extensions.conf".to_owned())
@@ -111,7 +108,7 @@ impl Host {
             config.includes.iter().find(|include| include.includes(generated)).with_context(|| {
                 let line = generated.strip_prefix(&self.config_dir).unwrap_or(generated).display();
                 let main = config.files[0].display();
-                if let Some((place, why)) = config.refused.last() {
+                if let Some((place, why)) = config.refused.iter().find(|(place, _)| place.file == config.files[0]) {
                     return format!("{main} may include the generated file, but {place} {why}, so Asterisk does not read what follows; mend that line, then apply again");
                 }
                 format!("{main} does not include the generated file; add the line '#tryinclude {line}' to it, then apply again")

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use serde::Serialize;
-use tokio::try_join;
+use tokio::join;
 
 use crate::asterisk::control::Control;
 use crate::asterisk::reload::AsteriskCommand;
@@ -130,7 +130,10 @@ impl Host {
             first_failure(self.list(&main, false).await).map_or(main, |failure| Err(anyhow!(failure)))
         };
         // Asterisk lists the dialplan, and a process starts, while this one reads the files.
-        let (.., main) = try_join!(self.routing_from_files(), self.same_asterisk(), others)?;
+        let (main, routing, same_asterisk) = join!(others, self.routing_from_files(), self.same_asterisk());
+        let main = main?;
+        routing?;
+        same_asterisk?;
         Ok(main)
     }
 

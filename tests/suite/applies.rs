@@ -145,7 +145,10 @@ fn after_one_that_left_all_numbers_in_quarantine_warns_of_nobody() {
         portal.create_user(name, &format!("{name}@example.com"));
     }
     fs::write(folder.path().join("fails"), "").expect("make it fail");
-    failed_apply(&portal, &["pjsip reload", "ended with exit status: 1"]);
+    let warning = ". Warning: none of the 2 users whom Asterisk served before is in the database any more";
+    failed_apply(&portal, &["pjsip reload", "ended with exit status: 1", warning]);
+    let row = sqlite(&portal, "SELECT error_details FROM apply_audit_logs WHERE outcome = 'failure'");
+    assert!(row.contains(warning), "{row}");
     fs::remove_file(folder.path().join("fails")).expect("mend it");
     let applied = portal.apply("suite");
     assert!(!applied["message"].as_str().expect("a message").contains("Warning"), "{applied}");

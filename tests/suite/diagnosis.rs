@@ -30,7 +30,10 @@ fn a_line_that_asterisk_refuses() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
     asterisk.edit_config("pjsip.conf", |text| format!("{text}[alice\ntype=endpoint\n"));
-    failed_apply(&portal, &["endpoints missing: 1000", "pjsip.conf:", "this line has no closing ]", "all of it"]);
+    failed_apply(
+        &portal,
+        &["endpoints missing: 1000", "pjsip.conf:", "this line has no closing ]", "all of that file"],
+    );
     assert!(asterisk.log().contains("no closing ']'"), "{}", asterisk.log());
     asterisk.edit_config("pjsip.conf", |text| text.replace("[alice\n", "[alice]\n"));
     portal.apply("suite");
