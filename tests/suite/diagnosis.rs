@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::fixtures::{TWO_OF_ONE_NAME, account, failed_apply, host};
+use crate::fixtures::{TWO_OF_ONE_NAME, account, failed_apply, host, id};
 use crate::support::lab::{self, Folder, User};
 use crate::support::portal::Settings;
 use crate::support::sipp::{Called, Phones};
@@ -28,14 +28,24 @@ fn two_sections_of_one_name_and_type() {
 #[test]
 fn a_line_that_asterisk_refuses() {
     let (asterisk, portal) = host();
-    portal.create_user("Alice", "alice@example.com");
-    asterisk.edit_config("pjsip.conf", |text| format!("{text}[alice\ntype=endpoint\n"));
+    let alice = portal.create_user("Alice", "alice@example.com");
+    // One in an included file does less harm.
+    asterisk.write_config("harmless.conf", "[bob](nobody)\n");
+    asterisk.edit_config("pjsip.conf", |text| format!("{text}#include harmless.conf\n[alice\ntype=endpoint\n"));
     failed_apply(
         &portal,
         &["endpoints missing: 1000", "pjsip.conf:", "this line has no closing ]", "all of that file"],
     );
     assert!(asterisk.log().contains("no closing ']'"), "{}", asterisk.log());
     asterisk.edit_config("pjsip.conf", |text| text.replace("[alice\n", "[alice]\n"));
+    portal.apply("suite");
+
+    // It hides the include line behind it.
+    asterisk.edit_config("pjsip.conf", |text| format!("[bob\n{text}"));
+    portal.delete_user(id(&alice));
+    failed_apply(&portal, &["endpoints left over: 1000", "may include the generated file, but", "pjsip.conf:1 has no"]);
+    asterisk.edit_config("pjsip.conf", |text| text.replacen("[bob\n", "", 1));
+    portal.create_user("Alice", "alice@example.com");
     portal.apply("suite");
 
     // Among the files of one line it hides those behind it: here, ours.

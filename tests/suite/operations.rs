@@ -183,7 +183,8 @@ fn every_command_works_as_written() {
             }
             "Restore SQLite" | "Restore PostgreSQL" => {
                 assert_eq!(scene.users(), kept);
-                assert!(scene.checks().contains("would change what Asterisk serves"));
+                let checks = scene.checks();
+                assert!(checks.contains("would change what Asterisk serves") && checks.contains(": 1000"), "{checks}");
                 scene.applies();
             }
             "Move from SQLite to PostgreSQL" => {

@@ -54,7 +54,7 @@ fn each_is_reported_mended_or_named() {
         fs::write(&file, lines.collect::<String>()).expect("change the endpoints by hand");
         asterisk.rx("pjsip reload");
         let report = checked();
-        assert!(report.contains("would change") && report.contains(&words), "{name}: {report}");
+        assert!(report.contains("would change what Asterisk serves: ") && report.contains(&words), "{name}: {report}");
 
         fs::write(folder.path().join("deaf"), "").expect("make Asterisk deaf");
         let failure = failed_apply(&portal, &[&words]).to_string();

@@ -42,28 +42,33 @@ impl Manager {
 
     /// The names of the events since the last time, once there are no more.
     pub fn events(&mut self) -> BTreeSet<String> {
-        let mut read = String::new();
+        let mut read = Vec::new();
         while self.read(&mut read) {}
-        read.lines().filter_map(|line| line.strip_prefix("Event: ")).map(str::to_owned).collect()
+        String::from_utf8_lossy(&read)
+            .lines()
+            .filter_map(|line| line.strip_prefix("Event: "))
+            .map(str::to_owned)
+            .collect()
     }
 
     /// The lines of what Asterisk answers to an action.
     pub fn ask(&mut self, action: &str) -> Vec<String> {
         self.stream.write_all(format!("{action}\r\n\r\n").as_bytes()).expect("ask");
-        let mut read = String::new();
+        let (mut read, mut text) = (Vec::new(), String::new());
         wait_until(secs(20), "Asterisk answers", || {
             self.read(&mut read);
-            read.split_once("Response: ").is_some_and(|(_, answer)| answer.contains("\r\n\r\n"))
+            text = String::from_utf8_lossy(&read).into_owned();
+            text.split_once("Response: ").is_some_and(|(_, answer)| answer.contains("\r\n\r\n"))
         });
-        let (_, answer) = read.split_once("Response: ").expect("an answer");
+        let (_, answer) = text.split_once("Response: ").expect("an answer");
         answer.split("\r\n").take_while(|line| !line.is_empty()).map(str::to_owned).collect()
     }
 
     /// Waits for more of what Asterisk sends. Says whether there was any.
-    fn read(&mut self, read: &mut String) -> bool {
+    fn read(&mut self, read: &mut Vec<u8>) -> bool {
         let mut buffer = [0; 8192];
         let Ok(length @ 1..) = self.stream.read(&mut buffer) else { return false };
-        read.push_str(&String::from_utf8_lossy(&buffer[..length]));
+        read.extend_from_slice(&buffer[..length]);
         true
     }
 }
