@@ -49,7 +49,7 @@ impl Run<'_> {
         let routing = render::routing(&self.numbers, changing);
         self.publish(files::prepare(self.lock, &self.host.files.routing, Stage::Quarantine, &routing)?)?;
         let result = &mut self.progress.reload_results.dialplan_reload;
-        self.host.command.reload(reload::DIALPLAN, result, || {}).await?;
+        self.host.command.reload(reload::DIALPLAN, result).await?;
         let still_routed = proof::not_quarantined(&self.host.control, changing).await?;
         if !still_routed.is_empty() {
             let found = format!(

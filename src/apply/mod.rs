@@ -17,8 +17,8 @@
 //! 9. **Prove** that Asterisk serves the snapshot, no more and no less, option by option ([`proof`]).
 //! 10. **Finish** the audit row, then release the lock. If the database does not take the row, it is retried until the service stops.
 //!
-//! If numbers change hands, the steps run strictly one after another. If none does, both files are renamed, both reloads run side
-//! by side, and the proof begins as soon as Asterisk has read both.
+//! If numbers change hands, the steps run strictly one after another. If none does, both files are renamed and both reloads run side
+//! by side.
 //!
 //! If a step fails, the apply ends: what is on disk stays, and the row says why. The next apply starts from what Asterisk and the
 //! disk say. A client that hangs up does not end an apply.
@@ -36,7 +36,7 @@ use anyhow::{Error, Result, anyhow, bail};
 use serde_json::json;
 use tokio::join;
 use tokio::runtime::{Builder, Handle};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -57,7 +57,6 @@ use crate::storage::{self, AuditEntry, Storage};
 pub use outcome::{Applied, ApplyError, FailedApply};
 use outcome::{Progress, ReloadResults};
 use ownership::OnDisk;
-use proof::Differences;
 
 /// How many times the bound of one command steps 3 to 9 may take. It cannot interrupt a flush to the disk.
 const PATIENCE: u32 = 5;
@@ -180,8 +179,8 @@ impl Applier {
         let routing = files::prepare(lock, &self.host.files.routing, Stage::Final, &routing)?;
         run.progress.done("prepare");
 
-        let differences = if changing.is_empty() {
-            run.serve_both(endpoints, routing).await?
+        if changing.is_empty() {
+            run.serve_both(endpoints, routing).await?;
         } else {
             run.quarantine(&changing).await?;
             run.serve_endpoints(endpoints).await?;
@@ -189,9 +188,8 @@ impl Applier {
             let (quarantined, evictions) = run.hand_over(changing).await?;
             run.serve_routing(routing, &quarantined).await?;
             evictions?;
-            proof::differences(&self.host.control, &run.users).await?
-        };
-        run.prove(differences).await?;
+        }
+        run.prove().await?;
         Ok(run.users.len())
     }
 }
@@ -225,7 +223,7 @@ impl Run<'_> {
     async fn serve_endpoints(&mut self, endpoints: Prepared) -> Result<()> {
         self.publish(endpoints)?;
         let result = &mut self.progress.reload_results.pjsip_reload;
-        self.host.command.reload(reload::PJSIP, result, || {}).await?;
+        self.host.command.reload(reload::PJSIP, result).await?;
         self.progress.done("endpoints");
         Ok(())
     }
@@ -239,38 +237,28 @@ impl Run<'_> {
         }
         self.publish(routing)?;
         let result = &mut self.progress.reload_results.dialplan_reload;
-        self.host.command.reload(reload::DIALPLAN, result, || {}).await?;
+        self.host.command.reload(reload::DIALPLAN, result).await?;
         self.progress.done("routing");
         Ok(())
     }
 
-    /// Steps 7 and 8 if no number changes hands: then their order does not matter. Gives the differences that step 9 judges. They
-    /// are asked for as soon as Asterisk has read both files, and again if the reload of the endpoints is retried.
-    async fn serve_both(&mut self, endpoints: Prepared, routing: Prepared) -> Result<Differences> {
+    /// Steps 7 and 8 if no number changes hands: then their order does not matter.
+    async fn serve_both(&mut self, endpoints: Prepared, routing: Prepared) -> Result<()> {
         self.publish(endpoints)?;
         self.publish(routing)?;
         let ReloadResults { pjsip_reload, dialplan_reload } = &mut self.progress.reload_results;
-        let Host { command, control, .. } = self.host;
-        let (sender, mut read) = watch::channel(());
-        let tell = move || sender.send_replace(());
-        let routing_and_proof = async {
-            command.reload(reload::DIALPLAN, dialplan_reload, || {}).await?;
-            let mut differences = None;
-            while read.changed().await.is_ok() {
-                differences = Some(proof::differences(control, &self.users).await?);
-            }
-            anyhow::Ok(differences)
-        };
-        let (endpoints, differences) = join!(command.reload(reload::PJSIP, pjsip_reload, tell), routing_and_proof);
+        let command = &self.host.command;
+        let (endpoints, routing) =
+            join!(command.reload(reload::PJSIP, pjsip_reload), command.reload(reload::DIALPLAN, dialplan_reload));
         endpoints?;
-        self.evict_without_user().await?;
-        let differences = differences?.expect("a reload that succeeds says that Asterisk has read the file");
-        self.progress.done("endpoints and routing, and the proof's questions");
-        Ok(differences)
+        routing?;
+        self.progress.done("endpoints and routing");
+        self.evict_without_user().await
     }
 
-    /// Step 9, from the differences. Afterwards it is known that Asterisk serves the snapshot, no more and no less.
-    async fn prove(&mut self, differences: Differences) -> Result<()> {
+    /// Step 9. Afterwards it is known that Asterisk serves the snapshot, no more and no less.
+    async fn prove(&mut self) -> Result<()> {
+        let differences = proof::differences(&self.host.control, &self.users).await?;
         if !differences.is_empty() {
             let found = format!("Asterisk does not serve what the database holds: {}", differences.join("; "));
             return Err(self.not_proven(found).await);

@@ -15,10 +15,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Serialize;
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::Command;
 use tokio::time::{Instant, sleep, timeout};
-use tokio::try_join;
 use tracing::info;
 use utoipa::ToSchema;
 
@@ -27,9 +25,6 @@ use super::permissions;
 
 /// Between two attempts to send a reload.
 const RETRY: Duration = Duration::from_millis(100);
-
-/// What Asterisk prints once it has read the endpoints, auths and AORs. The modules that it reloads afterwards only use them.
-const OBJECTS_READ: &str = "Module 'res_pjsip.so' reloaded successfully.\n";
 
 /// Reloads the endpoints. The first is an alias for the second (`cli_aliases.conf` of Asterisk 22).
 pub const PJSIP: &[&str] = &[
@@ -77,15 +72,14 @@ pub struct AsteriskCommand {
 }
 
 impl AsteriskCommand {
-    /// Makes Asterisk read its files again, by the first of `commands` that it knows. `last` gets the result of the last attempt,
-    /// also if it failed. `read` is called each time that Asterisk has read the file, which may be before the last modules are
-    /// reloaded; at least once if this succeeds.
-    pub async fn reload(&self, commands: &[&str], last: &mut Option<CommandResult>, read: impl Fn()) -> Result<()> {
+    /// Makes Asterisk read its files again, by the first of `commands` that it knows. `last` receives the result of the last
+    /// attempt, also if it failed. Afterwards the reload has ended; Asterisk may have refused what it read.
+    pub async fn reload(&self, commands: &[&str], last: &mut Option<CommandResult>) -> Result<()> {
         let started = Instant::now();
         let mut commands = commands.iter();
         let mut command = *commands.next().expect("a reload has a command");
         loop {
-            let output = self.run(command, last, &read).await?;
+            let output = self.run(command, last).await?;
             if output.contains("already in progress") || output.contains("cannot reload a module yet") {
                 ensure!(
                     started.elapsed() < self.bound,
@@ -100,9 +94,6 @@ impl AsteriskCommand {
             {
                 command = next;
             } else {
-                if !last.as_ref().is_some_and(|result| result.stdout.contains(OBJECTS_READ)) {
-                    read();
-                }
                 return Ok(());
             }
         }
@@ -110,7 +101,7 @@ impl AsteriskCommand {
 
     /// The identity of the Asterisk that this program reaches.
     pub async fn identity(&self) -> Result<Identity> {
-        let output = self.run(IDENTITY, &mut None, &|| {}).await?;
+        let output = self.run(IDENTITY, &mut None).await?;
         Identity::parse(&output).with_context(|| {
             let (command, output) = (self.typed(IDENTITY), output.trim());
             format!(
@@ -124,14 +115,14 @@ impl AsteriskCommand {
         format!("{} -rx '{command}'", self.program.display())
     }
 
-    /// Runs `program -rx command` in a process group of its own, and kills the whole group if it takes too long. Gives what it
+    /// Runs `program -rx command` in a process group of its own, and kills the whole group if it takes too long. Returns what it
     /// printed.
-    async fn run(&self, command: &str, last: &mut Option<CommandResult>, read: &impl Fn()) -> Result<String> {
+    async fn run(&self, command: &str, last: &mut Option<CommandResult>) -> Result<String> {
         assert!(permissions::is_listed(command), "it is in the list of permissions: {command}");
         let typed = self.typed(command);
         let not_started = |error| anyhow!("cannot start {typed}: {error}; set ASTERISK_BIN to Asterisk's program");
         let result = last.insert(CommandResult { command: typed.clone(), ..CommandResult::default() });
-        let mut child = Command::new(&self.program)
+        let child = Command::new(&self.program)
             .args(["-rx", command])
             .env_remove("DATABASE_URL")
             .env_remove("PORTAL_API_TOKEN")
@@ -150,23 +141,13 @@ impl AsteriskCommand {
                 self.bound.as_secs()
             )
         };
-        let mut stdout = BufReader::new(child.stdout.take().expect("a pipe"));
-        let mut stderr = child.stderr.take().expect("a pipe");
-        let (mut out, mut err) = (Vec::new(), Vec::new());
-        let read_lines = async {
-            while stdout.read_until(b'\n', &mut out).await? > 0 {
-                if out.ends_with(OBJECTS_READ.as_bytes()) {
-                    read();
-                }
-            }
-            Ok(())
-        };
-        let ended = async { try_join!(read_lines, stderr.read_to_end(&mut err), child.wait()) };
-        let (.., status) = timeout(self.bound, ended).await.map_err(timed_out)?.map_err(not_started)?;
+        let ended = timeout(self.bound, child.wait_with_output()).await.map_err(timed_out)?.map_err(not_started)?;
         group.0 = None;
+        let status = ended.status;
         // No database stores a NUL in a text.
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).replace('\0', "");
-        (result.stdout, result.stderr) = (text(&out), text(&err));
+        result.stdout = text(&ended.stdout);
+        result.stderr = text(&ended.stderr);
         result.exit_code = status.code();
         let output = format!("{}{}", result.stdout, result.stderr);
         ensure!(
