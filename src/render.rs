@@ -92,8 +92,8 @@ pub fn as_written<'v>(name: &str, shown: &'v str) -> Cow<'v, str> {
 }
 
 /// `generated_endpoints.conf`: the objects of each user.
-pub fn endpoints(users: &[User]) -> String {
-    let objects = users.iter().flat_map(|user| ObjectType::ALL.map(|kind| object(kind, user)));
+pub fn endpoints<'u>(users: impl IntoIterator<Item = &'u User>) -> String {
+    let objects = users.into_iter().flat_map(|user| ObjectType::ALL.map(|kind| object(kind, user)));
     HEADER.to_owned() + &objects.collect::<Vec<_>>().join("\n")
 }
 
@@ -106,17 +106,8 @@ fn object(kind: ObjectType, user: &User) -> String {
 const HANGUP: &str = r#" same => n,Hangup(${IF($["${DIALSTATUS}" = "BUSY"]?17:19)})"#;
 
 /// `generated_routing.conf`: how each number is called. The context stands there even for no numbers.
-///
-/// Callers of a number in quarantine hear that it is unknown (404). It has a line of its own, because without one an
-/// administrator's pattern or include could answer for it.
-pub fn routing(numbers: &Numbers, quarantined: &Numbers) -> String {
-    let extensions = numbers.iter().map(|&number| {
-        if quarantined.contains(&number) {
-            format!("exten => {number},1,{QUARANTINED}\n")
-        } else {
-            format!("exten => {number},1,{}\n{HANGUP}\n", dial(number))
-        }
-    });
+pub fn routing(numbers: &Numbers) -> String {
+    let extensions = numbers.iter().map(|&number| format!("exten => {number},1,{}\n{HANGUP}\n", dial(number)));
     format!("{HEADER}[{CONTEXT}]\n{}", extensions.collect::<Vec<_>>().concat())
 }
 
@@ -124,9 +115,6 @@ pub fn routing(numbers: &Numbers, quarantined: &Numbers) -> String {
 pub fn dial(number: ExtensionNumber) -> String {
     format!("Dial(PJSIP/{number},25)")
 }
-
-/// Priority 1 of a number in quarantine: 1 is the cause "unallocated number", in SIP 404.
-pub const QUARANTINED: &str = "Hangup(1)";
 
 /// What the called phone shows, as the file writes it and as `pjsip show endpoint` shows it.
 ///
@@ -204,14 +192,12 @@ exten => 1000,1,Dial(PJSIP/1000,25)
  same => n,Hangup(${IF($[\"${DIALSTATUS}\" = \"BUSY\"]?17:19)})
 ";
         let numbers: Numbers = users.iter().map(|u| u.extension.number).collect();
-        assert_eq!(routing(&numbers, &Numbers::new()), format!("{HEADER}{expected}"));
-        let expected = "[synergy-internal]\nexten => 1000,1,Hangup(1)\n";
-        assert_eq!(routing(&numbers, &numbers), format!("{HEADER}{expected}"));
+        assert_eq!(routing(&numbers), format!("{HEADER}{expected}"));
     }
 
     #[test]
     fn the_context_is_there_for_no_users() {
-        assert_eq!(routing(&Numbers::new(), &Numbers::new()), format!("{HEADER}[synergy-internal]\n"));
+        assert_eq!(routing(&Numbers::new()), format!("{HEADER}[synergy-internal]\n"));
         assert_eq!(endpoints(&[]), HEADER);
     }
 

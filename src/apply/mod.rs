@@ -3,62 +3,60 @@
 //! # The protocol
 //!
 //! 1. **Lock** this host's files ([`crate::host::lock`]). If another apply holds them, refuse; no audit row is written.
-//! 2. **Audit first**: the row says "interrupted" until step 10, so a crash leaves a true row. If it cannot be written, nothing
+//! 2. **Audit first**: the row says "interrupted" until step 9, so a crash leaves a true row. If it cannot be written, nothing
 //!    else is done.
 //! 3. **Snapshot** of all users; both files are rendered in memory.
-//! 4. **Look before touching**: check for all that is known to make an apply fail. Find the numbers that **change hands**: their
-//!    registrations may belong to a former owner ([`ownership`]).
-//! 5. **Prepare**: write and flush both temporary files. Up to here, Asterisk and its files are unchanged.
-//! 6. **Quarantine**, if numbers change hands: calls to them get 404 until step 8, of a later apply if this one fails, even if
-//!    Asterisk or this service restarts.
-//! 7. **Endpoints**: rename and reload. Evict registrations of numbers without a user. Then **hand over** ([`hand_over`]): wait
-//!    until the new secrets are in force, and evict the old registrations so that they cannot come back.
-//! 8. **Routing**: rename and reload. This ends the quarantine. A number that could not be handed over stays in it, and the apply fails.
-//! 9. **Prove** that Asterisk serves the snapshot, no more and no less, option by option ([`proof`]).
-//! 10. **Finish** the audit row, then release the lock. If the database does not take the row, it is retried until the service stops.
+//! 4. **Look before touching**: check for all that is known to make an apply fail. Find the numbers that **change hands**: a phone of
+//!    a former owner may be registered as them ([`ownership`]).
+//! 5. **Prepare**: write and flush the temporary files: both as they will be and, if numbers change hands, the endpoints without
+//!    these. Up to here, Asterisk and its files are unchanged.
+//! 6. **Take away** the numbers that change hands ([`take_away`]). Afterwards each of them belongs to nobody: it has no endpoint, auth
+//!    or AOR in force or in our file, and no registration that could come back.
+//! 7. **Give**: rename both files, and run both reloads side by side. Evict the registrations of numbers without a user.
+//! 8. **Prove** that Asterisk serves the snapshot, no more and no less, option by option ([`proof`]).
+//! 9. **Finish** the audit row, then release the lock. If the database does not take the row, it is retried until the service stops.
 //!
-//! If numbers change hands, the steps run strictly one after another. If none does, both files are renamed and both reloads run side
-//! by side.
+//! Taking away comes before giving, so a former owner's phone and the new owner never have the number at once. If no number changes
+//! hands, there is no step 6.
 //!
 //! If a step fails, the apply ends: what is on disk stays, and the row says why. The next apply starts from what Asterisk and the
 //! disk say. A client that hangs up does not end an apply.
 
-mod hand_over;
 mod outcome;
 mod ownership;
 pub mod preview;
 mod proof;
+mod take_away;
 
-use std::sync::Arc;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Error, Result, anyhow, bail};
 use serde_json::json;
 use tokio::join;
 use tokio::runtime::{Builder, Handle};
-use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, Span, info, info_span, warn};
 use uuid::Uuid;
 
 use crate::asterisk::in_force::objects;
-use crate::asterisk::registrations::{self, COMMITTED_WITHIN};
+use crate::asterisk::permissions::PERMITTED_TO_RELOAD;
 use crate::asterisk::reload;
 use crate::domain::{Extension, Name, Numbers, User};
 use crate::host::configuration::MainFiles;
 use crate::host::files::{self, Prepared, Stage};
 use crate::host::lock::HostLock;
 use crate::preflight::probes::{Host, Trouble};
-use crate::render;
+use crate::render::{self, ObjectType};
 use crate::settings::Settings;
 use crate::storage::{self, AuditEntry, Storage};
 pub use outcome::{Applied, ApplyError, FailedApply};
 use outcome::{Progress, ReloadResults};
-use ownership::OnDisk;
+use ownership::Before;
 
-/// How many times the bound of one command steps 3 to 9 may take. It cannot interrupt a flush to the disk.
+/// How many times the bound of one command steps 3 to 8 may take. It cannot interrupt a flush to the disk.
 const PATIENCE: u32 = 5;
 
 /// Between two attempts to complete an audit row.
@@ -70,9 +68,6 @@ pub struct Applier {
     storage: Storage,
     host: Host,
     host_name: String,
-    /// Locked while an apply runs in this process. The value is a time: from then on, what an earlier apply evicted is gone for good,
-    /// or listed again. After a start it allows for evictions by an earlier process, after a failed apply for some that were not noted.
-    evictions_settled: Arc<Mutex<Instant>>,
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
@@ -84,45 +79,28 @@ struct Run<'a> {
     progress: &'a mut Progress,
     users: Vec<User>,
     numbers: Numbers,
-    /// Whether an eviction in the quarantine, by this apply or an earlier one, may not be on the disk yet. Then the hand-over waits,
-    /// even if no registration is listed.
-    may_have_evicted: bool,
 }
 
 impl Applier {
     /// Work that outlives its request runs in `tasks`. Once `stopping` is cancelled, no audit row is retried.
     pub fn new(settings: &Settings, storage: Storage, tasks: TaskTracker, stopping: CancellationToken) -> Self {
-        Self {
-            storage,
-            host: Host::new(settings),
-            host_name: settings.host.clone(),
-            evictions_settled: Arc::new(Mutex::new(Instant::now() + COMMITTED_WITHIN)),
-            tasks,
-            stopping,
-        }
+        Self { storage, host: Host::new(settings), host_name: settings.host.clone(), tasks, stopping }
     }
 
     /// Applies, to the end even if the caller goes away. After a panic the audit row still says "interrupted", which is true.
     pub async fn apply(&self, triggered_by: Name) -> Result<Applied, ApplyError> {
-        let locked = self.evictions_settled.clone().try_lock_owned();
-        let mut evictions_settled = locked.map_err(|_| ApplyError::InProgress)?;
         let (applier, service, request) = (self.clone(), Handle::current(), Span::current());
         // The service has one thread. Flushing a file would block it, so an apply has a thread of its own; with the service's event
         // loop, each answer of Asterisk would wake that one thread first, so an apply has an event loop of its own, too.
         let run = move || {
             let event_loop = Builder::new_current_thread().enable_all().build().expect("an event loop");
-            event_loop.block_on(applier.run(triggered_by, &service, &mut evictions_settled).instrument(request))
+            event_loop.block_on(applier.run(triggered_by, &service).instrument(request))
         };
         self.tasks.spawn_blocking(run).await.expect("the apply panicked")
     }
 
-    /// Steps 1, 2 and 10, around the others.
-    async fn run(
-        &self,
-        triggered_by: Name,
-        service: &Handle,
-        evictions_settled: &mut Instant,
-    ) -> Result<Applied, ApplyError> {
+    /// Steps 1, 2 and 9, around the others.
+    async fn run(&self, triggered_by: Name, service: &Handle) -> Result<Applied, ApplyError> {
         let lock = HostLock::try_acquire(&self.host.files).transpose().ok_or(ApplyError::InProgress)?;
         let mut row = AuditEntry {
             id: Uuid::new_v4(),
@@ -141,7 +119,7 @@ impl Applier {
             // Held until the audit row is finished.
             let lock = lock.as_ref().map_err(|error| anyhow!("{error}"))?;
             let bound = self.host.command.bound * PATIENCE;
-            timeout(bound, self.steps(lock, &mut progress, *evictions_settled)).await.unwrap_or_else(|_| {
+            timeout(bound, self.steps(lock, &mut progress)).await.unwrap_or_else(|_| {
                 bail!(
                     "Asterisk is too slow: the apply was given up after {} s; look at the machine's load and at 'core show locks', then apply again",
                     bound.as_secs()
@@ -149,9 +127,6 @@ impl Applier {
             })
         };
         let outcome = steps.instrument(info_span!("apply", audit_log_id = %row.id)).await;
-        if outcome.is_err() || !progress.evicted.is_empty() {
-            *evictions_settled = Instant::now() + COMMITTED_WITHIN;
-        }
 
         row.error_details = outcome.as_ref().err().map(|error| format!("{error}{}", progress.warnings()));
         row.files_written = json!(progress.files_written);
@@ -165,85 +140,87 @@ impl Applier {
         progress.conclude(audit_log_id, outcome, finished)
     }
 
-    /// Steps 3 to 9; gives the number of users.
-    async fn steps(&self, lock: &HostLock, progress: &mut Progress, evictions_settled: Instant) -> Result<usize> {
+    /// Steps 3 to 8; returns the number of users.
+    async fn steps(&self, lock: &HostLock, progress: &mut Progress) -> Result<usize> {
         let users = self.storage.users().await.map_err(|error| anyhow!("the users can't be read: {error}"))?;
         let numbers = proof::numbers(&users);
-        let (endpoints, routing) = (render::endpoints(&users), render::routing(&numbers, &Numbers::new()));
-        progress.done("snapshot and render");
+        let mut run = Run { host: &self.host, lock, progress, users, numbers };
+        run.progress.done("snapshot");
 
-        let mut run = Run { host: &self.host, lock, progress, users, numbers, may_have_evicted: false };
-        let changing = run.look(evictions_settled).await?;
-        files::remove_left_overs(lock, &self.host.files)?;
-        let endpoints = files::prepare(lock, &self.host.files.endpoints, Stage::Final, &endpoints)?;
-        let routing = files::prepare(lock, &self.host.files.routing, Stage::Final, &routing)?;
-        run.progress.done("prepare");
-
-        if changing.is_empty() {
-            run.serve_both(endpoints, routing).await?;
-        } else {
-            run.quarantine(&changing).await?;
-            run.serve_endpoints(endpoints).await?;
-            run.evict_without_user().await?;
-            let (quarantined, evictions) = run.hand_over(changing).await?;
-            run.serve_routing(routing, &quarantined).await?;
-            evictions?;
+        let before = run.look().await?;
+        let changing = before.changing_hands(&run.users);
+        let Files { endpoints, routing, without } = run.prepare(&changing)?;
+        let held_back = match without {
+            Some(without) => run.take_away(&changing, &before.sections, without).await?,
+            None => None,
+        };
+        if let Some(why) = held_back {
+            drop(endpoints); // Removes its temporary file.
+            let without = run.prepare_endpoints(Stage::Final, &changing)?;
+            run.give(without, routing, &before).await?;
+            return Err(why);
         }
-        run.prove().await?;
+        run.give(endpoints, routing, &before).await?;
+        run.prove(&before).await?;
         Ok(run.users.len())
     }
 }
 
+/// The temporary files.
+struct Files {
+    endpoints: Prepared,
+    routing: Prepared,
+    /// The endpoints without the numbers that change hands, if there are any.
+    without: Option<Prepared>,
+}
+
 impl Run<'_> {
-    /// Step 4. Gives the numbers that change hands.
-    async fn look(&mut self, evictions_settled: Instant) -> Result<Numbers> {
+    /// Step 4. Returns who has the numbers now.
+    async fn look(&mut self) -> Result<Before> {
         self.host.asterisk().await?;
         let control = &self.host.control;
-        let (secrets, main) = join!(objects::secrets(control, &self.numbers), self.host.probe_before_apply());
-        let on_disk = OnDisk::of(self.host, &main?)?;
-        if !self.numbers.iter().all(|number| on_disk.secrets.contains_key(number)) {
-            // A number was free, so no secret tells of its former owner: only the registrations do. One that comes back is listed by then.
-            sleep_until(evictions_settled).await;
+        let (main, in_force, served) = join!(
+            self.host.probe_before_apply(),
+            objects::secrets(control, &self.numbers),
+            objects::numbers(control, ObjectType::Endpoint)
+        );
+        let before = Before::new(self.host, &main?, in_force?, served?)?;
+        if !before.changing_hands(&self.users).is_empty() {
+            control.ask(&[PERMITTED_TO_RELOAD]).await?;
         }
-        let registered = registrations::list(control).await?;
-        let changing = ownership::changing_hands(&self.users, &on_disk, &secrets?, &registered);
-        let before = on_disk.secrets.len();
-        let is_kept = |own: &Extension| on_disk.secrets.get(&own.number).is_some_and(|old| old == own.secret.reveal());
-        if before > 1 && !self.users.iter().any(|user| is_kept(&user.extension)) {
+        let former = before.in_file.len();
+        let is_kept = |own: &Extension| before.in_file.get(&own.number).is_some_and(|old| old == own.secret.reveal());
+        if former > 1 && !self.users.iter().any(|user| is_kept(&user.extension)) {
             self.progress.warn(format!(
-                "none of the {before} users whom Asterisk served before is in the database any more; if you did not delete them, check DATABASE_URL, or restore a backup, then apply again"
+                "none of the {former} users whom Asterisk served before is in the database any more; if you did not delete them, check DATABASE_URL, or restore a backup, then apply again"
             ));
         }
-        self.may_have_evicted = !on_disk.quarantined.is_disjoint(&self.numbers);
         self.progress.done("look before touching");
-        Ok(changing)
+        Ok(before)
     }
 
-    /// The first part of step 7. Afterwards Asterisk has read the endpoints; it may have refused them.
-    async fn serve_endpoints(&mut self, endpoints: Prepared) -> Result<()> {
-        self.publish(endpoints)?;
-        let result = &mut self.progress.reload_results.pjsip_reload;
-        self.host.command.reload(reload::PJSIP, result).await?;
-        self.progress.done("endpoints");
-        Ok(())
+    /// Step 5.
+    fn prepare(&mut self, changing: &Numbers) -> Result<Files> {
+        files::remove_left_overs(self.lock, &self.host.files)?;
+        let endpoints = self.prepare_endpoints(Stage::Final, &Numbers::new())?;
+        let routing = self.prepare_file(&self.host.files.routing, Stage::Final, &render::routing(&self.numbers))?;
+        let without = if changing.is_empty() { None } else { Some(self.prepare_endpoints(Stage::TakeAway, changing)?) };
+        self.progress.done("prepare");
+        Ok(Files { endpoints, routing, without })
     }
 
-    /// Step 8. Afterwards Asterisk has read the routing, in which calls reach every number but those in `quarantined`.
-    async fn serve_routing(&mut self, mut routing: Prepared, quarantined: &Numbers) -> Result<()> {
-        if !quarantined.is_empty() {
-            drop(routing); // Removes its temporary file.
-            let text = render::routing(&self.numbers, quarantined);
-            routing = files::prepare(self.lock, &self.host.files.routing, Stage::Final, &text)?;
-        }
-        self.publish(routing)?;
-        let result = &mut self.progress.reload_results.dialplan_reload;
-        self.host.command.reload(reload::DIALPLAN, result).await?;
-        self.progress.done("routing");
-        Ok(())
+    /// Writes the temporary file of all endpoints but those of some numbers.
+    fn prepare_endpoints(&self, stage: Stage, left_out: &Numbers) -> Result<Prepared> {
+        let users = self.users.iter().filter(|user| !left_out.contains(&user.extension.number));
+        self.prepare_file(&self.host.files.endpoints, stage, &render::endpoints(users))
     }
 
-    /// Steps 7 and 8 if no number changes hands: then their order does not matter.
-    async fn serve_both(&mut self, endpoints: Prepared, routing: Prepared) -> Result<()> {
+    fn prepare_file(&self, target: &Path, stage: Stage, text: &str) -> Result<Prepared> {
+        files::prepare(self.lock, target, stage, text)
+    }
+
+    /// Step 7. Afterwards Asterisk has read both files; it may have refused them.
+    async fn give(&mut self, endpoints: Prepared, routing: Prepared, before: &Before) -> Result<()> {
         self.publish(endpoints)?;
         self.publish(routing)?;
         let ReloadResults { pjsip_reload, dialplan_reload } = &mut self.progress.reload_results;
@@ -252,13 +229,14 @@ impl Run<'_> {
             join!(command.reload(reload::PJSIP, pjsip_reload), command.reload(reload::DIALPLAN, dialplan_reload));
         endpoints?;
         routing?;
-        self.progress.done("endpoints and routing");
-        self.evict_without_user().await
+        self.evict_without_user(&before.served).await?;
+        self.progress.done("give");
+        Ok(())
     }
 
-    /// Step 9. Afterwards it is known that Asterisk serves the snapshot, no more and no less.
-    async fn prove(&mut self) -> Result<()> {
-        let differences = proof::differences(&self.host.control, &self.users).await?;
+    /// Step 8. Afterwards it is known that Asterisk serves the snapshot, no more and no less.
+    async fn prove(&mut self, before: &Before) -> Result<()> {
+        let differences = proof::differences(&self.host.control, &self.users, &before.numbers()).await?;
         if !differences.is_empty() {
             let found = format!("Asterisk does not serve what the database holds: {}", differences.join("; "));
             return Err(self.not_proven(found).await);
@@ -281,9 +259,7 @@ impl Run<'_> {
         let target = prepared.publish(self.lock)?;
         let (written, path) = (&mut self.progress.files_written, target.display().to_string());
         if !written.contains(&path) {
-            // The answer names the endpoints first; a quarantine wrote the routing before them.
-            let at = if target == self.host.files.endpoints { 0 } else { written.len() };
-            written.insert(at, path);
+            written.push(path);
         }
         files::flush_folder(&target)
     }

@@ -26,10 +26,10 @@ pub(super) struct Progress {
 /// The results of the reloads; a step that was not reached is null.
 #[derive(Debug, Default, Serialize, ToSchema)]
 pub struct ReloadResults {
-    /// Of `pjsip reload`.
+    /// Of `pjsip reload`; if that was not reached, of the `module reload res_pjsip.so` that took numbers away.
     #[schema(required)]
     pub pjsip_reload: Option<CommandResult>,
-    /// Of `dialplan reload`; the last one, if there were several.
+    /// Of `dialplan reload`.
     #[schema(required)]
     pub dialplan_reload: Option<CommandResult>,
 }
@@ -120,9 +120,9 @@ impl Progress {
         warnings.concat()
     }
 
-    /// Records evicted registrations: each phone once, however often it came back.
+    /// Records evicted registrations, each phone once.
     pub(super) fn note_evicted(&mut self, registrations: Vec<Registration>) {
-        for registration in registrations.into_iter().filter(|registration| !registration.is_evicted()) {
+        for registration in registrations {
             let new = EvictedRegistration { extension: registration.number, contact: registration.contact };
             if !self.evicted.contains(&new) {
                 info!(extension = %new.extension, contact = new.contact, "registration evicted");

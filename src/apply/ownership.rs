@@ -1,76 +1,124 @@
-//! Which numbers change hands: their registrations may belong to a former owner. A number of the snapshot changes hands if
+//! Which numbers change hands: their registrations may belong to a former owner, or to somebody who had the number before. The rule
+//! is one sentence:
 //!
-//! - the secret in force differs from the snapshot's; or
-//! - no secret is in force, and either our file on disk has a different one, which may come into force at any moment, or the file
-//!   has none and the number has registrations; or
-//! - our routing on disk has the quarantine's line for it: an earlier apply left it there. A routing file that is missing or was
-//!   emptied by hand is no quarantine.
+//! > A number of the snapshot changes hands unless its secret is the one in force or, if none is in force, the one in our file.
+//!
+//! A secret belongs to one user for ever. So if the secret in force is not the snapshot's, the number has another owner now, whatever
+//! happened in between. If none is in force, Asterisk was restarted on a configuration that it refuses, or nobody has the number.
+//! Then our file may come into force at any moment, and whoever it names has the number.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
-use crate::asterisk::registrations::Registration;
-use crate::domain::{ExtensionNumber, Numbers, User};
+use crate::domain::{ExtensionNumber, Numbers, Secret, User};
 use crate::host::configuration::{Config, MainFiles, Section};
-use crate::host::foreign;
 use crate::preflight::probes::Host;
-use crate::render;
 
-/// What our two files say, also if somebody edited them.
-#[derive(Default)]
-pub(super) struct OnDisk {
-    pub(super) secrets: BTreeMap<ExtensionNumber, String>,
-    /// The numbers that an earlier apply left in quarantine.
-    pub(super) quarantined: Numbers,
+/// Secrets by number.
+pub(super) type Secrets = BTreeMap<ExtensionNumber, String>;
+
+/// Who has our numbers before an apply.
+pub(super) struct Before {
+    /// The secrets in force of the numbers that were asked for.
+    in_force: Secrets,
+    /// The secrets in our file, also if somebody edited it.
+    pub(super) in_file: Secrets,
+    /// The numbers that have an endpoint in force.
+    pub(super) served: Numbers,
+    /// The numbers that have a section in our file.
+    pub(super) sections: Numbers,
 }
 
-impl OnDisk {
-    /// Takes both files from what Asterisk reads in `main`. Reads a file by itself if Asterisk does not; an absent one is empty.
-    pub(super) fn of(host: &Host, main: &MainFiles) -> Result<Self> {
-        let mut on_disk = Self::default();
-        each_section(host, &main.pjsip, &host.files.endpoints, |section| {
-            if let Some(number) = ExtensionNumber::parse(&section.name)
-                && let Some(secret) = section.values("password").last()
-            {
-                on_disk.secrets.insert(number, secret.to_owned());
-            }
-        })?;
-        each_section(host, &main.extensions, &host.files.routing, |section| {
-            let first_priorities = foreign::first_priorities(&section.entries);
-            let quarantined = first_priorities.filter(|(_, entry)| entry.value.ends_with(render::QUARANTINED));
-            on_disk.quarantined.extend(quarantined.map(|(number, _)| number));
-        })?;
-        Ok(on_disk)
+impl Before {
+    /// Takes our file from what Asterisk reads in `main`. Reads it by itself if Asterisk does not; an absent one is empty. Fails if
+    /// Asterisk does not show the secrets in force as they are.
+    pub(super) fn new(host: &Host, main: &MainFiles, in_force: Secrets, served: Numbers) -> Result<Self> {
+        let mut before = Self { in_force, in_file: Secrets::new(), served, sections: Numbers::new() };
+        let path = &host.files.endpoints;
+        let files = main.pjsip.included(path);
+        let ours = |section: &&Section| files.contains(&section.place.file);
+        if main.pjsip.sections.iter().any(|section| ours(&section)) {
+            main.pjsip.sections.iter().filter(ours).for_each(|section| before.take(section));
+        } else {
+            Config::read_if_there(&host.config_dir, path)?.sections.iter().for_each(|section| before.take(section));
+        }
+        before.ensure_secrets_are_shown()?;
+        Ok(before)
     }
-}
 
-fn each_section(host: &Host, main: &Config, path: &Path, take: impl FnMut(&Section)) -> Result<()> {
-    let files = main.included(path);
-    let own: Vec<_> = main.sections.iter().filter(|section| files.contains(&section.place.file)).collect();
-    if own.is_empty() {
-        Config::read_if_there(&host.config_dir, path)?.sections.iter().for_each(take);
-    } else {
-        own.into_iter().for_each(take);
+    fn take(&mut self, section: &Section) {
+        let Some(number) = ExtensionNumber::parse(&section.name) else { return };
+        self.sections.insert(number);
+        if let Some(secret) = section.values("password").last() {
+            self.in_file.insert(number, secret.to_owned());
+        }
     }
-    Ok(())
-}
 
-/// The numbers of `users` that change hands, if these secrets are in force and these registrations are listed.
-pub(super) fn changing_hands(
-    users: &[User],
-    on_disk: &OnDisk,
-    secrets: &BTreeMap<ExtensionNumber, String>,
-    registered: &[Registration],
-) -> Numbers {
-    let changes = |user: &&User| {
-        let (number, secret) = (user.extension.number, user.extension.secret.reveal());
-        let another = match secrets.get(&number).or(on_disk.secrets.get(&number)) {
-            Some(former) => former != secret,
-            None => registered.iter().any(|registration| registration.number == number),
+    /// The numbers that had an owner.
+    pub(super) fn numbers(&self) -> Numbers {
+        &self.served | &self.sections
+    }
+
+    /// The numbers of `users` that change hands.
+    pub(super) fn changing_hands(&self, users: &[User]) -> Numbers {
+        let changes = |user: &&User| {
+            let number = user.extension.number;
+            let owner = self.in_force.get(&number).or(self.in_file.get(&number));
+            owner.is_none_or(|secret| secret != user.extension.secret.reveal())
         };
-        another || on_disk.quarantined.contains(&number)
-    };
-    users.iter().filter(changes).map(|user| user.extension.number).collect()
+        users.iter().filter(changes).map(|user| user.extension.number).collect()
+    }
+
+    /// If Asterisk hid the secrets, every number would change hands in every apply. A hidden one has another form than ours, or is
+    /// the same for two numbers, while our file has secrets as the portal makes them.
+    fn ensure_secrets_are_shown(&self) -> Result<()> {
+        let mut numbers: BTreeMap<&str, ExtensionNumber> = BTreeMap::new();
+        for (number, shown) in &self.in_force {
+            let Some(written) = self.in_file.get(number).filter(|written| Secret::parse(written).is_ok()) else {
+                continue;
+            };
+            let twin = numbers.insert(shown, *number).filter(|twin| self.in_file[twin] != *written);
+            if twin.is_some() || Secret::parse(shown).is_err() {
+                bail!(
+                    "'pjsip show auth {number}' does not show the secret of {number} as it is, so nobody knows who has the number; if somebody edited the generated file by hand, run 'pjsip reload' in Asterisk, then apply again; otherwise this release of Asterisk hides secrets, and the portal does not work with it"
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secrets(secrets: &[(i32, &str)]) -> Secrets {
+        let number = |number| ExtensionNumber::new(number).expect("a number");
+        secrets.iter().map(|(n, secret)| (number(*n), (*secret).to_owned())).collect()
+    }
+
+    #[test]
+    fn an_asterisk_that_hides_secrets_is_recognised() {
+        let shown = |in_force: &[(i32, &str)], in_file: &[(i32, &str)]| {
+            let before = Before {
+                in_force: secrets(in_force),
+                in_file: secrets(in_file),
+                served: Numbers::new(),
+                sections: Numbers::new(),
+            };
+            before.ensure_secrets_are_shown().is_ok()
+        };
+        let in_file = [(1000, "kedn"), (1001, "acdf")];
+        for hidden in
+            [[(1000, ""), (1001, "acdf")], [(1000, "<hidden>"), (1001, "<hidden>")], [(1000, "x"), (1001, "x")]]
+        {
+            assert!(!shown(&hidden, &in_file), "{hidden:?}");
+        }
+        for known in [vec![], vec![(1000, "kedn"), (1001, "acdf")], vec![(1000, "old"), (1001, "older")]] {
+            assert!(shown(&known, &in_file), "{known:?}");
+        }
+        assert!(shown(&[(1000, "p@ss"), (1001, "acdf")], &[(1000, "p@ss"), (1001, "acdf")]), "edited by hand");
+        assert!(shown(&[(1000, "same"), (1001, "same")], &[(1000, "same"), (1001, "same")]), "edited by hand");
+    }
 }

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 
 use tokio::try_join;
 
-use super::ownership::{OnDisk, changing_hands};
+use super::ownership::Before;
 use super::proof;
 use crate::asterisk::in_force::objects;
 use crate::asterisk::registrations;
-use crate::domain::{User, some_of};
+use crate::domain::{Numbers, User, some_of};
 use crate::host::configuration::MainFiles;
 use crate::preflight::probes::{Finding, Host, Probed, State, Trouble, add};
 use crate::storage::Storage;
@@ -24,7 +24,7 @@ pub async fn preview(host: &Host, storage: &Storage, findings: &mut Vec<Finding>
 
 /// How what Asterisk serves differs from what the database holds.
 async fn next_apply(host: &Host, users: &[User]) -> Probed {
-    let differences = proof::differences(&host.control, users).await?;
+    let differences = proof::differences(&host.control, users, &Numbers::new()).await?;
     if differences.is_empty() {
         return Ok(format!("changes nothing: Asterisk serves all {} users", users.len()));
     }
@@ -33,11 +33,11 @@ async fn next_apply(host: &Host, users: &[User]) -> Probed {
 
 /// The numbers whose registrations the next apply evicts: those without a user, and those that change hands.
 async fn old_registrations(host: &Host, users: &[User]) -> Probed {
-    let on_disk = OnDisk::of(host, &MainFiles::read(&host.config_dir)?)?;
     let wanted = proof::numbers(users);
-    let (secrets, registrations) =
+    let (in_force, registrations) =
         try_join!(objects::secrets(&host.control, &wanted), registrations::list(&host.control))?;
-    let changing = changing_hands(users, &on_disk, &secrets, &registrations);
+    let main = MainFiles::read(&host.config_dir)?;
+    let changing = Before::new(host, &main, in_force, Numbers::new())?.changing_hands(users);
     let registered = registrations.into_iter().map(|registration| registration.number);
     let old: BTreeSet<_> = registered.filter(|number| changing.contains(number) || !wanted.contains(number)).collect();
     if old.is_empty() {

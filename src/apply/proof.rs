@@ -18,22 +18,16 @@ use crate::render::{self, CONTEXT, ObjectType};
 /// The differences between the snapshot and what Asterisk serves, in words: what is missing, left over or different.
 pub(super) type Differences = Vec<String>;
 
-/// Compares everything that Asterisk serves with `users`.
-pub(super) async fn differences(control: &Control, users: &[User]) -> Result<Differences> {
+/// Compares everything that Asterisk serves with `users`. Numbers that had an owner `before` and have no user are asked for by name,
+/// because a listing does not show an object that is left in a cache.
+pub(super) async fn differences(control: &Control, users: &[User], before: &Numbers) -> Result<Differences> {
     let (endpoints, auths, aors, dialplan) = try_join!(
-        object_differences(control, ObjectType::Endpoint, users),
-        object_differences(control, ObjectType::Auth, users),
-        object_differences(control, ObjectType::Aor, users),
+        object_differences(control, ObjectType::Endpoint, users, before),
+        object_differences(control, ObjectType::Auth, users, before),
+        object_differences(control, ObjectType::Aor, users, before),
         dialplan_differences(control, users)
     )?;
     Ok([endpoints, auths, aors, dialplan].into_iter().flatten().collect())
-}
-
-/// The numbers of `changing` that Asterisk does not keep at 404.
-pub(super) async fn not_quarantined(control: &Control, changing: &Numbers) -> Result<Numbers> {
-    let routed = first_priorities(control).await?.unwrap_or_default();
-    let kept = |number: &ExtensionNumber| routed.get(number).is_some_and(|first| first.is_ours(render::QUARANTINED));
-    Ok(changing.iter().copied().filter(|number| !kept(number)).collect())
 }
 
 /// The numbers of `users`.
@@ -41,18 +35,28 @@ pub(super) fn numbers(users: &[User]) -> Numbers {
     users.iter().map(|user| user.extension.number).collect()
 }
 
-async fn object_differences(control: &Control, kind: ObjectType, users: &[User]) -> Result<Differences> {
+async fn object_differences(
+    control: &Control,
+    kind: ObjectType,
+    users: &[User],
+    before: &Numbers,
+) -> Result<Differences> {
     let users: BTreeMap<_, _> = users.iter().map(|user| (user.extension.number, user)).collect();
-    let wanted: Vec<_> = users.keys().copied().collect();
-    let differing = |number, shown: &Options| differing_options(kind, users[&number], shown);
-    let (listed, differing) =
-        try_join!(objects::numbers(control, kind), objects::options(control, kind, &wanted, differing))?;
-    let missing = wanted.into_iter().filter(|number| !differing.contains_key(number)).collect::<Vec<_>>();
-    let left_over = listed.into_iter().filter(|number| !users.contains_key(number));
+    let asked: Numbers = users.keys().chain(before).copied().collect();
+    let asked: Vec<_> = asked.into_iter().collect();
+    let differing = |number, shown: &Options| {
+        let user = users.get(&number)?;
+        Some(differing_options(kind, user, shown))
+    };
+    let (listed, found) =
+        try_join!(objects::numbers(control, kind), objects::options(control, kind, &asked, differing))?;
+    let missing: Vec<_> = users.keys().copied().filter(|number| !found.contains_key(number)).collect();
+    let served: Numbers = found.keys().copied().chain(listed).collect();
+    let left_over = served.into_iter().filter(|number| !users.contains_key(number));
 
     let mut by_option: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for (number, options) in differing {
-        for option in options {
+    for (number, options) in found {
+        for option in options.unwrap_or_default() {
             by_option.entry(option).or_default().push(number);
         }
     }
@@ -85,10 +89,8 @@ async fn dialplan_differences(control: &Control, users: &[User]) -> Result<Diffe
     let (ours, left_over): (Vec<_>, Vec<_>) = routed.iter().partition(|(number, _)| wanted.contains(number));
     let placed = |(number, row): (&ExtensionNumber, &FirstPriority)| format!("{number} ({})", row.source);
     add(&mut found, "dialplan extensions left over", left_over.into_iter().map(placed));
-    let differ = ours.into_iter().filter(|(number, first)| !first.is_ours(&render::dial(**number)));
-    let (quarantined, not_ours): (Vec<_>, Vec<_>) = differ.partition(|(_, first)| first.is_ours(render::QUARANTINED));
-    add(&mut found, "dialplan extensions kept at 404", quarantined.into_iter().map(|(number, _)| number));
-    add(&mut found, "dialplan extensions whose priority 1 is not ours", not_ours.into_iter().map(placed));
+    let not_ours = ours.into_iter().filter(|(number, first)| !first.is_ours(&render::dial(**number)));
+    add(&mut found, "dialplan extensions whose priority 1 is not ours", not_ours.map(placed));
     Ok(found)
 }
 

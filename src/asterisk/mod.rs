@@ -3,5 +3,6 @@
 pub mod control;
 pub mod in_force;
 pub mod permissions;
+pub mod queues;
 pub mod registrations;
 pub mod reload;

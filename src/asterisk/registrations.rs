@@ -1,50 +1,22 @@
-//! Which phones are registered, and evicting them.
+//! Which phones are registered, and evicting them for good.
 //!
 //! Asterisk stores registrations in its database, family `registrar/contact`, under keys `1000;@` and 32 hex digits. They survive
-//! reloads, restarts and the removal of their AOR.
+//! reloads, restarts and the removal of their AOR. Once the AOR is gone, a registration is nothing but its row: no device state, no
+//! OPTIONS requests. A phone's subscriptions are in the same database, family `subscription_persistence`.
 //!
-//! While the AOR exists, [`evict`] overwrites the row with one that expired long ago. It then lists the AORs, which makes Asterisk
-//! remove the registration, with its device state and its OPTIONS requests. Deleting the row would leave the device state and the
-//! OPTIONS requests. If the AOR is gone, Asterisk keeps only the row, and [`evict`] deletes it.
-//!
-//! Asterisk commits its database up to a second after a change ([`COMMITTED_WITHIN`]). If another process reads the file at that
-//! moment, the commit fails, and Asterisk rolls back all changes since the last commit. A listing can therefore show changes
-//! that are undone later. A [`Look`] finds out: it writes a mark into the database, lists the registrations, and writes a second
-//! mark. While both marks are there, Asterisk has not gone back to a state from before the listing. A rollback returns to the last
-//! commit, and there are three cases:
-//!
-//! - The last commit came before the first mark: the rollback removes both marks.
-//! - It came between the marks: the rollback removes the second one. For the next commit comes a second later, and by then the second
-//!   mark was written. A look that takes longer than [`MAX_LOOK_TIME`] could break this, so it does not count.
-//! - It came after the second mark: it contains what was listed.
+//! All that Asterisk writes goes into one open transaction, which a thread commits up to a second later. If another process reads the
+//! file at that moment, the commit fails, and Asterisk rolls back everything since the last commit. So [`delete`] deletes and commits
+//! in **one** command, which Asterisk runs under the lock that every use of its database takes: nothing comes between the two, and no
+//! rollback can go back behind it. The portal never opens the file itself: a reader is what makes a commit fail.
 
-use std::collections::BTreeSet;
 use std::sync::LazyLock;
-use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow};
 use regex::Regex;
-use tracing::info;
-use uuid::Uuid;
 
-use super::control::{Control, READINGS, unexpected};
-use super::in_force::objects;
-use crate::domain::ExtensionNumber;
-use crate::render::ObjectType;
-
-/// After this time a change to Asterisk's database is on the disk, or rolled back: `db_sync_thread` in `main/db.c` tries a commit
-/// about a second after the last one. This is a second with a margin.
-pub const COMMITTED_WITHIN: Duration = Duration::from_millis(1200);
-
-/// Asterisk tries at most one commit within this time, because it sleeps for a second between two.
-const MAX_LOOK_TIME: Duration = Duration::from_millis(900);
-
-const LIST: &str = "database show registrar/contact";
-const LIST_MARKS: &str = "database show pbx-portal";
-/// The row that [`evict`] writes; Asterisk removes it, because it expired long ago.
-const EVICTED: &str = r#"{"uri":"sip:x","expiration_time":"1"}"#;
-/// What Asterisk answers to `database put`.
-const PUT_DONE: &str = "Updated database successfully";
+use super::control::Control;
+use super::in_force::complete;
+use crate::domain::{ExtensionNumber, Numbers};
 
 /// A phone's registration as an extension.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,184 +24,154 @@ pub struct Registration {
     pub number: ExtensionNumber,
     /// The contact's URI: where the phone is.
     pub contact: String,
-    key: String,
-    /// The whole row: its expiry and its Call-ID, too.
-    value: String,
 }
 
-/// A listing of the registrations, taken between two marks.
-#[derive(Debug)]
-pub struct Look {
-    /// As of [`list`].
-    pub registrations: Vec<Registration>,
-    /// This look's marks are `{mark}/before` and `{mark}/after`.
-    mark: String,
-    /// All marks that were there at its end, also those of earlier looks.
-    pub marks: BTreeSet<String>,
-}
+/// How many numbers one command deletes. Asterisk reads at most some 500 bytes of a command.
+const AT_ONCE: usize = 25;
 
-/// All registrations of our numbers, and rows of [`evict`] that Asterisk has not removed yet.
+/// All registrations of our numbers.
 pub async fn list(control: &Control) -> Result<Vec<Registration>> {
-    control.listing(&[LIST], parse).await
-}
-
-/// Evicts registrations: no call reaches these phones any more. It is for good if a later [`Look`] does not list them and still
-/// holds after [`COMMITTED_WITHIN`].
-pub async fn evict(control: &Control, registrations: &[Registration]) -> Result<()> {
-    if registrations.is_empty() {
-        return Ok(());
-    }
-    let aors = objects::numbers(control, ObjectType::Aor).await?;
-    let evicted = EVICTED.replace('"', "\\\"");
-    // A key is nothing but digits, `;@` and hex digits: see `parse`.
-    let command = |Registration { number, key, .. }: &Registration| {
-        if aors.contains(number) {
-            format!("database put registrar/contact {key} \"{evicted}\"")
-        } else {
-            format!("database del registrar/contact {key}")
-        }
+    let unknown = |key| {
+        anyhow!(
+            "Asterisk keeps a registration of a number from 1000 to 1999 under '{key}', a key of a form that the portal does not know; if somebody wrote it by hand, remove it (database del registrar/contact {key}), then apply again; otherwise the portal does not work with this release of Asterisk"
+        )
     };
-    let commands: Vec<_> = registrations.iter().map(command).collect();
-    control.ask(&commands).await?;
-    // Makes Asterisk remove what has expired.
-    objects::numbers(control, ObjectType::Aor).await.map(drop)
+    let rows = control.listing(&["database show registrar/contact"], parse).await?;
+    rows.into_iter().map(|row| row.map_err(unknown)).collect()
 }
 
-impl Look {
-    pub async fn now(control: &Control) -> Result<Self> {
-        let mut answer = String::new();
-        for _ in 0..READINGS {
-            let mark = Uuid::new_v4().to_string();
-            let [before, after] = ["before", "after"].map(|when| format!("database put pbx-portal {mark}/{when} 1"));
-            let began = Instant::now();
-            answer = control.ask(&[&before, LIST, &after, LIST_MARKS]).await?;
-            if began.elapsed() < MAX_LOOK_TIME
-                && let Some((registrations, marks)) = parse_look(&answer)
-            {
-                return Ok(Self { registrations, mark, marks });
-            }
-            info!(command = LIST, "the listing is truncated or took too long; it is retried");
+/// Deletes the registrations and subscriptions that Asterisk keeps of these numbers. Returns whether the deletion is committed: if
+/// not, another process reads Asterisk's database, and Asterisk may take the deletion back.
+pub async fn delete(control: &Control, numbers: &Numbers) -> Result<bool> {
+    let numbers: Vec<_> = numbers.iter().map(|number| format!("'{number};'")).collect();
+    for some in numbers.chunks(AT_ONCE) {
+        let answer = control.ask(&[deletion(&some.join(","))]).await?;
+        if !answer.lines().any(|line| line.trim_end() == "committed: yes") {
+            return Ok(false);
         }
-        ensure!(
-            parse_look(&answer).is_none(),
-            "Asterisk takes longer than {} ms to list the registrations: the machine is overloaded; look at its load, then apply again",
-            MAX_LOOK_TIME.as_millis()
-        );
-        Err(unexpected(LIST, &answer))
     }
-
-    /// The registrations that `earlier` did not list. One that was renewed since is another row, so it counts as new: ask only once
-    /// no old phone can register any more.
-    pub fn registered_since(&self, earlier: &Self) -> Vec<Registration> {
-        let new = |row: &&Registration| !row.is_evicted() && !earlier.registrations.contains(row);
-        self.registrations.iter().filter(new).cloned().collect()
-    }
-
-    /// Whether Asterisk has not gone back to a state from before this listing. If so [`COMMITTED_WITHIN`] after the look, what it
-    /// listed is on the disk.
-    pub async fn holds(&self, control: &Control) -> Result<bool> {
-        Ok(self.holds_in(&control.listing(&[LIST_MARKS], parse_marks).await?))
-    }
-
-    /// Whether Asterisk, when it had these marks, had not gone back to a state from before this listing.
-    pub fn holds_in(&self, marks: &BTreeSet<String>) -> bool {
-        ["before", "after"].iter().all(|when| marks.contains(&format!("{}/{when}", self.mark)))
-    }
+    Ok(true)
 }
 
-/// Removes the marks of all looks.
-pub async fn forget_looks(control: &Control) -> Result<()> {
-    control.ask(&["database deltree pbx-portal"]).await.map(drop)
+/// Asterisk's connection always has a transaction open: COMMIT ends it, BEGIN opens the next.
+fn deletion(numbers: &str) -> String {
+    format!(
+        "database query \"DELETE FROM astdb WHERE CASE WHEN key LIKE '/registrar/contact/%' THEN substr(key,20,5) \
+        WHEN key LIKE '/subscription_persistence/%' AND json_valid(value) THEN json_extract(value,'$.endpoint')||';' END \
+        IN ({numbers}); COMMIT; BEGIN; SELECT 'yes' AS committed\""
+    )
 }
 
-impl Registration {
-    /// Whether it is the row that [`evict`] leaves until Asterisk removes it.
-    pub fn is_evicted(&self) -> bool {
-        self.value == EVICTED
-    }
+/// The numbers of ours that have a contact, wherever Asterisk keeps it.
+pub async fn numbers_with_contacts(control: &Control) -> Result<Numbers> {
+    control.listing(&["pjsip show contacts like ^1[0-9][0-9][0-9][;/]"], parse_contacts).await
 }
 
-/// `None` unless the listing is whole.
-fn parse(text: &str) -> Option<Vec<Registration>> {
+/// The numbers of ours whose phones watch something, such as a hint.
+pub async fn numbers_with_subscriptions(control: &Control) -> Result<Numbers> {
+    control.listing(&["pjsip show subscriptions inbound"], parse_subscriptions).await
+}
+
+/// The rows of our numbers, or the key of one that has an unknown form; `None` unless the listing is complete.
+fn parse(text: &str) -> Option<Vec<Result<Registration, String>>> {
+    const FAMILY: &str = "/registrar/contact/";
     // A phone's User-Agent is printed raw behind the key, so nothing but the anchored key is believed.
     static ROW: LazyLock<Regex> =
-        LazyLock::new(|| Regex::new(r"^/registrar/contact/((1[0-9]{3});@[0-9a-f]{32}) *: (.*)$").expect("a regex"));
+        LazyLock::new(|| Regex::new(r"^(1[0-9]{3});@[0-9a-f]{32} *: (.*)$").expect("a regex"));
+    static OURS: LazyLock<Regex> = LazyLock::new(|| Regex::new("^1[0-9]{3};").expect("a regex"));
 
-    let rows = rows(text, "/registrar/contact/")?;
-    let registrations = rows.iter().filter_map(|row| ROW.captures(row)).filter_map(|row| {
-        let value: serde_json::Value = serde_json::from_str(&row[3]).unwrap_or_default();
-        let contact = value["uri"].as_str().unwrap_or("unknown").to_owned();
-        let number = ExtensionNumber::parse(&row[2])?;
-        Some(Registration { number, contact, key: row[1].to_owned(), value: row[3].to_owned() })
-    });
-    Some(registrations.collect())
-}
-
-/// The marks by name; `None` unless the listing is whole.
-fn parse_marks(text: &str) -> Option<BTreeSet<String>> {
-    let rows = rows(text, "/pbx-portal/")?;
-    let name = |row: &str| Some(row.strip_prefix("/pbx-portal/")?.split_once(':')?.0.trim_end().to_owned());
-    rows.into_iter().map(name).collect()
-}
-
-/// What the four commands of a look print; `None` unless all of it is there.
-fn parse_look(text: &str) -> Option<(Vec<Registration>, BTreeSet<String>)> {
-    let lines: Vec<_> = text.lines().collect();
-    let mut parts = lines.split(|line| *line == PUT_DONE);
-    let (_, registrations, marks) = (parts.next()?, parts.next()?, parts.next()?);
-    Some((parse(&registrations.join("\n"))?, parse_marks(&marks.join("\n"))?))
-}
-
-/// The rows of `database show`; `None` unless there are as many as the last line says.
-fn rows<'t>(text: &'t str, family: &str) -> Option<Vec<&'t str>> {
-    let rows: Vec<_> = text.lines().filter(|line| line.starts_with(family)).collect();
+    let rows: Vec<_> = text.lines().filter_map(|line| line.strip_prefix(FAMILY)).collect();
     let count: usize = text.lines().last()?.strip_suffix(" results found.")?.parse().ok()?;
-    (rows.len() == count).then_some(rows)
+    let registration = |row: &&str| {
+        let Some(columns) = ROW.captures(row) else {
+            return Err(row.split([' ', ':']).next().unwrap_or_default().to_owned());
+        };
+        let value: serde_json::Value = serde_json::from_str(&columns[2]).unwrap_or_default();
+        let contact = value["uri"].as_str().unwrap_or("unknown").to_owned();
+        let number = ExtensionNumber::parse(&columns[1]).expect("a number from 1000 to 1999");
+        Ok(Registration { number, contact })
+    };
+    (rows.len() == count).then(|| rows.iter().filter(|row| OURS.is_match(row)).map(registration).collect())
+}
+
+/// `None` unless the listing is complete.
+fn parse_contacts(text: &str) -> Option<Numbers> {
+    // The header explains a row with one of `<…>`.
+    let rows = text.lines().filter_map(|line| line.strip_prefix("  Contact:  ")).filter(|row| !row.starts_with('<'));
+    let rows: Vec<_> = rows.collect();
+    complete(text, rows.len())?;
+    Some(rows.into_iter().filter_map(number_before_a_slash).collect())
+}
+
+/// `None` unless the listing is complete.
+fn parse_subscriptions(text: &str) -> Option<Numbers> {
+    let rows = text.lines().filter_map(|line| line.strip_prefix("Endpoint: ")).filter(|row| !row.starts_with('<'));
+    let rows: Vec<_> = rows.collect();
+    let count: usize = text.lines().find_map(|line| line.strip_suffix(" active subscriptions"))?.parse().ok()?;
+    (rows.len() == count).then(|| rows.into_iter().filter_map(number_before_a_slash).collect())
+}
+
+fn number_before_a_slash(row: &str) -> Option<ExtensionNumber> {
+    ExtensionNumber::parse(row.split(['/', ' ']).next()?)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::in_force::recorded;
     use super::*;
 
-    /// The contact of alice claims, in its User-Agent, to be a row of 1002.
-    const ROWS: &str = include_str!("../../tests/recordings/registrations.txt");
+    fn numbers(numbers: impl IntoIterator<Item = i32>) -> Numbers {
+        numbers.into_iter().map(|number| ExtensionNumber::new(number).expect("a number")).collect()
+    }
 
+    /// The contact of alice claims, in its User-Agent, to be a row of 1002.
     #[test]
     fn only_our_own_keys_are_believed() {
-        let registrations = parse(ROWS).expect("a whole listing");
+        let rows = parse(recorded!("registrations")).expect("a complete listing");
+        let registrations: Vec<_> = rows.into_iter().map(|row| row.expect("a key of a known form")).collect();
         assert!(registrations.iter().map(|r| r.number.to_string()).eq(["1000", "1001"]), "{registrations:?}");
-        for registration in registrations {
-            let (number, key) = (registration.number.to_string(), registration.key);
-            assert!(registration.contact.starts_with(&format!("sip:{number}@127.0.0.1:")), "{}", registration.contact);
-            assert!(key.starts_with(&format!("{number};@")) && key.len() == 38, "{key}");
-            assert!(registration.value.contains("expiration_time"), "{}", registration.value);
+        for Registration { number, contact } in registrations {
+            assert!(contact.starts_with(&format!("sip:{number}@127.0.0.1:")), "{contact}");
         }
-        assert_eq!(parse(include_str!("../../tests/recordings/no-registrations.txt")), Some(Vec::new()));
+        assert_eq!(parse(recorded!("no-registrations")), Some(Vec::new()));
+    }
+
+    #[test]
+    fn a_key_of_an_unknown_form_is_an_error_if_the_number_is_ours() {
+        let row = |key: &str| format!("/registrar/contact/{key}  : {{}}\n1 results found.\n");
+        for key in ["1000;@short", "1999;0123456789abcdef0123456789abcdef", "1000;@0123456789abcdef0123456789abcdef0"] {
+            assert_eq!(parse(&row(key)), Some(vec![Err(key.to_owned())]));
+        }
+        for key in ["2000;@short", "10000;@short", "alice;@short", "1000-desk;@short"] {
+            assert_eq!(parse(&row(key)), Some(Vec::new()), "{key}");
+        }
     }
 
     #[test]
     fn a_truncated_listing_is_none() {
-        for lost in ["1000", "1001", "alice", "3 results"] {
-            let kept: Vec<_> =
-                ROWS.lines().filter(|l| !l.trim_start_matches("/registrar/contact/").starts_with(lost)).collect();
-            assert_eq!(parse(&kept.join("\n")), None, "{lost}");
+        let without =
+            |text: &str, lost: &str| text.lines().filter(|l| !l.contains(lost)).collect::<Vec<_>>().join("\n");
+        for lost in ["/1000;", "/1001;", "/alice;", "3 results"] {
+            assert_eq!(parse(&without(recorded!("registrations"), lost)), None, "{lost}");
+        }
+        for lost in ["  1000/", "  1001/", "Objects found"] {
+            assert_eq!(parse_contacts(&without(recorded!("contacts"), lost)), None, "{lost}");
+        }
+        for lost in ["Endpoint: 1000", "active"] {
+            assert_eq!(parse_subscriptions(&without(recorded!("subscriptions"), lost)), None, "{lost}");
         }
     }
 
     #[test]
-    fn a_look_is_whole_or_none() {
-        let marks = include_str!("../../tests/recordings/marks.txt").split_once('\n').expect("a command first").1;
-        let look = [ROWS, marks].map(str::trim_end).join(&format!("\n{PUT_DONE}\n"));
-        let look = format!("{PUT_DONE}\n{look}\n");
-        let (registrations, marks) = parse_look(&look).expect("a whole look");
-        let mark = "01234567-89ab-cdef-0123-456789abcdef";
-        let expected = [format!("{mark}/after"), format!("{mark}/before"), "short".to_owned()];
-        assert_eq!((registrations.len(), marks), (2, BTreeSet::from(expected)));
-        // The first line of the recording is the command.
-        for lost in (0..look.lines().count()).filter(|lost| *lost != 1) {
-            let kept: Vec<_> = look.lines().enumerate().filter(|(index, _)| *index != lost).collect();
-            let kept: Vec<_> = kept.into_iter().map(|(_, line)| line).collect();
-            assert!(parse_look(&kept.join("\n")).is_none(), "without line {lost}");
-        }
+    fn contacts_and_subscriptions_of_our_numbers() {
+        assert_eq!(parse_contacts(recorded!("contacts")), Some(numbers([1000, 1001])));
+        assert_eq!(parse_contacts(recorded!("no-contacts")), Some(Numbers::new()));
+        assert_eq!(parse_subscriptions(recorded!("subscriptions")), Some(numbers([1000])));
+    }
+
+    #[test]
+    fn a_deletion_is_a_line_that_asterisk_reads_to_its_end() {
+        let most: Vec<_> = (1000..).take(AT_ONCE).map(|number| format!("'{number};'")).collect();
+        assert!(deletion(&most.join(",")).len() < 480);
     }
 }

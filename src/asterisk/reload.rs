@@ -32,6 +32,9 @@ pub const PJSIP: &[&str] = &[
     "module reload res_pjsip.so res_pjsip_authenticator_digest.so res_pjsip_endpoint_identifier_ip.so res_pjsip_mwi.so res_pjsip_notify.so res_pjsip_outbound_publish.so res_pjsip_publish_asterisk.so res_pjsip_outbound_registration.so",
 ];
 
+/// Makes Asterisk read the endpoints, auths and AORs alone: the first module that [`PJSIP`] reloads.
+pub const OBJECTS: &[&str] = &["module reload res_pjsip.so"];
+
 /// Reloads the routing.
 pub const DIALPLAN: &[&str] = &["dialplan reload"];
 

@@ -19,7 +19,7 @@ use super::rights::{self, advice};
 /// Removes the temporary files of an apply that was killed.
 pub fn remove_left_overs(_lock: &HostLock, files: &GeneratedFiles) -> Result<()> {
     for target in files.both() {
-        for path in [Stage::Quarantine, Stage::Final].map(|stage| stage.temporary(target)) {
+        for path in [Stage::TakeAway, Stage::Final].map(|stage| stage.temporary(target)) {
             let absent = |error: io::Error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) };
             fs::remove_file(&path).or_else(absent).map_err(failed("removing the temporary file", &path))?;
         }
@@ -43,8 +43,8 @@ pub struct Prepared {
 /// What a temporary file is for. There can be one of each beside a target.
 #[derive(Debug, Clone, Copy)]
 pub enum Stage {
-    /// The routing with the numbers that change hands at 404.
-    Quarantine,
+    /// The endpoints without the numbers that change hands.
+    TakeAway,
     /// The file that the apply ends with.
     Final,
 }
@@ -53,7 +53,7 @@ impl Stage {
     fn temporary(self, target: &Path) -> PathBuf {
         let name = target.file_name().expect("a target is a file in a folder").to_string_lossy();
         let stage = match self {
-            Self::Quarantine => "quarantine",
+            Self::TakeAway => "take-away",
             Self::Final => "final",
         };
         folder(target).join(format!(".{name}.{stage}.tmp"))

@@ -12,7 +12,7 @@ use crate::fixtures::{account, host};
 use crate::support::manager::Manager;
 use crate::support::process::Process;
 use crate::support::sipp::{Called, Phones};
-use crate::support::{Asterisk, secs, wait_until};
+use crate::support::{Asterisk, Phone, secs, wait_until};
 
 /// An administrator's own, beside ours.
 const PJSIP: &str = "
@@ -51,6 +51,7 @@ fn are_what_asterisk_prints() {
     let none = [
         ("no-endpoints", "pjsip show endpoints like ^1[0-9][0-9][0-9]$"),
         ("no-registrations", "database show registrar/contact"),
+        ("no-contacts", "pjsip show contacts like ^1[0-9][0-9][0-9][;/]"),
         ("no-context", "dialplan show synergy-internal"),
     ];
     record(&asterisk, &none);
@@ -68,13 +69,11 @@ fn are_what_asterisk_prints() {
     asterisk.rx(&format!(
         r#"database put registrar/contact {other} "{{\"uri\":\"sip:alice@127.0.0.1:9\",\"expiration_time\":\"4102444800\",\"user_agent\":\"/registrar/contact/1002;@0123456789abcdef0123456789abcdef: {{}}\"}}""#
     ));
-    for mark in ["01234567-89ab-cdef-0123-456789abcdef/before", "01234567-89ab-cdef-0123-456789abcdef/after", "short"] {
-        asterisk.rx(&format!("database put pbx-portal {mark} 1"));
-    }
+    let watcher = Phone::new(&asterisk, accounts[0].0, accounts[0].1);
+    assert_eq!(watcher.subscribe("1000"), Some(200));
     record(
         &asterisk,
         &[
-            ("marks", "database show pbx-portal"),
             ("endpoints", "pjsip show endpoints like ^1[0-9][0-9][0-9]$"),
             ("endpoint", "pjsip show endpoint 1000"),
             ("auths", "pjsip show auths like ^1[0-9][0-9][0-9]$"),
@@ -82,6 +81,9 @@ fn are_what_asterisk_prints() {
             ("aors", "pjsip show aors like ^1[0-9][0-9][0-9]$"),
             ("transports", "pjsip show transports"),
             ("registrations", "database show registrar/contact"),
+            ("contacts", "pjsip show contacts like ^1[0-9][0-9][0-9][;/]"),
+            ("subscriptions", "pjsip show subscriptions inbound"),
+            ("queues", "core show taskprocessors like pjsip/distributor"),
             ("dialplan", "dialplan show synergy-internal"),
             ("auth", "pjsip show auth 1000"),
             ("no-auth", "pjsip show auth 1999"),

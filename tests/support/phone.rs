@@ -16,7 +16,7 @@ const RESEND: Duration = Duration::from_millis(500);
 /// How often a request is sent before the phone gives up.
 const ATTEMPTS: usize = 10;
 
-/// A phone that stays until it is dropped. It answers OPTIONS with 200 and is busy (486) for whoever calls it.
+/// A phone that stays until it is dropped. It answers OPTIONS and NOTIFY with 200 and is busy (486) for whoever calls it.
 pub struct Phone {
     pub number: String,
     pub secret: String,
@@ -103,6 +103,15 @@ impl Phone {
         self.request("INVITE", &format!("sip:{number}@{}", self.server), number, &contact)
     }
 
+    /// Subscribes to the hint of a number for an hour; gives the final status, or nothing if Asterisk does not answer.
+    pub fn subscribe(&self, number: &str) -> Option<u16> {
+        let headers = format!(
+            "Contact: <sip:{}@{}>\r\nEvent: dialog\r\nAccept: application/dialog-info+xml\r\nExpires: 3600\r\n",
+            self.number, self.own
+        );
+        self.request("SUBSCRIBE", &format!("sip:{number}@{}", self.server), number, &headers)
+    }
+
     /// How many registrations were accepted.
     pub fn accepted(&self) -> usize {
         self.accepted.load(Ordering::Relaxed)
@@ -150,8 +159,8 @@ impl Phone {
         requests.sent += 1;
         let (own, server, number, count) = (self.own, self.server, &self.number, requests.sent);
         let port = own.port(); // Asterisk tells requests apart by their branch alone
-        // All registrations of a phone share an identifier; each call has its own.
-        let dialog = if method == "INVITE" { count } else { 0 };
+        // All registrations of a phone share an identifier; each call and each subscription has its own.
+        let dialog = if method == "REGISTER" { 0 } else { count };
         let message = |method: &str, to: &str, headers: &str| {
             format!(
                 "{method} {uri} SIP/2.0\r\nVia: SIP/2.0/UDP {own};branch=z9hG4bK{port}-{count};rport\r\nMax-Forwards: 70\r\n\
@@ -212,7 +221,7 @@ impl Line {
                     self.rings.fetch_add(1, Ordering::Relaxed);
                     self.send(&answer(&message, "486 Busy Here"), from);
                 }
-                Some("OPTIONS") => self.send(&answer(&message, "200 OK"), from),
+                Some("OPTIONS" | "NOTIFY") => self.send(&answer(&message, "200 OK"), from),
                 _ => {}
             }
         }

@@ -1,7 +1,7 @@
 //! What Asterisk serves, asked over its control socket. The questions leave nothing behind in Asterisk: no channel, no event, no
 //! record, no memory. `dialplan eval function` would.
 //!
-//! Asterisk drops lines if the reader is slow, so an answer counts only if it is whole: a listing must have as many rows as its
+//! Asterisk drops lines if the reader is slow, so an answer counts only if it is complete: a listing must have as many rows as its
 //! trailer says, and the options of an object must end with an empty line.
 
 pub mod dialplan;
@@ -9,7 +9,7 @@ pub mod modules;
 pub mod objects;
 
 /// `None` unless `rows` is the number in the trailer of a `pjsip show …` listing.
-fn whole(text: &str, rows: usize) -> Option<()> {
+pub(super) fn complete(text: &str, rows: usize) -> Option<()> {
     let count = match text.lines().rev().find_map(|line| line.strip_prefix("Objects found: ")) {
         Some(count) => count.trim().parse().ok()?,
         None if text.contains("No objects found.") => 0,
@@ -22,11 +22,14 @@ fn whole(text: &str, rows: usize) -> Option<()> {
 #[cfg(test)]
 macro_rules! recorded {
     ($name:literal) => {
-        include_str!(concat!("../../../tests/recordings/", $name, ".txt")).split_once('\n').expect("a command first").1
+        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/recordings/", $name, ".txt"))
+            .split_once('\n')
+            .expect("a command first")
+            .1
     };
 }
 #[cfg(test)]
-use recorded;
+pub(super) use recorded;
 
 #[cfg(test)]
 mod tests {

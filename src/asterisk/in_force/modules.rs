@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::Result;
 
-use super::whole;
+use super::complete;
 use crate::asterisk::control::{Control, unexpected};
 
 /// Without any of these, a phone of ours cannot register or be called, or an apply cannot be proven.
@@ -55,7 +55,7 @@ pub(super) fn parse(text: &str) -> Option<BTreeSet<String>> {
 /// `None` unless the listing is whole.
 pub(super) fn parse_transports(text: &str) -> Option<bool> {
     let rows = text.lines().filter(|line| line.starts_with("Transport:  ") && !line.contains("  <")).count();
-    whole(text, rows).map(|()| rows > 0)
+    complete(text, rows).map(|()| rows > 0)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
-use super::whole;
+use super::complete;
 use crate::asterisk::control::Control;
 use crate::domain::{ExtensionNumber, Numbers};
 use crate::render::ObjectType;
@@ -29,8 +29,7 @@ fn shown(kind: ObjectType) -> (&'static str, &'static str) {
     }
 }
 
-/// The numbers 1000 to 1999 that have an object of this type. Asterisk removes registrations that have expired when it lists
-/// their AORs.
+/// The numbers 1000 to 1999 that have an object of this type, from a listing.
 pub async fn numbers(control: &Control, kind: ObjectType) -> Result<Numbers> {
     // Without the pattern, thousands of other objects would take a second.
     let list = format!("{}s like ^1[0-9][0-9][0-9]$", shown(kind).0);
@@ -49,6 +48,16 @@ pub async fn options<T>(
         control.listing(&commands, |text| parse_options(kind, text, some, &each)).await
     };
     stream::iter(numbers.chunks(AT_ONCE)).map(ask).buffer_unordered(CONNECTIONS).try_concat().await
+}
+
+/// The ones of `numbers` that have an object of any type, asked by name. A listing does not show what stands in a cache alone.
+pub async fn by_name(control: &Control, numbers: &Numbers) -> Result<Numbers> {
+    let numbers: Vec<_> = numbers.iter().copied().collect();
+    let mut found = Numbers::new();
+    for kind in ObjectType::ALL {
+        found.extend(options(control, kind, &numbers, |_, _| ()).await?.into_keys());
+    }
+    Ok(found)
 }
 
 /// The secrets in force of `numbers`; a number without an auth is left out.
@@ -70,7 +79,7 @@ fn named(kind: ObjectType, line: &str) -> Option<ExtensionNumber> {
 pub(super) fn parse_numbers(kind: ObjectType, text: &str) -> Option<Numbers> {
     // The header explains each kind of row with one of `<…>`.
     let rows: Vec<_> = text.lines().filter(|l| l.starts_with(shown(kind).1) && !l.contains("  <")).collect();
-    whole(text, rows.len())?;
+    complete(text, rows.len())?;
     Some(rows.into_iter().filter_map(|row| named(kind, row)).collect())
 }
 

@@ -1,0 +1,154 @@
+//! Taking numbers away: afterwards each of them belongs to nobody, so that it can be given to its new owner.
+//!
+//! The promise is that a former owner's phone never rings for the new owner. It rests on four facts, in this order, and none of
+//! them is a time:
+//!
+//! 1. A phone registers, or is called, as a number only while Asterisk has an endpoint, an auth and an AOR of that number.
+//!    [`Run::remove_objects`] sees that there is none: whatever a dialplan dials, nobody rings, and no further registration is accepted.
+//! 2. Asterisk may have accepted a registration just before. [`queues::work_off`] waits until each such registration has its row.
+//! 3. [`Run::delete_and_commit`] deletes these rows. Once Asterisk has committed that, it cannot go back to anything that has them: not
+//!    after a failed commit, not after a kill.
+//! 4. Only then does a file on the disk name the new owner.
+//!
+//! If this service or Asterisk dies in between, the new secret is neither in force nor in the file, so the next apply starts here
+//! again.
+//!
+//! Two things can keep a number from being taken away although Asterisk works: a thread of Asterisk that hangs (the queues do not move),
+//! and a process that reads Asterisk's database (the commit fails). Both are retried, within one bound. Beyond it the number is held
+//! back: the apply gives everything but its endpoint, auth and AOR, and fails.
+
+use std::time::Duration;
+
+use anyhow::{Error, Result, anyhow, bail};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::{PATIENCE, Run};
+use crate::asterisk::in_force::objects;
+use crate::asterisk::{queues, registrations, reload};
+use crate::domain::{Numbers, some_of};
+use crate::host::files::Prepared;
+
+/// How long to try until the queues are worked off and the deletion is committed, both together; less if the whole apply has less time.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(20);
+
+/// Between the first two attempts to commit. Each pause is twice the one before, up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+
+/// Between two attempts to commit, at most.
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+impl Run<'_> {
+    /// Step 6. Afterwards each number of `changing` belongs to nobody; `without` is the prepared file of the endpoints without them.
+    /// Returns why the numbers must be held back, if Asterisk does not get there in time.
+    pub(super) async fn take_away(
+        &mut self,
+        changing: &Numbers,
+        sections: &Numbers,
+        without: Prepared,
+    ) -> Result<Option<Error>> {
+        self.remove_objects(changing, sections, without).await?;
+        // Two bounds of a command are left for giving and the proof.
+        let until = Instant::now() + GIVE_UP_AFTER.min(self.host.command.bound * (PATIENCE - 2));
+        let held_back = |cause: &str| {
+            let numbers = some_of(changing);
+            anyhow!("{cause}; until then nobody has these numbers, and calls to them get 480: {numbers}")
+        };
+        match timeout_at(until, queues::work_off(&self.host.control)).await {
+            Ok(worked_off) => worked_off?,
+            Err(_) => {
+                return Ok(Some(held_back(
+                    "Asterisk does not finish the SIP requests that it has accepted, so a former owner's phone may yet be registered: one of its threads hangs, or the machine is overloaded; look at 'core show taskprocessors like pjsip/distributor' and 'core show locks', restart Asterisk, then apply again",
+                )));
+            }
+        }
+        self.list_evicted(|number| changing.contains(number)).await?;
+        match timeout_at(until, self.delete_and_commit(changing)).await {
+            Ok(committed) => committed?,
+            Err(_) => {
+                return Ok(Some(held_back(
+                    "Asterisk cannot commit to its database, so the registrations of former owners that were deleted may come back: a process that reads astdb.sqlite3 (a backup, a monitor) is the usual cause; find it (fuser -v on that file), stop it, then apply again",
+                )));
+            }
+        }
+        self.see_no_contact_left(changing).await?;
+        self.warn_of_subscriptions(changing).await?;
+        self.progress.done("take away");
+        Ok(None)
+    }
+
+    /// Afterwards Asterisk has no endpoint, auth or AOR of these numbers, and no file on the disk could bring one back.
+    async fn remove_objects(&mut self, changing: &Numbers, sections: &Numbers, without: Prepared) -> Result<()> {
+        let control = &self.host.control;
+        if sections.is_disjoint(changing) && objects::by_name(control, changing).await?.is_empty() {
+            return Ok(()); // Drops the prepared file.
+        }
+        self.publish(without)?;
+        self.host.command.reload(reload::OBJECTS, &mut self.progress.reload_results.pjsip_reload).await?;
+        let left = objects::by_name(control, changing).await?;
+        if !left.is_empty() {
+            let found = format!(
+                "these extensions change hands, but Asterisk keeps the endpoint, auth or AOR of their former owners: {}",
+                some_of(left)
+            );
+            return Err(self.not_proven(found).await);
+        }
+        self.progress.done("remove objects");
+        Ok(())
+    }
+
+    /// Tries until Asterisk has committed the deletion of all registrations of these numbers. The caller bounds it.
+    async fn delete_and_commit(&self, changing: &Numbers) -> Result<()> {
+        let mut pause = FIRST_PAUSE;
+        while !registrations::delete(&self.host.control, changing).await? {
+            sleep(pause).await;
+            pause = LONGEST_PAUSE.min(pause * 2);
+        }
+        Ok(())
+    }
+
+    /// Fails if Asterisk still knows a contact of these numbers: then it keeps registrations elsewhere than in its database.
+    async fn see_no_contact_left(&self, changing: &Numbers) -> Result<()> {
+        let left = &registrations::numbers_with_contacts(&self.host.control).await? & changing;
+        if !left.is_empty() {
+            bail!(
+                "Asterisk keeps registrations elsewhere than in its own database, so phones of former owners can't be evicted: {}; look in sorcery.conf for a line of 'contact', remove it, restart Asterisk, then apply again",
+                some_of(left)
+            );
+        }
+        Ok(())
+    }
+
+    /// Evicts the registrations of numbers without a user. Without an AOR they reach nobody, so it does not matter whether Asterisk
+    /// takes that back: an apply that gives the number away takes it away first.
+    pub(super) async fn evict_without_user(&mut self, served_before: &Numbers) -> Result<()> {
+        let users = self.numbers.clone();
+        let mut freed = self.list_evicted(|number| !users.contains(number)).await?;
+        freed.extend(served_before - &users);
+        if !freed.is_empty() {
+            registrations::delete(&self.host.control, &freed).await?;
+            self.warn_of_subscriptions(&freed).await?;
+        }
+        Ok(())
+    }
+
+    /// Records, for the answer, the registrations of the numbers that are about to be evicted. Returns these numbers.
+    async fn list_evicted(&mut self, evicted: impl Fn(&crate::domain::ExtensionNumber) -> bool) -> Result<Numbers> {
+        let mut registered = registrations::list(&self.host.control).await?;
+        registered.retain(|registration| evicted(&registration.number));
+        let numbers = registered.iter().map(|registration| registration.number).collect();
+        self.progress.note_evicted(registered);
+        Ok(numbers)
+    }
+
+    /// Nobody can end a subscription from outside, and a phone refreshes it without its password.
+    async fn warn_of_subscriptions(&mut self, taken: &Numbers) -> Result<()> {
+        let watching = &registrations::numbers_with_subscriptions(&self.host.control).await? & taken;
+        if !watching.is_empty() {
+            self.progress.warn(format!(
+                "phones that former owners subscribed with still see what they watch (hints, mailboxes), as: {}; restart Asterisk when no call is up, to end that",
+                some_of(watching)
+            ));
+        }
+        Ok(())
+    }
+}

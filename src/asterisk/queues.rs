@@ -1,0 +1,118 @@
+//! The queues that take every SIP request outside a dialog, of every transport (`res/res_pjsip/pjsip_distributor.c`).
+//!
+//! Asterisk handles a REGISTER in one task of one queue, from its authentication to its row in the database. So once each queue
+//! has worked off what was in it, every registration that was accepted before has its row.
+//!
+//! For each queue Asterisk shows how many tasks are done and how many wait. The one that runs is in neither number, and another may
+//! move from one to the other while the row is printed. So a queue has worked off what was in it once the done ones have grown by
+//! those that waited, [`plus two`](IN_NEITHER_COLUMN). Two pings put two more tasks at the end of each queue, so that this
+//! comes true for an idle queue, too. The answer of a ping proves nothing: all pings wait on one condition, which the task of
+//! any of them signals, and after five seconds a ping gives up with the same words.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::future::pending;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use tokio::select;
+use tokio::time::sleep;
+
+use super::control::Control;
+
+/// Between two looks at the queues.
+const NEXT_LOOK: Duration = Duration::from_millis(5);
+
+/// The task that runs, and one that may move while a row is printed.
+const IN_NEITHER_COLUMN: u64 = 2;
+
+/// What the queues had done and what waited in them, by name.
+type Queues = BTreeMap<String, Queue>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Queue {
+    processed: u64,
+    waiting: u64,
+}
+
+/// Waits until Asterisk has handled every SIP request outside a dialog that it had accepted before. Does not end if a queue does not
+/// move: the caller bounds it.
+pub async fn work_off(control: &Control) -> Result<()> {
+    let before = list(control).await?;
+    ensure!(
+        !before.is_empty(),
+        "Asterisk shows no queue of SIP requests (core show taskprocessors like pjsip/distributor), so nobody knows whether it has stored every registration that it accepted; look whether res_pjsip.so is running, then apply again"
+    );
+    select! {
+        moved = until_worked_off(control, &before) => moved,
+        failed = ping_twice(control, &before) => failed.map(|never| match never {}),
+    }
+}
+
+async fn until_worked_off(control: &Control, before: &Queues) -> Result<()> {
+    while !worked_off(before, &list(control).await?) {
+        sleep(NEXT_LOOK).await;
+    }
+    Ok(())
+}
+
+/// Does not end by itself, unless Asterisk does not answer.
+async fn ping_twice(control: &Control, queues: &Queues) -> Result<Infallible> {
+    let ping = |name: &String| format!("core ping taskprocessor {name}");
+    let once: Vec<_> = queues.keys().map(ping).collect();
+    control.ask(&[once.clone(), once].concat()).await?;
+    pending().await
+}
+
+/// Whether each queue has done what it had to do before.
+fn worked_off(before: &Queues, now: &Queues) -> bool {
+    before.iter().all(|(name, before)| {
+        let done_then = before.processed + before.waiting + IN_NEITHER_COLUMN;
+        now.get(name).is_some_and(|now| now.processed >= done_then)
+    })
+}
+
+async fn list(control: &Control) -> Result<Queues> {
+    control.listing(&["core show taskprocessors like pjsip/distributor"], parse).await
+}
+
+/// `None` unless the listing is complete.
+fn parse(text: &str) -> Option<Queues> {
+    let count: usize = text.lines().find_map(|line| line.strip_suffix(" taskprocessors"))?.parse().ok()?;
+    let row = |line: &str| {
+        let mut columns = line.split_whitespace();
+        let name = columns.next()?.to_owned();
+        let processed = columns.next()?.parse().ok()?;
+        let waiting = columns.next()?.parse().ok()?;
+        Some((name, Queue { processed, waiting }))
+    };
+    let queues: Queues = text.lines().filter(|line| line.starts_with("pjsip/distributor")).filter_map(row).collect();
+    (queues.len() == count).then_some(queues)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::in_force::recorded;
+    use super::*;
+
+    #[test]
+    fn a_listing_is_complete_or_none() {
+        let queues = parse(recorded!("queues")).expect("a complete listing");
+        assert_eq!(queues.len(), 31);
+        for lost in queues.keys().map(String::as_str).chain([" taskprocessors"]) {
+            let kept = recorded!("queues").lines().filter(|line| !line.contains(lost));
+            assert_eq!(parse(&kept.collect::<Vec<_>>().join("\n")), None, "without {lost}");
+        }
+    }
+
+    #[test]
+    fn a_queue_has_worked_off_what_was_in_it_and_what_ran() {
+        let queues =
+            |processed, waiting| Queues::from([("pjsip/distributor-1".to_owned(), Queue { processed, waiting })]);
+        assert!(!worked_off(&queues(5, 0), &queues(6, 0)), "the ping alone may have been done before");
+        assert!(worked_off(&queues(5, 0), &queues(7, 0)));
+        assert!(!worked_off(&queues(5, 3), &queues(9, 1)));
+        assert!(worked_off(&queues(5, 3), &queues(10, 1)));
+        assert!(!worked_off(&queues(5, 0), &Queues::new()), "a queue that is gone has not answered");
+    }
+}
