@@ -189,7 +189,7 @@ fn a_service_that_stops_before_the_row_can_be_completed_leaves_it_interrupted() 
     let logged = scene.portal.log().len();
     let answer = scope(|threads| {
         let applying = threads.spawn(|| try_apply(&scene.portal));
-        wait_until(secs(10), "the users are read", || scene.portal.log()[logged..].contains("snapshot and render"));
+        wait_until(secs(10), "the users are read", || scene.portal.log()[logged..].contains("step=\"snapshot\""));
         scene.cluster.stop();
         scene.asterisk.signal(Signal::CONT);
         applying.join().expect("an answer")
@@ -246,7 +246,7 @@ fn a_clock_that_goes_back_a_year_between_and_during_applies() {
         let logged = portal.log().len();
         scope(|threads| {
             let applying = threads.spawn(|| portal.apply("suite"));
-            wait_until(secs(10), "the users are read", || portal.log()[logged..].contains("snapshot and render"));
+            wait_until(secs(10), "the users are read", || portal.log()[logged..].contains("step=\"snapshot\""));
             set(during);
             asterisk.signal(Signal::CONT);
             let applied = applying.join().expect("an answer");

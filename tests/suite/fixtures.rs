@@ -15,6 +15,7 @@ pub use crate::support::SetWhenDropped;
 use crate::support::lab::{Folder, PORTAL, User, install_program, make_dir};
 use crate::support::portal::Settings;
 pub use crate::support::postgres::psql;
+use crate::support::process::Process;
 use crate::support::{Answer, Asterisk, Portal, Postgres, secs, wait_until};
 
 /// Makes Asterisk keep every auth as it is, while it says that it reloaded.
@@ -173,6 +174,43 @@ pub fn all_are_there(portal: &Portal, created: &[Value]) {
     let users = portal.users();
     for user in created {
         assert!(users.contains(user), "{user} was answered 201, and is missing");
+    }
+}
+
+/// Makes Asterisk commit to its database, so that no reader of it can make Asterisk take back what it has stored.
+pub fn commit(asterisk: &Asterisk) {
+    wait_until(secs(10), "Asterisk commits", || {
+        asterisk.rx("database query \"COMMIT; BEGIN; SELECT 'yes' AS committed\"").contains("committed: yes")
+    });
+}
+
+/// A process that reads Asterisk's database, until it is dropped.
+pub struct Reader {
+    process: Process,
+    _folder: Folder,
+}
+
+impl Reader {
+    /// Holds a read transaction so often, for so many seconds, with pauses. The first has begun.
+    pub fn start(asterisk: &Asterisk, times: u32, hold: f64, pause: f64) -> Self {
+        // The last one replaces the shell, so that it ends with this process.
+        let script = "read='BEGIN; SELECT count(*) FROM astdb;'
+        for turn in $(seq 2 $2); do
+            sqlite3 \"$1\" \"$read\" '.shell touch reading' \".shell sleep $3\"; sleep $4
+        done
+        exec sqlite3 \"$1\" \"$read\" '.shell touch reading' \".shell sleep $3\"";
+        let folder = Folder::new("reader");
+        let database = asterisk.etc().with_file_name("db").join("astdb.sqlite3");
+        let mut command = Command::new("sh");
+        command.args(["-c", script, "reader"]).arg(database).arg(times.to_string());
+        command.args([hold.to_string(), pause.to_string()]).current_dir(folder.path());
+        let process = Process::start(&mut command, &folder.path().join("log"));
+        wait_until(secs(10), "the reader reads", || folder.path().join("reading").exists());
+        Self { process, _folder: folder }
+    }
+
+    pub fn wait(mut self) {
+        wait_until(secs(20), "the reader ends", || self.process.ended().is_some());
     }
 }
 

@@ -46,11 +46,11 @@ fn isolated_and_explicit_only_an_apply_writes_and_only_two_files() {
         let beside: Vec<_> = names.iter().map(|name| target.with_file_name(name)).collect();
         std::iter::once(target).chain(beside).collect::<Vec<_>>()
     };
-    let endpoints = beside(asterisk.endpoints_file(), &[".generated_endpoints.conf.final.tmp", ".pbx-portal.lock"]);
-    let routing = beside(
-        asterisk.routing_file(),
-        &[".generated_routing.conf.final.tmp", ".generated_routing.conf.quarantine.tmp"],
+    let endpoints = beside(
+        asterisk.endpoints_file(),
+        &[".generated_endpoints.conf.final.tmp", ".generated_endpoints.conf.take-away.tmp", ".pbx-portal.lock"],
     );
+    let routing = beside(asterisk.routing_file(), &[".generated_routing.conf.final.tmp"]);
     assert_eq!(observer.written(), endpoints.into_iter().chain(routing).collect());
     for folder in [asterisk.endpoints_file(), asterisk.routing_file()].map(|file| file.with_file_name("")) {
         let left: Vec<_> = fs::read_dir(folder).expect("list").map(|entry| entry.expect("list").file_name()).collect();

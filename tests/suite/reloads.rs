@@ -5,15 +5,15 @@ use std::collections::VecDeque;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, sleep};
+use std::thread;
 
-use crate::fixtures::{SetWhenDropped, account, evicted, failed_apply, host, id, script, try_apply};
+use crate::fixtures::{SetWhenDropped, account, evicted, failed_apply, host, id, registrations, script, try_apply};
 use crate::support::lab::Folder;
 use crate::support::portal::Settings;
 use crate::support::process::Signal;
 use crate::support::sipp::{Called, Phones};
 use crate::support::strace;
-use crate::support::{Asterisk, Portal, secs, wait_until};
+use crate::support::{Asterisk, Phone, Portal, secs, wait_until};
 
 /// Each user makes reloads and listings longer.
 const USERS: usize = 300;
@@ -79,7 +79,7 @@ fn truncated_listings_are_retried() {
             let applying = scope.spawn(|| strace::under(portal.pid(), arguments, || try_apply(&portal)));
             // A reader that is stopped, for a second at most.
             while !applying.is_finished() {
-                sleep(secs(1));
+                thread::sleep(secs(1));
                 portal.signal(Signal::CONT);
             }
             applying.join().expect("an answer")
@@ -190,70 +190,75 @@ fn a_reload_that_hangs_is_killed_with_all_its_processes() {
     portal.apply("suite");
 }
 
-/// Holds up `pjsip reload` before it begins as long as there is a file `before`, and what Asterisk printed for it as long as there
-/// is `after`.
-const HELD: &str = "\
-[ \"$2\" = 'pjsip reload' ] || exec $asterisk \"$@\"
-touch \"$here/begun\"
-while test -e \"$here/before\"; do sleep 0.02; done
-$asterisk \"$@\" > \"$here/printed\"
-while test -e \"$here/after\"; do sleep 0.02; done
-cat \"$here/printed\"
-";
-
 #[test]
-fn quarantine_goes_on_until_the_reload_of_the_endpoints_has_ended_and_old_phones_are_evicted() {
+fn a_number_that_changes_hands_is_nobodys_before_it_is_given() {
     let (asterisk, folder) = (Asterisk::start(), Folder::new("script"));
-    let program = script(&asterisk, &folder, HELD);
+    // Each reload of the endpoints waits as long as there is a file of its name.
+    let held = "case \"$2\" in
+    'module reload res_pjsip.so') hold=taking;;
+    'pjsip reload') hold=giving;;
+    *) exec $asterisk \"$@\";;
+esac
+touch \"$here/$hold-begun\"
+while test -e \"$here/$hold\"; do sleep 0.02; done
+exec $asterisk \"$@\"
+";
+    let program = script(&asterisk, &folder, held);
     let portal = Portal::start(&Settings::of(&asterisk).with("ASTERISK_BIN", program.display()));
-    let [begun, before, after] = ["begun", "before", "after"].map(|name| folder.path().join(name));
-    let release = |file: &PathBuf| fs::remove_file(file).expect("let it go on");
+    let [taking, giving] = ["taking", "giving"].map(|name| folder.path().join(name));
+    let begun = |hold: &PathBuf| hold.with_file_name(format!("{}-begun", hold.display())).exists();
+    let release = |hold: &PathBuf| fs::remove_file(hold).expect("let it go on");
     let former = portal.create_user("Former", "former@example.com");
     portal.apply("suite");
+    let (number, old_secret) = account(&former);
+    let old_phone = Phone::new(&asterisk, &number, &old_secret);
+    assert_eq!(old_phone.register(), Some(200));
     portal.delete_user(id(&former));
-    let (number, secret) = account(&portal.create_user("Owner", "owner@example.com"));
-    assert_eq!(account(&former).0, number, "it changes hands");
-    let is_first = |application: &str| {
-        asterisk.rx(&format!("dialplan show {number}@synergy-internal")).contains(&format!("1. {application}"))
-    };
+    let (same_number, secret) = account(&portal.create_user("Owner", "owner@example.com"));
+    assert_eq!(number, same_number, "it changes hands");
+    let auth = || asterisk.rx(&format!("pjsip show auth {number}"));
+    let on_disk = |secret: &str| fs::read_to_string(asterisk.endpoints_file()).expect("the endpoints").contains(secret);
 
-    for file in [&before, &after] {
-        fs::write(file, "").expect("hold");
+    for hold in [&taking, &giving] {
+        fs::write(hold, "").expect("hold");
+        let _ = fs::remove_file(format!("{}-begun", hold.display())); // of the first apply
     }
-    fs::remove_file(&begun).expect("of the first apply");
     thread::scope(|scope| {
         let applying = scope.spawn(|| portal.apply("suite"));
-        wait_until(secs(20), "the reload begins", || begun.exists());
-        sleep(secs(1));
-        assert!(is_first("Hangup(1)"), "the new secret is not in force");
-        let key = format!("registrar/contact {number};@{}", "0123456789abcdef".repeat(2));
-        let contact = r#"{\"uri\":\"sip:old@127.0.0.1:9\",\"expiration_time\":\"4102444800\"}"#;
-        asterisk.rx(&format!(r#"database put {key} "{contact}""#));
-        release(&before);
-        let in_force = || asterisk.rx(&format!("pjsip show auth {number}")).contains(&secret);
-        wait_until(secs(20), "the new secret is in force", in_force);
-        sleep(secs(1));
-        assert!(is_first("Hangup(1)"), "the reload has not ended");
-        release(&after);
-        let applied = applying.join().expect("an answer");
-        assert_eq!(evicted(&applied), [number.as_str()]);
-        assert!(is_first(&format!("Dial(PJSIP/{number},25)")));
+        wait_until(secs(20), "taking away begins", || begun(&taking));
+        assert!(auth().contains(&old_secret), "it is the former owner's still");
+        assert!(!on_disk(&old_secret) && !on_disk(&secret), "on the disk it is nobody's");
+        release(&taking);
+        wait_until(secs(20), "giving begins", || begun(&giving));
+        assert!(auth().contains("Unable to find object"), "it is nobody's");
+        assert_eq!(registrations(&asterisk, &number), 0, "its former owner's phone is evicted");
+        assert_eq!(old_phone.register(), Some(401), "and can't register");
+        assert!(on_disk(&secret), "only then a file names the new owner");
+        release(&giving);
+        assert_eq!(evicted(&applying.join().expect("an answer")), [number.as_str()]);
     });
+    assert!(auth().contains(&secret), "it is the new owner's");
 }
 
 #[test]
-fn a_quarantine_that_asterisk_did_not_load_ends_the_apply_before_the_new_endpoints() {
+fn a_removal_that_asterisk_did_not_load_ends_the_apply_before_anything_is_given() {
     let (asterisk, folder) = (Asterisk::start(), Folder::new("script"));
-    let deaf = "test -e \"$here/deaf\" && [ \"$2\" = 'dialplan reload' ] && exec echo 'Dialplan reloaded.'\nexec $asterisk \"$@\"\n";
+    let deaf = "test -e \"$here/deaf\" && [ \"$2\" = 'module reload res_pjsip.so' ] &&
+    exec echo \"Module 'res_pjsip.so' reloaded successfully.\"\nexec $asterisk \"$@\"\n";
     let program = script(&asterisk, &folder, deaf);
     let portal = Portal::start(&Settings::of(&asterisk).with("ASTERISK_BIN", program.display()));
     let user = portal.create_user("Former", "former@example.com");
     portal.apply("suite");
     portal.delete_user(id(&user));
-    portal.create_user("Owner", "owner@example.com");
+    let (number, secret) = account(&portal.create_user("Owner", "owner@example.com"));
     fs::write(folder.path().join("deaf"), "").expect("make Asterisk deaf");
-    let answer = failed_apply(&portal, &["does not keep them at 404", "1000"]);
-    assert!(answer["reload_results"]["pjsip_reload"].is_null(), "{answer}");
+    let answer = failed_apply(&portal, &["keeps the endpoint, auth or AOR of their former owners: 1000"]);
+    let reloads = &answer["reload_results"];
+    let removal = reloads["pjsip_reload"]["command"].as_str().expect("a command");
+    assert!(removal.ends_with("-rx 'module reload res_pjsip.so'"), "{removal}");
+    assert!(reloads["dialplan_reload"].is_null(), "{answer}");
+    assert!(!fs::read_to_string(asterisk.endpoints_file()).expect("the endpoints").contains(&secret));
     fs::remove_file(folder.path().join("deaf")).expect("let it hear again");
     portal.apply("suite");
+    assert!(asterisk.rx(&format!("pjsip show auth {number}")).contains(&secret));
 }

@@ -153,9 +153,9 @@ impl Selection {
 /// Neither file is half written.
 pub fn whole(asterisk: &Asterisk, point: &str) {
     for (file, ends) in [
-        (asterisk.endpoints_file(), ["qualify_frequency=60\n"].as_slice()),
-        // The last line is in the second form if the last number is in quarantine.
-        (asterisk.routing_file(), &["?17:19)})\n", ",1,Hangup(1)\n"]),
+        // The second form if the only number is taken away.
+        (asterisk.endpoints_file(), ["qualify_frequency=60\n", "brings them here.\n\n"].as_slice()),
+        (asterisk.routing_file(), &["?17:19)})\n"]),
     ] {
         let text = fs::read_to_string(&file).expect("a generated file");
         assert!(ends.iter().any(|end| text.ends_with(end)), "{point}: {} is half a file", file.display());

@@ -59,7 +59,7 @@ fn no_file_is_ever_open_to_others_whatever_the_umask() {
             for index in 0..20 {
                 portal.create_user("Alice", &format!("alice{round}.{index}@example.com"));
             }
-            // The numbers of those that are deleted change hands: that takes a quarantine.
+            // The numbers of those that are deleted change hands: they are taken away first.
             portal.apply("suite");
             portal.delete_user(id(&portal.users()[0]));
         }
@@ -93,7 +93,7 @@ fn no_file_is_ever_open_to_others_whatever_the_umask() {
     let (_, opened) = strace::under(portal.pid(), &traced, || portal.apply("suite"));
     let created: Vec<_> = opened.iter().filter(|call| call.text.contains("O_CREAT")).collect();
     let temporary = created.iter().filter(|call| call.text.contains(".tmp\"")).count();
-    assert_eq!(temporary, 3, "quarantine, endpoints, routing: {created:#?}");
+    assert_eq!(temporary, 3, "take away, endpoints, routing: {created:#?}");
     for call in created {
         let mode = call.text.rsplit_once(") = ").and_then(|(arguments, _)| arguments.rsplit(", ").next());
         let mode = mode.and_then(|mode| u32::from_str_radix(mode, 8).ok()).expect("a mode");

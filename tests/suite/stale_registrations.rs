@@ -268,7 +268,7 @@ fn a_number_reused_without_an_apply_between_changes_hands() {
 
     assert_eq!(registrations(&asterisk, &number), 0);
     let state = asterisk.rx(&format!("dialplan eval function DEVICE_STATE(PJSIP/{number})"));
-    assert!(state.contains("UNAVAILABLE"), "{state}");
+    assert!(["UNAVAILABLE", "INVALID"].iter().any(|gone| state.contains(gone)), "{state}");
     assert_eq!(call(&asterisk, caller, &number), 480, "nobody is there yet");
     assert_eq!(old_phone.requests("INVITE", &number), rung, "the old phone does not ring");
     assert_eq!(register(&asterisk, (&number, &old_secret)), 401, "nor does it register again");
@@ -297,41 +297,29 @@ fn a_server_with_registrations_of_its_own_is_adopted() {
 }
 
 #[test]
-fn an_interrupted_quarantine_is_finished_by_the_next_apply() {
-    let (asterisk, portal) = host();
-    let (number, secret) = account(&portal.create_user("Owner", "owner@example.com"));
-    portal.apply("suite");
-    let _phone = Phones::register(&asterisk, &[(&number, &secret)], Called::Answer);
-    // As an apply leaves it that was killed while the number was in quarantine.
-    let routing = std::fs::read_to_string(asterisk.routing_file()).expect("the routing");
-    let dial = format!("Dial(PJSIP/{number},25)");
-    std::fs::write(asterisk.routing_file(), routing.replace(&dial, "Hangup(1)")).expect("write the routing");
-    let applied = portal.apply("suite");
-    assert_eq!(applied["registrations_evicted"][0]["extension"].as_u64(), number.parse().ok(), "{applied}");
-    assert_eq!(std::fs::read_to_string(asterisk.routing_file()).expect("the routing"), routing);
-}
-
-#[test]
-fn in_quarantine_no_pattern_of_the_administrators_answers_for_a_number() {
+fn a_number_that_is_nobodys_rings_nobody_whatever_the_dialplan_dials() {
     let pattern = "\n[synergy-internal]\nexten => _1XXX,1,Dial(PJSIP/${EXTEN},25)\n".to_owned();
     let mut scene = Scene::of(Asterisk::start_with(&Options { extensions: pattern, ..Options::default() }));
     let (phone, secret) = (scene.phone(), scene.secret());
     scene.delete();
     scene.reuse();
-    // Where the endpoints would be replaced: the old secret is in force still.
+    // Where the endpoints would be given.
     let kill = ["-f", "-e", "trace=rename", "-e", "inject=rename:signal=KILL:when=2"];
     let body = json!({"triggered_by": "killed"});
     let killed = || scene.portal.try_request("POST", "/apply", Some(&body)).is_err();
     assert!(strace::under(scene.portal.pid(), &kill, killed).0, "no answer");
-    // The one that was evicted is back, as a phone is that registers without pause.
-    drop(phone);
-    let phone = Phones::register(&scene.asterisk, &[(&scene.number, &secret)], Called::Answer);
+    let rung = phone.requests("INVITE", &scene.number);
+    let nobodys = |what: &str| {
+        assert_eq!(register(&scene.asterisk, (&scene.number, &secret)), 401, "{what}");
+        assert_eq!((scene.call(), phone.requests("INVITE", &scene.number)), (480, rung), "{what}");
+    };
+    nobodys("after the kill");
     for reload in ["dialplan reload", "pjsip reload"] {
         scene.asterisk.rx(reload);
-        assert_eq!((scene.call(), phone.requests("INVITE", &scene.number)), (404, 0), "after {reload}");
+        nobodys(reload);
     }
     scene.asterisk.restart();
-    assert_eq!((scene.call(), phone.requests("INVITE", &scene.number)), (404, 0), "after a restart");
+    nobodys("after a restart");
     scene.portal.kill();
     scene.portal.boot();
     scene.portal.apply("suite");
@@ -339,7 +327,7 @@ fn in_quarantine_no_pattern_of_the_administrators_answers_for_a_number() {
 }
 
 #[test]
-fn a_secret_that_asterisk_does_not_load_keeps_its_number_in_quarantine() {
+fn a_removal_that_asterisk_refuses_gives_the_number_to_nobody() {
     let (asterisk, portal) = host();
     let caller = account(&portal.create_user("Caller", "caller@example.com"));
     let old_user = portal.create_user("Old", "old@example.com");
@@ -355,13 +343,13 @@ fn a_secret_that_asterisk_does_not_load_keeps_its_number_in_quarantine() {
     let answer = portal.request("POST", "/apply", Some(&serde_json::json!({"triggered_by": "suite"})));
     let details = answer.json["error_details"].as_str().expect("details");
     assert!(
-        answer.status == 500 && details.contains(&format!("auths with another password: {number}")),
+        answer.status == 500
+            && details.contains(&format!("the endpoint, auth or AOR of their former owners: {number}")),
         "{}",
         answer.text
     );
-    assert_eq!(call(&asterisk, (&caller.0, &caller.1), &number), 404, "in quarantine");
-    assert_eq!(register(&asterisk, (&number, &old_secret)), 200, "the old secret is in force still");
-    assert_eq!(call(&asterisk, (&caller.0, &caller.1), &number), 404, "but rings nobody");
+    assert_eq!(call(&asterisk, (&caller.0, &caller.1), &number), 480, "it has no endpoint and no AOR");
+    assert_eq!(register(&asterisk, (&number, &old_secret)), 401, "and an auth alone lets nobody register");
     assert_eq!(old_phone.requests("INVITE", &number), rung);
 
     asterisk.edit_config("pjsip.conf", |text| text.replace(TWO_OF_ONE_NAME, ""));

@@ -131,11 +131,11 @@ fn a_killed_holder_leaves_the_lock_to_the_other_at_once() {
     host.asterisk.signal(Signal::STOP);
     scope(|threads| {
         threads.spawn(|| holder.try_request("POST", "/apply", Some(&json!({"triggered_by": "killed"}))));
-        wait_until(secs(10), "the holder applies", || holder.log().contains("snapshot and render"));
+        wait_until(secs(10), "the holder applies", || holder.log().contains("step=\"snapshot\""));
         assert_eq!(try_apply(other).status, 409);
         holder.kill();
         let applying = threads.spawn(|| try_apply(other));
-        wait_until(secs(10), "the other applies", || other.log().contains("snapshot and render"));
+        wait_until(secs(10), "the other applies", || other.log().contains("step=\"snapshot\""));
         host.asterisk.signal(Signal::CONT);
         let answer = applying.join().expect("an answer");
         assert_eq!(answer.status, 200, "{}", answer.text);
@@ -183,7 +183,7 @@ fn a_lock_file_that_is_removed_while_it_is_taken_is_not_the_lock() {
         let applying = threads.spawn(|| strace::under(holder.pid(), &slowly, || try_apply(holder)).0);
         wait_until(secs(20), "the lock file is open", opened);
         fs::remove_file(&lock).expect("remove the lock file");
-        wait_until(secs(20), "the holder applies", || holder.log().contains("snapshot and render"));
+        wait_until(secs(20), "the holder applies", || holder.log().contains("step=\"snapshot\""));
         let refused = try_apply(other);
         assert_eq!((refused.status, refused.json["error"].as_str()), (409, Some("Apply in progress")));
         host.asterisk.signal(Signal::CONT);
@@ -206,7 +206,7 @@ fn two_at_once_because_somebody_removed_the_lock_file_leave_whole_files_and_one_
     let answers = scope(|threads| {
         let one = threads.spawn(|| try_apply(first));
         // Between the files' preparation and their publication.
-        wait_until(secs(10), "the first is in quarantine", || begun.exists());
+        wait_until(secs(10), "the first takes away", || begun.exists());
         fs::remove_file(host.asterisk.endpoints_file().with_file_name(".pbx-portal.lock")).expect("remove the lock");
         let another = threads.spawn(|| try_apply(second));
         wait_until(secs(10), "the second has prepared", || second.log().contains("step=\"prepare\""));
@@ -233,7 +233,7 @@ fn users_who_come_and_go_during_an_apply_are_left_to_the_next_one() {
         host.asterisk.signal(Signal::STOP);
         let (answer, comes) = scope(|threads| {
             let applying = threads.spawn(|| portal.apply("suite"));
-            wait_until(secs(10), "the users are read", || portal.log().contains("snapshot and render"));
+            wait_until(secs(10), "the users are read", || portal.log().contains("step=\"snapshot\""));
             // Through either portal, while the apply waits for Asterisk.
             let comes = portal.create_user("Comes", "comes@example.com");
             other.delete_user(id(&goes));

@@ -24,8 +24,7 @@ fn one_line_a_request_and_one_a_step_with_their_ids() {
 
     let steps: Vec<_> = lines.iter().filter(|line| line["step"].is_string()).collect();
     let names: Vec<_> = steps.iter().filter_map(|line| line["step"].as_str()).collect();
-    let both = "endpoints and routing, and the proof's questions";
-    let expected = ["snapshot and render", "look before touching", "prepare", both, "proof"];
+    let expected = ["snapshot", "look before touching", "prepare", "take away", "give", "proof"];
     assert_eq!(names, expected);
     for step in steps {
         assert!(step["milliseconds"].is_f64() && step["span"]["audit_log_id"] == audit_log_id, "{step}");

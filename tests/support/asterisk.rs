@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::{Ipv6Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard};
@@ -35,6 +36,8 @@ pub struct Options {
     pub without_transport: bool,
     /// Listen for SIP over UDP on `[::1]`, too.
     pub ipv6: bool,
+    /// Let [`Asterisk::hold_requests`] work.
+    pub holds_requests: bool,
 }
 
 /// A running Asterisk. Drop stops it.
@@ -43,6 +46,7 @@ pub struct Asterisk {
     sip: SocketAddr,
     process: Mutex<Option<Process>>,
     ports: Ports,
+    holds_requests: bool,
     _folder: Option<Folder>,
 }
 
@@ -71,7 +75,8 @@ impl Asterisk {
         if let Some(port) = options.sip_port {
             sip.set_port(port);
         }
-        let asterisk = Self { dir, sip, process: Mutex::new(None), ports, _folder: folder };
+        let holds_requests = options.holds_requests;
+        let asterisk = Self { dir, sip, process: Mutex::new(None), ports, holds_requests, _folder: folder };
         asterisk.configure(options);
         asterisk.boot();
         asterisk
@@ -178,8 +183,30 @@ impl Asterisk {
     pub fn begin_to_boot(&self) {
         let mut command = command_as(lab::ASTERISK, &[], self.bin());
         command.arg("-f").current_dir(&self.dir);
+        if self.holds_requests {
+            command.env("LD_PRELOAD", self.hold().with_file_name("hold.so")).env("PBX_HOLD", self.hold());
+        }
         let process = Process::start(&mut command, &self.dir.join("log/console"));
         *self.process() = Some(process);
+    }
+
+    fn hold(&self) -> PathBuf {
+        self.dir.join("etc/hold")
+    }
+
+    /// From now on each SIP request whose password is right stays in the queue that it came in, before it is handled.
+    pub fn hold_requests(&self) {
+        let _ = fs::remove_file(self.hold().with_extension("held"));
+        self.write_config("hold", "");
+    }
+
+    /// How many requests are held.
+    pub fn held(&self) -> u64 {
+        fs::metadata(self.hold().with_extension("held")).map_or(0, |file| file.len())
+    }
+
+    pub fn release_requests(&self) {
+        fs::remove_file(self.hold()).expect("release the requests");
     }
 
     pub fn restart(&self) {
@@ -225,6 +252,14 @@ impl Asterisk {
         write_file(&wrapper, lab::ASTERISK, 0o644, &root.wrapper(&self.etc()));
         install_program(&wrapper, &self.bin());
         self.write_config("asterisk.conf", &root.asterisk_conf(&self.dir));
+        if self.holds_requests {
+            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/hold_requests.c");
+            let mut compiler = Command::new("cc");
+            compiler.args(["-shared", "-fPIC", "-o"]).arg(self.hold().with_file_name("hold.so")).arg(source);
+            assert!(compiler.status().expect("run cc").success(), "a library can't be compiled");
+            fs::set_permissions(self.hold().with_file_name("hold.so"), fs::Permissions::from_mode(0o755))
+                .expect("chmod");
+        }
         self.write_config("logger.conf", "[logfiles]\nmessages.log => notice,warning,error\n");
         self.write_config("modules.conf", &format!("{MODULES}{}", options.modules));
         let port = self.ports.number();

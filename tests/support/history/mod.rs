@@ -236,14 +236,18 @@ impl History {
         }
     }
 
+    /// An apply takes some hundredths of a second, or some seconds if another process reads Asterisk's database.
+    fn soon(random: &mut Rng) -> u64 {
+        random.u64(..2000) >> random.u32(..6)
+    }
+
     fn fate(random: &mut Rng) -> Fate {
         match random.u32(..100) {
             0..30 => Fate::Nothing,
-            30..55 => Fate::PortalKilled(random.u64(..2500)),
-            55..60 => Fate::AsteriskKilled(random.u64(..2000)),
-            60..70 => Fate::Reload(random.u64(..1500), RELOADS[random.usize(..RELOADS.len())]),
-            // A short time is more dangerous than a long one.
-            _ => Fate::AnsweredThenAsteriskKilled(random.u64(..1500).min(random.u64(..1500))),
+            30..55 => Fate::PortalKilled(Self::soon(random)),
+            55..60 => Fate::AsteriskKilled(Self::soon(random)),
+            60..70 => Fate::Reload(Self::soon(random), RELOADS[random.usize(..RELOADS.len())]),
+            _ => Fate::AnsweredThenAsteriskKilled(Self::soon(random)),
         }
     }
 

@@ -1,7 +1,6 @@
 //! A server with a portal, its users as a test knows them, and every phone that ever had a secret.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
@@ -114,12 +113,12 @@ impl World {
         self.phones.iter().map(|phone| phone.number.as_str()).collect()
     }
 
-    /// The numbers that the next apply gives to another user, or that the last one left in quarantine.
+    /// The numbers that the next apply gives to another user.
     pub fn changing(&self) -> BTreeSet<String> {
-        let (secrets, quarantined) = (self.secrets(), self.quarantined());
+        let secrets = self.secrets();
         let changing = |number: &&str| {
             let owner = self.owners.get(*number);
-            owner.is_some_and(|owner| secrets.get(*number) != Some(&owner.secret)) || quarantined.contains(*number)
+            owner.is_some_and(|owner| secrets.get(*number) != Some(&owner.secret))
         };
         self.numbers().into_iter().filter(changing).map(str::to_owned).collect()
     }
@@ -132,13 +131,6 @@ impl World {
             numbers.contains(&phone.number) && [owner, secrets.get(&*phone.number)].contains(&Some(&phone.secret))
         };
         self.phones.iter().filter(can).collect()
-    }
-
-    /// The numbers that an apply left in quarantine.
-    fn quarantined(&self) -> BTreeSet<String> {
-        let routing = fs::read_to_string(self.asterisk.routing_file()).expect("the routing");
-        let number = |line: &str| Some(line.strip_prefix("exten => ")?.strip_suffix(",1,Hangup(1)")?.to_owned());
-        routing.lines().filter_map(number).collect()
     }
 
     /// The phone of a number's owner.
@@ -234,17 +226,17 @@ impl World {
         }
     }
 
-    /// The numbers whose registration an apply must leave alone: their owner has the secret in force, an earlier apply did not
-    /// leave them in quarantine, and the phone is registered so firmly that no reader of Asterisk's database can undo it.
+    /// The numbers whose registration an apply must leave alone: their owner has the secret in force, and the phone is registered so
+    /// firmly that no reader of Asterisk's database can undo it.
     pub fn staying(&self) -> BTreeSet<String> {
-        let (registered, secrets, quarantined) = (self.registered(), self.secrets(), self.quarantined());
+        let (registered, secrets) = (self.registered(), self.secrets());
         let stays = |number: &&str| {
             let owned = self.owners.get(*number).map(|owner| &owner.secret) == secrets.get(*number);
             let firm = self.phone(number).and_then(Phone::last_accepted).is_some_and(|accepted| {
                 let overlaps = |(begin, end): &(Instant, Instant)| *begin < accepted + COMMIT && *end > accepted;
                 accepted.elapsed() < EXPIRES && !self.reads.iter().any(overlaps)
             });
-            owned && firm && registered.contains(*number) && !quarantined.contains(*number)
+            owned && firm && registered.contains(*number)
         };
         self.numbers().into_iter().filter(stays).map(str::to_owned).collect()
     }
