@@ -34,6 +34,7 @@ mod listing;
 mod load;
 mod look_before_touching;
 mod main_job;
+mod model;
 mod names;
 mod no_mass_eviction;
 mod operations;
