@@ -42,7 +42,6 @@ use tracing::{Instrument as _, Span, info, info_span, warn};
 use uuid::Uuid;
 
 use crate::asterisk::in_force::objects;
-use crate::asterisk::permissions::PERMITTED_TO_RELOAD;
 use crate::asterisk::reload;
 use crate::domain::{Extension, Name, Numbers, User};
 use crate::host::configuration::MainFiles;
@@ -186,7 +185,7 @@ impl Run<'_> {
         );
         let before = Before::new(self.host, &main?, in_force?, served?)?;
         if !before.changing_hands(&self.users).is_empty() {
-            control.ask(&[PERMITTED_TO_RELOAD]).await?;
+            self.host.command.wait_until_none_runs(control).await?;
         }
         let former = before.in_file.len();
         let is_kept = |own: &Extension| before.in_file.get(&own.number).is_some_and(|old| old == own.secret.reveal());

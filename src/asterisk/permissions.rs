@@ -9,7 +9,7 @@ use crate::account::user_name;
 ///
 /// First how `cli_permissions.conf` permits it, and no other: every line that the portal sends begins with one of these. Then a form
 /// of it that changes nothing, to find out whether it is permitted: it lacks an argument, or has one too many. `module reload` has
-/// none: see [`PERMITTED_TO_RELOAD`].
+/// none that leaves no trace: only an apply finds out.
 pub const COMMANDS: [(&str, Option<&str>); 17] = [
     ("core ping taskprocessor", Some("core ping taskprocessor")),
     ("core show settings", Some("core show settings")),
@@ -30,10 +30,6 @@ pub const COMMANDS: [(&str, Option<&str>); 17] = [
     ("pjsip show subscriptions inbound", Some("pjsip show subscriptions inbound none none")),
     ("pjsip show transports", Some("pjsip show transports like none")),
 ];
-
-/// Tells whether `module reload res_pjsip.so` is permitted. No module has this name, so nothing is reloaded; but Asterisk then says
-/// that its last reload was just now, so only an apply sends it.
-pub const PERMITTED_TO_RELOAD: &str = "module reload res_pjsip.so.none";
 
 /// Whether a line begins with one of [`COMMANDS`].
 pub fn is_listed(line: &str) -> bool {

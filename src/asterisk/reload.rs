@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::info;
 use utoipa::ToSchema;
 
-use super::control::{self, IDENTITY, Identity};
+use super::control::{self, Control, IDENTITY, Identity};
 use super::permissions;
 
 /// Between two attempts to send a reload.
@@ -35,8 +35,17 @@ pub const PJSIP: &[&str] = &[
 /// Makes Asterisk read the endpoints, auths and AORs alone: the first module that [`PJSIP`] reloads.
 pub const OBJECTS: &[&str] = &["module reload res_pjsip.so"];
 
+/// No module has this name, so nothing is reloaded, and Asterisk only says whether another reload is running. It also says from then
+/// on that its last reload was just now, so only an apply sends it.
+const RELOAD_OF_NOTHING: &str = "module reload res_pjsip.so.none";
+
 /// Reloads the routing.
 pub const DIALPLAN: &[&str] = &["dialplan reload"];
+
+/// Whether Asterisk dropped a reload, or a part of it, because another is running or because it is starting.
+fn was_dropped(output: &str) -> bool {
+    output.contains("already in progress") || output.contains("cannot reload a module yet")
+}
 
 /// How a command went.
 #[derive(Debug, Clone, Default, Serialize, ToSchema)]
@@ -83,13 +92,8 @@ impl AsteriskCommand {
         let mut command = *commands.next().expect("a reload has a command");
         loop {
             let output = self.run(command, last).await?;
-            if output.contains("already in progress") || output.contains("cannot reload a module yet") {
-                ensure!(
-                    started.elapsed() < self.bound,
-                    "{}: Asterisk has been busy with other reloads for {} s; find out who reloads it all the time, then apply again",
-                    self.typed(command),
-                    self.bound.as_secs()
-                );
+            if was_dropped(&output) {
+                self.ensure_in_time(started)?;
                 info!(command = self.typed(command), "Asterisk dropped the reload; it is retried");
                 sleep(RETRY).await;
             } else if output.contains("No such command")
@@ -100,6 +104,26 @@ impl AsteriskCommand {
                 return Ok(());
             }
         }
+    }
+
+    /// Waits until no reload is running: what that has read may come into force later. Fails if `module reload res_pjsip.so` is not
+    /// permitted.
+    pub async fn wait_until_none_runs(&self, control: &Control) -> Result<()> {
+        let started = Instant::now();
+        while was_dropped(&control.ask(&[RELOAD_OF_NOTHING]).await?) {
+            self.ensure_in_time(started)?;
+            sleep(RETRY).await;
+        }
+        Ok(())
+    }
+
+    fn ensure_in_time(&self, started: Instant) -> Result<()> {
+        ensure!(
+            started.elapsed() < self.bound,
+            "Asterisk has been busy with other reloads for {} s; find out who reloads it all the time, then apply again",
+            self.bound.as_secs()
+        );
+        Ok(())
     }
 
     /// The identity of the Asterisk that this program reaches.

@@ -53,6 +53,7 @@ mod settings;
 mod stale_registrations;
 mod surviving_calls;
 mod table;
+mod taking_away;
 mod thousand;
 mod traceless;
 mod trunk;

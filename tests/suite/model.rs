@@ -10,7 +10,7 @@
 //! The model assumes this of Asterisk; other tests try it on a real one (`lasting`, `killed`, `hammering`, `histories`, `reloads`):
 //!
 //! - It handles a REGISTER, from the authentication to the row, in one task of one queue.
-//! - It runs one reload at a time, and drops a second one. A reload reads the file once for each type. `module show` waits for it.
+//! - It runs one reload at a time, and drops a second one: so it says whether one is running. A reload reads the file once for each type.
 //! - It runs "delete, commit, begin" in one command under one lock, and prints `committed` only if it has committed.
 //! - If its commit fails, or if it is killed, its database goes back to the last commit.
 
@@ -87,10 +87,9 @@ struct Apply {
 /// The steps of an apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Step {
-    /// A part of `look`: `module show` is answered once no reload is running. Here it comes before the other part, in the code beside
-    /// it.
-    SeeNoReload,
     Look,
+    /// The end of `look`, if the number changes hands: `wait_until_none_runs`.
+    SeeNoReload,
     Prepare,
     RemoveObjectsRename,
     RemoveObjectsReload,
@@ -235,7 +234,7 @@ impl State {
     }
 
     fn begin(&mut self, owner: Option<Owner>) {
-        self.apply = Some(Apply { owner, changing: false, step: SeeNoReload });
+        self.apply = Some(Apply { owner, changing: false, step: Look });
         if self.served != owner {
             self.served = None;
         }
@@ -258,11 +257,11 @@ impl State {
         let next_if = |is_so: bool, step: Step| if is_so { Next(step) } else { Ends };
         let next_once = |is_so: bool, step: Step| if is_so { Next(step) } else { Waits };
         match apply.step {
-            SeeNoReload => next_once(!self.is_reloading() || breaks(RunningReloadOverlooked), Look),
             Look => {
                 apply.changing = apply.owner.is_some_and(|owner| self.changes_hands(owner, broken));
-                Next(Prepare)
+                Next(if apply.changing { SeeNoReload } else { Prepare })
             }
+            SeeNoReload => next_once(!self.is_reloading() || breaks(RunningReloadOverlooked), Prepare),
             // Writes temporary files, which nobody reads.
             Prepare => Next(if apply.changing { RemoveObjectsRename } else { GiveRename }),
 

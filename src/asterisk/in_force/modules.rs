@@ -32,8 +32,7 @@ pub async fn wait_fully_booted(control: &Control) -> Result<()> {
     if answer.contains("fully booted") { Ok(()) } else { Err(unexpected(command, &answer)) }
 }
 
-/// The needed modules that are not running. Waits until a running reload has ended, because `module show` takes the lock that a
-/// reload holds (`main/loader.c`). An apply relies on that: such a reload may have read an older file, and put it in force later.
+/// The needed modules that are not running.
 pub async fn missing(control: &Control) -> Result<Vec<&'static str>> {
     let running = control.listing(&["module show"], parse).await?;
     Ok(MODULES.into_iter().filter(|module| !running.contains(*module)).collect())
