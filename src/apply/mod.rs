@@ -28,7 +28,6 @@ pub mod preview;
 mod proof;
 mod take_away;
 
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Error, Result, anyhow, bail};
@@ -202,7 +201,8 @@ impl Run<'_> {
     fn prepare(&mut self, changing: &Numbers) -> Result<Files> {
         files::remove_left_overs(self.lock, &self.host.files)?;
         let endpoints = self.prepare_endpoints(Stage::Final, &Numbers::new())?;
-        let routing = self.prepare_file(&self.host.files.routing, Stage::Final, &render::routing(&self.numbers))?;
+        let routing = render::routing(&self.numbers);
+        let routing = files::prepare(self.lock, &self.host.files.routing, Stage::Final, &routing)?;
         let without = if changing.is_empty() { None } else { Some(self.prepare_endpoints(Stage::TakeAway, changing)?) };
         self.progress.done("prepare");
         Ok(Files { endpoints, routing, without })
@@ -211,11 +211,7 @@ impl Run<'_> {
     /// Writes the temporary file of all endpoints but those of some numbers.
     fn prepare_endpoints(&self, stage: Stage, left_out: &Numbers) -> Result<Prepared> {
         let users = self.users.iter().filter(|user| !left_out.contains(&user.extension.number));
-        self.prepare_file(&self.host.files.endpoints, stage, &render::endpoints(users))
-    }
-
-    fn prepare_file(&self, target: &Path, stage: Stage, text: &str) -> Result<Prepared> {
-        files::prepare(self.lock, target, stage, text)
+        files::prepare(self.lock, &self.host.files.endpoints, stage, &render::endpoints(users))
     }
 
     /// Step 7. Afterwards Asterisk has read both files; it may have refused them.

@@ -25,7 +25,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::{PATIENCE, Run};
 use crate::asterisk::in_force::objects;
 use crate::asterisk::{queues, registrations, reload};
-use crate::domain::{Numbers, some_of};
+use crate::domain::{ExtensionNumber, Numbers, some_of};
 use crate::host::files::Prepared;
 
 /// How long to try until the queues are worked off and the deletion is committed, both together; less if the whole apply has less time.
@@ -132,7 +132,7 @@ impl Run<'_> {
     }
 
     /// Records, for the answer, the registrations of the numbers that are about to be evicted. Returns these numbers.
-    async fn list_evicted(&mut self, evicted: impl Fn(&crate::domain::ExtensionNumber) -> bool) -> Result<Numbers> {
+    async fn list_evicted(&mut self, evicted: impl Fn(&ExtensionNumber) -> bool) -> Result<Numbers> {
         let mut registered = registrations::list(&self.host.control).await?;
         registered.retain(|registration| evicted(&registration.number));
         let numbers = registered.iter().map(|registration| registration.number).collect();
