@@ -65,6 +65,7 @@ pub fn options(kind: ObjectType, user: &User) -> Vec<(&'static str, Cow<'_, str>
             ("rtp_symmetric", "yes".into()),
             ("force_rport", "yes".into()),
             ("rewrite_contact", "yes".into()),
+            ("send_diversion", "no".into()),
         ],
         ObjectType::Auth => vec![
             ("auth_type", "userpass".into()),
@@ -112,8 +113,11 @@ pub fn routing(numbers: &Numbers) -> String {
 }
 
 /// Priority 1 of a number, as the file writes it and as `dialplan show` shows it.
+///
+/// The option `i` ignores a redirection by the called phone. Without it, a phone that answers 302 makes Asterisk dial whatever it
+/// names: any trunk, in any context.
 pub fn dial(number: ExtensionNumber) -> String {
-    format!("Dial(PJSIP/{number},25)")
+    format!("Dial(PJSIP/{number},25,i)")
 }
 
 /// What the called phone shows, as the file writes it and as `pjsip show endpoint` shows it.
@@ -170,6 +174,7 @@ direct_media=no
 rtp_symmetric=yes
 force_rport=yes
 rewrite_contact=yes
+send_diversion=no
 
 [1000]
 type=auth
@@ -188,7 +193,7 @@ qualify_frequency=60
         assert_eq!(endpoints(&users), format!("{HEADER}{expected}"));
         let expected = "\
 [synergy-internal]
-exten => 1000,1,Dial(PJSIP/1000,25)
+exten => 1000,1,Dial(PJSIP/1000,25,i)
  same => n,Hangup(${IF($[\"${DIALSTATUS}\" = \"BUSY\"]?17:19)})
 ";
         let numbers: Numbers = users.iter().map(|u| u.extension.number).collect();

@@ -12,7 +12,7 @@ use crate::render::CONTEXT;
 /// Priority 1 of an extension.
 #[derive(Debug, PartialEq, Eq)]
 pub struct FirstPriority {
-    /// `Dial(PJSIP/1000,25)`.
+    /// `Dial(PJSIP/1000,25,i)`.
     pub application: String,
     /// `file:line` (the file's base name), or the registrar where it came from no file.
     pub source: String,
@@ -86,7 +86,7 @@ mod tests {
         let number = |number| ExtensionNumber::new(number).expect("a number");
         let dialplan = parse(recorded!("dialplan")).expect("a whole listing");
         assert!(dialplan.keys().copied().eq([1000, 1001, 1600].map(number)), "{dialplan:?}");
-        assert!(dialplan[&number(1000)].is_ours("Dial(PJSIP/1000,25)"), "{dialplan:?}");
+        assert!(dialplan[&number(1000)].is_ours("Dial(PJSIP/1000,25,i)"), "{dialplan:?}");
         assert_eq!(dialplan[&number(1600)].source, "pbx_config", "typed by an administrator");
         assert_eq!(parse(recorded!("empty-context")), Some(BTreeMap::new()));
         assert_eq!(parse(recorded!("no-context")), None);

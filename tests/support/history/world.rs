@@ -256,7 +256,7 @@ impl World {
         let dialplan = self.asterisk.rx("dialplan show synergy-internal");
         for (number, owner) in &self.owners {
             assert_eq!(self.secret(number).as_ref(), Some(&owner.secret), "the secret of {number} in force");
-            assert!(dialplan.contains(&format!("Dial(PJSIP/{number},25)")), "{number} is not called:\n{dialplan}");
+            assert!(dialplan.contains(&format!("Dial(PJSIP/{number},25,i)")), "{number} is not called:\n{dialplan}");
         }
     }
 
