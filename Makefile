@@ -45,6 +45,7 @@ lint: setup $(DENY) ## format, clippy, licences and bans of the dependencies, sh
 
 deb: $(CARGO_DEB) ## the Debian package, in target/debian
 	cargo run --locked --quiet --example pages
+	gzip --best --no-name --stdout packaging/NEWS >target/pages/NEWS.Debian.gz
 	$(CARGO_DEB) --locked $(DEB_OPTIONS)
 
 advisories: $(DENY) ## known vulnerabilities of the dependencies; fetches the advisory database

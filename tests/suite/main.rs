@@ -58,4 +58,5 @@ mod thousand;
 mod traceless;
 mod trunk;
 mod two_processes;
+mod upgrades;
 mod watching;

@@ -123,7 +123,7 @@ impl Scene {
 #[test]
 fn every_command_works_as_written() {
     let machine = Machine::boot();
-    let [former, next] = ["0.1.0-1", "0.1.1-1"].map(|version| package(&machine, version));
+    let [former, next] = ["0.1.0-1", "0.2.0-1"].map(|version| package(&machine, version));
     machine.run(&format!(
         "mkdir -p /root/target/debian /root/former; cp {former} /root/former; mv {former} /root/target/debian"
     ));
@@ -171,7 +171,7 @@ fn every_command_works_as_written() {
             }
             "Check that all is well" => assert!(printed.contains("apply proven"), "{printed}"),
             "Upgrade" => {
-                assert_eq!(scene.version(), "0.1.1-1");
+                assert_eq!(scene.version(), "0.2.0-1");
                 assert_eq!(scene.users(), kept);
             }
             "Roll back" => {

@@ -51,9 +51,10 @@ systemctl restart pbx-portal
 #[test]
 fn a_server_installs_boots_crashes_upgrades_and_purges() {
     let machine = Machine::boot();
-    let [first, second] = ["0.1.0-1", "0.1.1-1"].map(|version| package(&machine, version));
+    let [first, second] = ["0.1.0-1", "0.2.0-1"].map(|version| package(&machine, version));
     debian_has_nothing_against(&machine, &first);
     its_manual_page_tells_all_settings(&machine, &first);
+    its_news_are_in_it(&machine, &second);
 
     install(&machine, &first);
     let portal =
@@ -127,6 +128,13 @@ fn its_manual_page_tells_all_settings(machine: &Machine, package: &str) {
         let entry = format!(".TP\n\\fB{name}\\fR\n{meaning}. Default: {default}\n");
         assert!(page.contains(&entry), "{entry} in {page}");
     }
+}
+
+/// `apt-listchanges` shows them before an upgrade.
+fn its_news_are_in_it(machine: &Machine, package: &str) {
+    let show =
+        format!("dpkg-deb --fsys-tarfile {package} | tar -xOf - ./usr/share/doc/pbx-portal/NEWS.Debian.gz | gunzip");
+    assert_eq!(machine.run(&show), include_str!("../../packaging/NEWS").trim());
 }
 
 fn install(machine: &Machine, package: &str) {
@@ -282,7 +290,7 @@ fn is_upgraded_during_a_call(machine: &Machine, portal: &Portal, package: &str, 
 
     machine.run(&format!("apt-get install --yes {package}"));
     assert_eq!(channels(), before, "the call goes on");
-    assert_eq!(machine.run("dpkg-query --show --showformat='${Version}' pbx-portal"), "0.1.1-1");
+    assert_eq!(machine.run("dpkg-query --show --showformat='${Version}' pbx-portal"), "0.2.0-1");
     let serving = main_pid(machine);
     assert_ne!(serving, former);
     assert_eq!(machine.run(&format!("readlink /proc/{serving}/exe")), "/usr/bin/pbx-portal", "the new one serves");
