@@ -26,6 +26,7 @@ mod from_source;
 mod hammering;
 mod hand_edited;
 mod histories;
+mod hostile_phone;
 mod hosts;
 mod killed;
 mod lasting;

@@ -18,7 +18,7 @@ password=trunk
 ";
 
 /// The `ini` block below this heading.
-fn example(heading: &str) -> String {
+pub fn example(heading: &str) -> String {
     let operations = include_str!("../../docs/operations.md");
     let (_, section) = operations.split_once(&format!("## {heading}\n")).expect("the heading");
     let (_, block) = section.split_once("```ini\n").expect("a block");

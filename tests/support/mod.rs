@@ -17,6 +17,7 @@ pub mod pooler;
 pub mod portal;
 pub mod postgres;
 pub mod process;
+pub mod sip;
 pub mod sipp;
 pub mod strace;
 

@@ -1,0 +1,345 @@
+//! A phone that has a valid secret and tries to reach a trunk, or to pass for somebody else. The trunk has no password, and a context
+//! that dials it stands beside: it stays silent.
+
+use crate::fixtures::{account, host};
+use crate::support::phone::Reply;
+use crate::support::{Asterisk, Phone, Portal, secs, wait_until};
+use crate::trunk::example;
+
+/// A number outside, which only `[outbound]` reaches.
+const OUTSIDE: &str = "0900555";
+
+/// Three users, and a trunk that calls by the example of the documentation.
+struct Scene {
+    asterisk: Asterisk,
+    _portal: Portal,
+    alice: Phone,
+    mallory: Phone,
+    bob: Phone,
+    trunk: Phone,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let (asterisk, portal) = host();
+        let trunk = Phone::new(&asterisk, "trunk", "none");
+        let address = trunk.address();
+        asterisk.edit_config("pjsip.conf", |text| {
+            format!(
+                "{text}
+[trunk]
+type=endpoint
+context=from-trunk
+disallow=all
+allow=ulaw
+aors=trunk
+identify_by=ip
+[trunk]
+type=aor
+contact=sip:{address}
+[trunk]
+type=identify
+endpoint=trunk
+match={address}
+"
+            )
+        });
+        let from_trunk = example("Calls from a trunk, a queue or a ring group");
+        let outbound = "[outbound]\nexten => _[0-9A-Za-z].,1,Dial(PJSIP/${EXTEN}@trunk)\n";
+        asterisk.edit_config("extensions.conf", |text| format!("{text}\n{from_trunk}\n{outbound}"));
+        let accounts =
+            ["Alice", "Mallory", "Bob"].map(|name| account(&portal.create_user(name, &format!("{name}@example.com"))));
+        portal.apply("suite");
+        let [alice, mallory, bob] = accounts.map(|(number, secret)| Phone::new(&asterisk, &number, &secret));
+        for phone in [&alice, &mallory, &bob] {
+            assert_eq!(phone.register(), Some(200));
+        }
+        let scene = Self { asterisk, _portal: portal, alice, mallory, bob, trunk };
+        scene.asterisk.rx(&format!("channel originate Local/{OUTSIDE}@outbound application Wait 1"));
+        wait_until(secs(10), "the trunk can be reached", || scene.trunk.take_rings() == 1);
+        scene.silent("an administrator's call");
+        scene
+    }
+
+    /// Two phones talk. Asterisk transfers nobody before.
+    fn talking(&self) {
+        let bridges = || self.asterisk.rx("bridge show all");
+        wait_until(secs(10), "two phones talk", || bridges().split_whitespace().any(|word| word == "2"));
+    }
+
+    /// All calls have ended, and none reached the trunk.
+    #[track_caller]
+    fn silent(&self, what: &str) {
+        let count = || self.asterisk.rx("core show channels count");
+        wait_until(secs(10), &format!("no channel is left: {what}"), || count().starts_with("0 active channels"));
+        // The trunk has heard everything that Asterisk sent before this answer.
+        self.trunk.send(&self.trunk.prepare("OPTIONS", "x")).expect("an answer");
+        assert_eq!(self.trunk.take_rings(), 0, "{what}: {}", self.trunk.last_call());
+    }
+
+    /// In a text of this test: the trunk, and the phones' numbers.
+    fn fill(&self, text: &str) -> String {
+        let address = self.trunk.address().to_string();
+        let [alice, mallory, bob] = [&self.alice, &self.mallory, &self.bob].map(|phone| phone.number.as_str());
+        text.replace("TRUNK", &address).replace("ALICE", alice).replace("MALLORY", mallory).replace("BOB", bob)
+    }
+
+    /// Who calls Mallory, and what they dial.
+    fn callers(&self) -> [(&Phone, String); 2] {
+        let number = &self.mallory.number;
+        [(&self.alice, number.clone()), (&self.trunk, format!("4930123{number}"))]
+    }
+}
+
+/// Where a phone would like to have its calls.
+const ELSEWHERE: [&str; 19] = [
+    "<sip:PJSIP/0900555%40trunk@x>",
+    "<sip:PJSIP%2F0900555%40trunk@x>",
+    "<sip:PJSIP/trunk/sip%3A0900555%40127.0.0.1@x>",
+    "<sip:PJSIP/BOB%26PJSIP/0900555%40trunk@x>",
+    "<sip:Local/0900555%40outbound@x>",
+    "<sip:Local%2F0900555%40outbound@x>",
+    "<sip:Local/0900555%40outbound/n@x>",
+    "<sip:UnicastRTP/TRUNK@x>",
+    "<sip:UnicastRTP%2FTRUNK@x>",
+    "<sip:0900555@x>",
+    "<sip:0900555@TRUNK>",
+    "<sip:0900555%40outbound@x>",
+    "<sip:0900555@x;maddr=127.0.0.1>",
+    "<sip:0900555@x?Route=%3Csip:TRUNK%3Blr%3E>",
+    "<sip:x@x>, <sip:PJSIP/0900555%40trunk@x>",
+    "<sips:0900555@TRUNK>",
+    "<tel:0900555>",
+    "<sip:BOB@x>",
+    "<sip:MALLORY@x>",
+];
+
+#[test]
+fn a_redirection_leads_nowhere() {
+    let scene = Scene::new();
+    let statuses = [
+        "300 Multiple Choices",
+        "301 Moved Permanently",
+        "302 Moved Temporarily",
+        "305 Use Proxy",
+        "380 Alternative Service",
+    ];
+    for (caller, number) in scene.callers() {
+        let every = ELSEWHERE.iter().map(|contact| ("302 Moved Temporarily", contact));
+        for (status, contact) in every.chain(statuses.map(|status| (status, &ELSEWHERE[0]))) {
+            scene.mallory.set_reply(Reply::Redirect(status, scene.fill(contact)));
+            let heard = caller.call(&number);
+            // 480 if Asterisk cannot read the contact at all.
+            assert!(matches!(heard, Some(486 | 480)), "{status}, {contact}: {heard:?}");
+            assert_eq!((scene.mallory.take_rings(), scene.bob.take_rings()), (1, 0), "{status}, {contact}");
+            scene.silent(&format!("{status}, {contact}"));
+        }
+    }
+    scene.mallory.set_reply(Reply::Redirect(statuses[2], ELSEWHERE[0].to_owned()));
+    scene.asterisk.rx(&scene.fill("channel originate Local/MALLORY@synergy-internal application Wait 1"));
+    wait_until(secs(10), "Mallory's phone rings", || scene.mallory.take_rings() == 1);
+    scene.silent("a call that an administrator originates");
+}
+
+/// Where a phone would like to have the other phone of its call, and how the transfer ends.
+const TRANSFERS: [(&str, u16); 18] = [
+    ("<sip:0900555@x>", 404),
+    ("<sip:0900555@TRUNK>", 404),
+    ("<sip:0900555@outbound>", 404),
+    ("<sip:0900555%40outbound@x>", 404),
+    ("<sip:PJSIP/0900555%40trunk@x>", 404),
+    ("<sip:PJSIP%2F0900555%40trunk@x>", 404),
+    ("<sip:Local/0900555%40outbound@x>", 404),
+    ("<sip:s@x>", 404),
+    ("<sip:h@x>", 404),
+    ("<sip:_1XXX@x>", 404),
+    ("<sip:BOB%26PJSIP/0900555%40trunk@x>", 404),
+    ("<sip:0900555%2c1@x>", 404),
+    ("<sips:0900555@TRUNK>", 404),
+    ("<tel:0900555>", 400),
+    ("<sip:0900555@TRUNK?Replaces=unknown%3Bto-tag%3Dx%3Bfrom-tag%3Dy>", 404),
+    ("<sip:BOB@TRUNK;maddr=127.0.0.1>", 503),
+    ("<sip:BOB@x?Route=%3Csip:TRUNK%3Blr%3E>", 503),
+    ("<sip:BOB@x>", 503),
+];
+
+#[test]
+fn a_transfer_reaches_the_numbers_of_its_own_context() {
+    let scene = Scene::new();
+    let mallory = &scene.mallory;
+    mallory.set_reply(Reply::Answer);
+    scene.alice.set_reply(Reply::Answer);
+    for (refer_to, expected) in TRANSFERS {
+        let refer_to = scene.fill(refer_to);
+        // Bob is busy: 503 says that the transfer was tried.
+        let rings = usize::from(expected == 503);
+        for (caller, number) in scene.callers() {
+            let call = caller.talk(&number);
+            scene.talking();
+            assert_eq!(mallory.transfer(&mallory.answered(), &refer_to), Some(expected), "{refer_to}, called");
+            assert_eq!(scene.bob.take_rings(), rings, "{refer_to}, called");
+            caller.hang_up(&call);
+            scene.silent(&format!("{refer_to}, called"));
+        }
+        let call = mallory.talk(&scene.alice.number);
+        scene.talking();
+        assert_eq!(mallory.transfer(&call, &refer_to), Some(expected), "{refer_to}, calling");
+        assert_eq!(scene.bob.take_rings(), rings, "{refer_to}, calling");
+        mallory.hang_up(&call);
+        scene.silent(&format!("{refer_to}, calling"));
+    }
+}
+
+#[test]
+fn a_call_that_replaces_another_dials_nobody() {
+    let scene = Scene::new();
+    let mallory = &scene.mallory;
+    mallory.set_reply(Reply::Answer);
+    for (caller, number) in scene.callers() {
+        let call = caller.talk(&number);
+        scene.talking();
+        let own = mallory.answered().as_replaces();
+        for (replaced, name, expected) in [
+            ("unknown;to-tag=x;from-tag=y", scene.bob.number.as_str(), 481),
+            ("unknown;to-tag=x;from-tag=y", OUTSIDE, 404),
+            (own.as_str(), OUTSIDE, 404),
+            (own.as_str(), scene.bob.number.as_str(), 200),
+        ] {
+            let mut request = mallory.prepare("INVITE", name);
+            request.add(&format!("Replaces: {replaced}"));
+            assert_eq!(mallory.send(&request), Some(expected), "{replaced}, {name}");
+            assert_eq!(scene.bob.take_rings(), 0, "{replaced}, {name}");
+        }
+        caller.hang_up(&call);
+        scene.silent("a replaced call");
+    }
+}
+
+/// Names that a phone may call, and what it hears.
+const NAMES: [(&str, u16); 24] = [
+    (OUTSIDE, 404),
+    ("s", 404),
+    ("h", 404),
+    ("i", 404),
+    ("t", 404),
+    ("o", 404),
+    ("_1XXX", 404),
+    ("_X.", 404),
+    ("BOB%26ALICE", 404),
+    ("BOB%2c1", 404),
+    ("BOB,1", 404),
+    ("BOB/n", 404),
+    ("BOB;x=y", 404),
+    ("PJSIP/0900555%40trunk", 404),
+    ("PJSIP%2F0900555%40trunk", 404),
+    ("Local/0900555%40outbound", 404),
+    ("0900555%40outbound", 404),
+    ("%24%7BEXTEN%7D", 404),
+    ("external_replaces", 404),
+    ("parkedcalls", 404),
+    ("700", 404),
+    ("+1002", 404),
+    ("*81002", 404),
+    ("*8", 403), // picking up a call: nobody is in its group
+];
+
+#[test]
+fn an_odd_name_reaches_nobody() {
+    let scene = Scene::new();
+    for (name, expected) in NAMES {
+        let name = scene.fill(name);
+        assert_eq!(scene.mallory.call(&name), Some(expected), "{name}");
+        assert_eq!((scene.alice.take_rings(), scene.bob.take_rings()), (0, 0), "{name}");
+        // From the trunk, the last four digits count.
+        let heard = scene.trunk.call(&name);
+        assert!(matches!(heard, Some(404 | 403 | 486)), "{name}, from the trunk: {heard:?}");
+        scene.silent(&name);
+        scene.alice.take_rings();
+        scene.bob.take_rings();
+    }
+}
+
+/// What a phone says about itself, in the headers of an INVITE.
+const FORGED: [&str; 14] = [
+    "Diversion: <sip:0900555@x>;reason=unconditional",
+    "History-Info: <sip:0900555@x>;index=1",
+    "P-Asserted-Identity: \"0900555\" <sip:0900555@x>",
+    "P-Preferred-Identity: <sip:0900555@x>",
+    "P-Called-Party-ID: <sip:0900555@x>",
+    "Remote-Party-ID: <sip:0900555@x>;party=calling",
+    "Referred-By: <sip:0900555@x>",
+    "Reply-To: <sip:0900555@x>",
+    "Contact: <sip:0900555@TRUNK>",
+    "Join: 0900555;to-tag=x;from-tag=y",
+    "Alert-Info: <http://0900555>",
+    "Call-Info: <sip:0900555@x>;answer-after=0",
+    "X-Transfer-Context: 0900555",
+    "Route: <sip:0900555@TRUNK;lr>",
+];
+
+#[test]
+fn what_it_says_of_itself_reaches_nobody() {
+    let scene = Scene::new();
+    let Scene { mallory, alice, .. } = &scene;
+    for header in FORGED {
+        let mut request = mallory.prepare("INVITE", &alice.number);
+        request.add(&scene.fill(header));
+        assert_eq!((mallory.send(&request), alice.take_rings()), (Some(486), 1), "{header}");
+        let invite = alice.last_call();
+        let from = format!("\r\nFrom: \"Mallory\" <sip:{}@", mallory.number);
+        assert!(invite.contains(&from) && !invite.contains("0900555"), "{header}: {invite}");
+        scene.silent(header);
+    }
+    for (from, expected) in [
+        ("\"0900555\" <sip:MALLORY@x>", 486),
+        ("<sip:ALICE@x>", 401),
+        ("<sip:trunk@x>", 401),
+        ("<sip:trunk@TRUNK>", 401),
+        ("<sip:0900555@x>", 401),
+        ("<tel:0900555>", 401),
+        ("<sip:anonymous@anonymous.invalid>", 401),
+    ] {
+        let mut request = mallory.prepare("INVITE", &alice.number);
+        let tag = request.from.split_once(";tag=").expect("a tag").1;
+        request.from = format!("{};tag={tag}", scene.fill(from));
+        let rings = usize::from(expected == 486);
+        assert_eq!((mallory.send(&request), alice.take_rings()), (Some(expected), rings), "{from}");
+        assert!(!alice.last_call().contains("0900555"), "{from}: {}", alice.last_call());
+        scene.silent(from);
+    }
+}
+
+/// Requests outside a call, with their names and further headers, and what the phone hears.
+const OTHERS: [(&str, &str, &str, u16); 19] = [
+    ("REGISTER", "ALICE", "", 404),
+    ("REGISTER", "trunk", "", 404),
+    ("REFER", "ALICE", "Refer-To: <sip:0900555@x>", 501),
+    ("REFER", OUTSIDE, "Refer-To: <sip:1000@x>", 501),
+    ("MESSAGE", "ALICE", "", 404),
+    ("MESSAGE", OUTSIDE, "", 404),
+    ("SUBSCRIBE", "ALICE", "Event: presence\r\nExpires: 60", 404),
+    ("SUBSCRIBE", "ALICE", "Event: dialog\r\nExpires: 60", 404),
+    ("SUBSCRIBE", "ALICE", "Event: message-summary\r\nExpires: 60", 404),
+    ("SUBSCRIBE", "ALICE", "Event: reg\r\nExpires: 60", 489),
+    ("SUBSCRIBE", OUTSIDE, "Event: refer\r\nExpires: 60", 489),
+    ("PUBLISH", "ALICE", "Event: presence\r\nExpires: 60", 489),
+    ("PUBLISH", "ALICE", "Event: asterisk-devicestate\r\nExpires: 60", 400),
+    ("NOTIFY", "ALICE", "Event: check-sync\r\nSubscription-State: active", 501),
+    ("INFO", "ALICE", "", 501),
+    ("UPDATE", "ALICE", "", 501),
+    ("BYE", "ALICE", "", 481),
+    ("OPTIONS", OUTSIDE, "", 404),
+    ("OPTIONS", "ALICE", "", 200),
+];
+
+#[test]
+fn other_requests_reach_nobody() {
+    let scene = Scene::new();
+    for (method, name, headers, expected) in OTHERS {
+        let mut request = scene.mallory.prepare(method, &scene.fill(name));
+        request.add(headers);
+        assert_eq!(scene.mallory.send(&request), Some(expected), "{method} {name}");
+        assert_eq!((scene.alice.take_rings(), scene.bob.take_rings()), (0, 0), "{method} {name}");
+        scene.silent(method);
+    }
+}
