@@ -1,5 +1,6 @@
 //! The running Asterisk: its control socket, on which it answers questions, and the commands that make it reload.
 
+pub mod contact;
 pub mod control;
 pub mod in_force;
 pub mod permissions;

@@ -176,6 +176,7 @@ impl Host {
 
         add(list, "where routing comes from", all && answers, self.routing_from_files()).await;
         add(list, "a transport", all && answers, self.transport()).await;
+        add(list, "where calls to phones end", all && answers, self.contacts()).await;
         found
     }
 }

@@ -5,11 +5,15 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use anyhow::{Result, bail, ensure};
+use tokio::try_join;
 
 use super::probes::{Host, Probed, Trouble};
+use crate::asterisk::contact;
 use crate::asterisk::control::Server;
 use crate::asterisk::in_force::dialplan::{FirstPriority, first_priorities};
 use crate::asterisk::in_force::modules;
+use crate::asterisk::registrations;
+use crate::domain::some_of;
 use crate::host::place::folder;
 use crate::render::CONTEXT;
 
@@ -98,6 +102,20 @@ impl Host {
                 "priority 1 of extension {number} in {CONTEXT} comes from {source}, not from a file; remove it there, then apply again"
             ),
         }
+    }
+
+    /// Asterisk sends the calls to each registered phone to where it is.
+    pub(super) async fn contacts(&self) -> Probed {
+        let (registered, known) = try_join!(registrations::list(&self.control), contact::known(&self.control))?;
+        let elsewhere = registered.into_iter().filter(|phone| contact::leads_elsewhere(&phone.contact, &known));
+        let elsewhere: Vec<_> = elsewhere.map(|phone| format!("{} ({})", phone.number, phone.contact)).collect();
+        if elsewhere.is_empty() {
+            return Ok("at the phones themselves, as far as their contacts tell".to_owned());
+        }
+        Err(Trouble::Warning(format!(
+            "phones registered contacts that lead calls elsewhere, perhaps to a trunk: {}; if you did not set them up so, delete these users and apply; docs/security.md says what else helps",
+            some_of(elsewhere)
+        )))
     }
 
     /// There is a transport: without one, no phone can reach Asterisk.

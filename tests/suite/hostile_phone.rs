@@ -1,9 +1,13 @@
 //! A phone that has a valid secret and tries to reach a trunk, or to pass for somebody else. The trunk has no password, and a context
 //! that dials it stands beside: it stays silent.
 
+use std::net::Ipv4Addr;
+
 use crate::fixtures::{account, host};
 use crate::support::phone::Reply;
+use crate::support::portal::Settings;
 use crate::support::{Asterisk, Phone, Portal, secs, wait_until};
+use crate::table::Table;
 use crate::trunk::example;
 
 /// A number outside, which only `[outbound]` reaches.
@@ -12,7 +16,7 @@ const OUTSIDE: &str = "0900555";
 /// Three users, and a trunk that calls by the example of the documentation.
 struct Scene {
     asterisk: Asterisk,
-    _portal: Portal,
+    portal: Portal,
     alice: Phone,
     mallory: Phone,
     bob: Phone,
@@ -54,7 +58,7 @@ match={address}
         for phone in [&alice, &mallory, &bob] {
             assert_eq!(phone.register(), Some(200));
         }
-        let scene = Self { asterisk, _portal: portal, alice, mallory, bob, trunk };
+        let scene = Self { asterisk, portal, alice, mallory, bob, trunk };
         scene.asterisk.rx(&format!("channel originate Local/{OUTSIDE}@outbound application Wait 1"));
         wait_until(secs(10), "the trunk can be reached", || scene.trunk.take_rings() == 1);
         scene.silent("an administrator's call");
@@ -341,5 +345,56 @@ fn other_requests_reach_nobody() {
         assert_eq!(scene.mallory.send(&request), Some(expected), "{method} {name}");
         assert_eq!((scene.alice.take_rings(), scene.bob.take_rings()), (0, 0), "{method} {name}");
         scene.silent(method);
+    }
+}
+
+/// What a phone registers, and whether Asterisk calls it elsewhere then: at the trunk, or at HOST.
+const REGISTERED: [(&str, bool); 23] = [
+    ("<sip:MALLORY@OWN>", false),
+    ("<sip:0900555@TRUNK>", false),
+    ("<sip:x;maddr=HOST@OWN>", false),
+    ("<sip:x@OWN>;maddr=HOST", false),
+    ("<sip:x@OWN;transport=tcp>", false),
+    ("<sip:x@OWN;x-ast-orig-host=TRUNK>", false),
+    ("<sip:x@OWN?Subject=Route>", false),
+    ("<sip:x@OWN?Record-Route=%3Csip:TRUNK%3Blr%3E>", false),
+    ("<sip:x@OWN?Contact=%3Csip:TRUNK%3E>", false),
+    ("<sip:x@OWN?Via=SIP/2.0/UDP%20TRUNK>", false),
+    ("<sip:MALLORY@OWN>\r\nPath: <sip:TRUNK;lr>\r\nSupported: path", false),
+    ("<sip:MALLORY@OWN>\r\nRecord-Route: <sip:TRUNK;lr>", false),
+    ("<sip:0900555@TRUNK>\r\nRecord-Route: <sip:TRUNK;lr>", false),
+    ("<sip:0900555@OWN;maddr=HOST>", true),
+    ("<sip:0900555@OWN;lr;MADDR=HOST>", true),
+    ("<sip:0900555@OWN;m%61ddr=HOST>", true),
+    ("<sip:0900555@OWN?Route=%3Csip:TRUNK%3Blr%3E>", true),
+    ("<sip:0900555@OWN?r%6Fute=%3Csip:TRUNK%3Blr%3E>", true),
+    ("<sip:0900555@OWN?Route=%3Csip:TRUNK%3E>", true),
+    ("<sip:0900555@OWN?Subject=x&Route=%3Csip:TRUNK%3Blr%3E>", true),
+    ("<sip:x@x>;expires=0, <sip:0900555@TRUNK>", true),
+    ("<sip:x@x>;expires=0\r\nContact: <sip:0900555@TRUNK>", true),
+    ("<sip:x@x>;expires=0, <sip:0900555@localhost:PORT>", true),
+];
+
+#[test]
+fn check_names_a_registration_that_leads_elsewhere() {
+    let scene = Scene::new();
+    let Scene { mallory, alice, trunk, .. } = &scene;
+    let own = mallory.address();
+    let host = Phone::new_at((Ipv4Addr::new(127, 0, 0, 2), own.port()).into(), &scene.asterisk, "host", "none");
+    let settings = Settings::of(&scene.asterisk).with("PORTAL_DATA_DIR", scene.portal.data_dir().display());
+    for (contact, elsewhere) in REGISTERED {
+        // Asterisk takes some of them for one and the same contact, and would keep the first.
+        assert_eq!(mallory.register_at("*\r\nExpires: 0"), Some(200));
+        let contact = scene.fill(contact).replace("OWN", &own.to_string()).replace("HOST", "127.0.0.2");
+        let contact = contact.replace("PORT", &trunk.address().port().to_string());
+        assert_eq!(mallory.register_at(&contact), Some(200), "{contact}");
+        assert_eq!(alice.call(&mallory.number), Some(486), "{contact}");
+        let rang = (mallory.take_rings(), trunk.take_rings() + host.take_rings());
+        assert_eq!(rang, if elsewhere { (0, 1) } else { (1, 0) }, "{contact}");
+
+        let (state, words) = if elsewhere { ("warning", mallory.number.as_str()) } else { ("ok", "at the phones") };
+        let table = Table::of(&settings);
+        table.says("where calls to phones end", state, &[words, if elsewhere { "(sip:0900555@" } else { "" }]);
+        table.nothing_fails();
     }
 }

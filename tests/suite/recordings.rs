@@ -28,6 +28,18 @@ password=x
 [alice]
 type=aor
 max_contacts=2
+[trunk]
+type=identify
+endpoint=alice
+match=192.0.2.7
+match=198.51.100.0/24
+match=127.0.0.1:5070
+match=2001:db8::1
+match=[::1]:5070
+[header]
+type=identify
+endpoint=alice
+match_header=X-Trunk: 1
 [1500/extra]
 type=endpoint
 [2000]
@@ -78,6 +90,7 @@ fn are_what_asterisk_prints() {
             ("endpoint", "pjsip show endpoint 1000"),
             ("auths", "pjsip show auths like ^1[0-9][0-9][0-9]$"),
             ("aor", "pjsip show aor 1000"),
+            ("identifies", "pjsip show identifies"),
             ("aors", "pjsip show aors like ^1[0-9][0-9][0-9]$"),
             ("transports", "pjsip show transports"),
             ("registrations", "database show registrar/contact"),

@@ -10,9 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use md5::{Digest as _, Md5};
-
-use super::sip::{Dialog, EMPTY, Request, SDP, TAG, answer, header, status};
+use super::sip::{Challenge, Dialog, EMPTY, Request, SDP, TAG, answer, header, md5, status};
 
 /// SIP's own first retransmission over UDP.
 const RESEND: Duration = Duration::from_millis(500);
@@ -64,16 +62,14 @@ struct Requests {
     challenge: Option<Challenge>,
 }
 
-/// A challenge of Asterisk; a phone may answer it again for some seconds.
-struct Challenge {
-    realm: String,
-    nonce: String,
-    opaque: String,
-}
-
 impl Phone {
     pub fn new(server: impl Into<SocketAddr>, number: &str, secret: &str) -> Self {
-        let socket = UdpSocket::bind("127.0.0.1:0").expect("a port for a phone");
+        Self::new_at(SocketAddr::from(([127, 0, 0, 1], 0)), server, number, secret)
+    }
+
+    /// A phone at this address.
+    pub fn new_at(own: SocketAddr, server: impl Into<SocketAddr>, number: &str, secret: &str) -> Self {
+        let socket = UdpSocket::bind(own).expect("a port for a phone");
         let own = socket.local_addr().expect("the phone's port");
         let line = Arc::new(Line {
             socket,
@@ -375,20 +371,6 @@ impl Requests {
             }
         }
     }
-}
-
-impl Challenge {
-    fn of(answer: &str) -> Self {
-        let field = |name: &str| answer.split(&format!("{name}=\"")).nth(1)?.split('"').next();
-        let [realm, nonce, opaque] =
-            ["realm", "nonce", "opaque"].map(|name| field(name).unwrap_or_default().to_owned());
-        Self { realm, nonce, opaque }
-    }
-}
-
-fn md5(text: &str) -> String {
-    let digits: Vec<_> = Md5::digest(text).iter().map(|byte| format!("{byte:02x}")).collect();
-    digits.concat()
 }
 
 /// Locks it, even if another thread panicked while it held the lock.

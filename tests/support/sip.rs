@@ -1,5 +1,7 @@
 //! The messages of a phone.
 
+use md5::{Digest as _, Md5};
+
 /// A request, ready to be sent with `Phone::send`.
 pub struct Request {
     pub method: &'static str,
@@ -72,4 +74,26 @@ pub fn status(answer: &str) -> Option<u16> {
 /// The value of a header.
 pub fn header<'m>(message: &'m str, name: &str) -> Option<&'m str> {
     message.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+}
+
+/// A challenge of Asterisk; a phone may answer it again for some seconds.
+pub struct Challenge {
+    pub realm: String,
+    pub nonce: String,
+    pub opaque: String,
+}
+
+impl Challenge {
+    pub fn of(answer: &str) -> Self {
+        let field = |name: &str| answer.split(&format!("{name}=\"")).nth(1)?.split('"').next();
+        let [realm, nonce, opaque] =
+            ["realm", "nonce", "opaque"].map(|name| field(name).unwrap_or_default().to_owned());
+        Self { realm, nonce, opaque }
+    }
+}
+
+/// As hex digits.
+pub fn md5(text: &str) -> String {
+    let digits: Vec<_> = Md5::digest(text).iter().map(|byte| format!("{byte:02x}")).collect();
+    digits.concat()
 }
