@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -207,6 +208,19 @@ impl Control {
         made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age < SOCKET_OPEN_WITHIN))
     }
 
+    /// Another socket in the same folder that somebody listens on: `astctl` of asterisk.conf gives Asterisk's any name.
+    async fn other_socket(&self) -> Option<PathBuf> {
+        for entry in fs::read_dir(self.socket.parent()?).ok()?.flatten() {
+            let is_socket = entry.file_type().is_ok_and(|kind| kind.is_socket());
+            // It may refuse this user.
+            let listens = |error: io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+            if is_socket && UnixStream::connect(entry.path()).await.map_or_else(listens, |_| true) {
+                return Some(entry.path());
+            }
+        }
+        None
+    }
+
     async fn connect(&self) -> Result<UnixStream> {
         let (socket, until) = (self.socket.display(), Instant::now() + SOCKET_OPEN_WITHIN.min(self.bound / 2));
         loop {
@@ -220,9 +234,15 @@ impl Control {
                 Some(Errno::ACCESS | Errno::PERM) => bail!(
                     "Asterisk's control socket {socket} refuses the portal's user ({error}); in asterisk.conf, section [files], set astctlpermissions = 0660 and astctlgroup to a group of that user, and restart Asterisk"
                 ),
-                Some(Errno::NOENT | Errno::CONNREFUSED) => bail!(
-                    "Asterisk is not running: nothing answers on {socket} ({error}); start it (systemctl start asterisk), or set ASTERISK_RUN_DIR"
-                ),
+                Some(Errno::NOENT | Errno::CONNREFUSED) => match self.other_socket().await {
+                    Some(other) => bail!(
+                        "nothing answers on Asterisk's control socket {socket} ({error}), but something does on {}; if asterisk.conf, section [files], has a line astctl, remove it and restart Asterisk; otherwise start Asterisk (systemctl start asterisk)",
+                        other.display()
+                    ),
+                    None => bail!(
+                        "Asterisk is not running: nothing answers on {socket} ({error}); start it (systemctl start asterisk), or set ASTERISK_RUN_DIR"
+                    ),
+                },
                 Some(Errno::MFILE | Errno::NFILE) => bail!(
                     "Asterisk's control socket {socket} can't be reached: {error}; the portal has no file handle left: raise its limit (LimitNOFILE= of its unit), then restart it"
                 ),

@@ -145,3 +145,18 @@ fn another_configuration_folder_than_asterisks_own() {
         ],
     );
 }
+
+#[test]
+fn a_control_socket_of_another_name() {
+    let (asterisk, portal) = host();
+    portal.create_user("Alice", "alice@example.com");
+    asterisk.edit_config("asterisk.conf", |text| format!("{text}astctl = pbx.ctl\n"));
+    asterisk.stop();
+    asterisk.begin_to_boot();
+    asterisk.wait_booted();
+    let there = format!("something does on {}", asterisk.run_dir().join("pbx.ctl").display());
+    failed_apply(&portal, &["asterisk.ctl", &there, "a line astctl, remove it and restart Asterisk"]);
+    asterisk.edit_config("asterisk.conf", |text| text.replace("astctl = pbx.ctl\n", ""));
+    asterisk.restart();
+    portal.apply("suite");
+}
