@@ -19,6 +19,7 @@ use std::sync::Arc;
 use anyhow::{Error, Result, anyhow};
 use regex::bytes::RegexBuilder;
 
+use super::comments::Comments;
 use super::includes::Include;
 use super::rights;
 
@@ -54,24 +55,33 @@ pub struct Config {
     pub includes: Vec<Include>,
     /// The lines that Asterisk refuses, each with the reason.
     pub refused: Vec<(Place, &'static str)>,
+    /// The lines behind which Asterisk skips all of the file, as for a comment that never ends; each with the reason and the remedy.
+    pub skipped: Vec<(Place, &'static str)>,
     /// The index of the section that was opened last.
     last: Option<usize>,
     /// Whether there is an `#exec`.
     runs_programs: bool,
 }
 
-/// Asterisk's two files that include ours.
+/// Asterisk's two files that include ours, and the one that says where PJSIP reads its objects.
 #[derive(Debug, Default)]
 pub struct MainFiles {
     pub pjsip: Config,
     pub extensions: Config,
+    /// It need not exist.
+    pub sorcery: Config,
 }
 
 impl MainFiles {
-    /// Reads both in `config_dir`, Asterisk's configuration folder.
+    /// Reads them in `config_dir`, Asterisk's configuration folder.
     pub fn read(config_dir: &Path) -> Result<Self> {
         let read = |name| Config::read(config_dir, &config_dir.join(name));
-        Ok(Self { pjsip: read("pjsip.conf")?, extensions: read("extensions.conf")? })
+        let sorcery = Config::read_if_there(config_dir, &config_dir.join("sorcery.conf"))?;
+        Ok(Self { pjsip: read("pjsip.conf")?, extensions: read("extensions.conf")?, sorcery })
+    }
+
+    pub fn all(&self) -> [&Config; 3] {
+        [&self.pjsip, &self.extensions, &self.sorcery]
     }
 }
 
@@ -137,7 +147,8 @@ impl Config {
 
     /// Reads what one line includes.
     fn read_files(&mut self, config_dir: &Path, paths: &[PathBuf], depth: usize) -> Result<()> {
-        let (mut section, mut comment_depth) = (self.last, 0);
+        let mut section = self.last;
+        let mut comments = Comments::default();
         for (index, path) in paths.iter().enumerate() {
             let bytes = read_regular(path).map_err(|error| unreadable(path, &error))?;
             let text = String::from_utf8_lossy(&bytes);
@@ -145,8 +156,9 @@ impl Config {
             let file: Arc<Path> = path.as_path().into();
             self.files.push(file.clone());
             for (index, line) in text.split('\n').enumerate().filter(|(_, line)| line.len() <= MAX_LINE_BYTES) {
-                let line = without_comments(line, &mut comment_depth);
-                let (line, place) = (strip(&line), Place { file: file.clone(), line: index + 1 });
+                let place = Place { file: file.clone(), line: index + 1 };
+                let line = comments.remove_from(line, &place);
+                let line = strip(&line);
                 let read = if let Some(header) = line.strip_prefix('[') {
                     self.open(header, &place).map(|opened| section = Some(opened))
                 } else if line.starts_with('#') {
@@ -172,6 +184,7 @@ impl Config {
                 }
             }
         }
+        self.skipped.extend(comments.open());
         Ok(())
     }
 
@@ -217,7 +230,7 @@ impl Config {
 
 impl Section {
     /// Whether this is its name. Asterisk ignores the case where a header names another section.
-    fn is(&self, name: &str) -> bool {
+    pub fn is(&self, name: &str) -> bool {
         self.name.eq_ignore_ascii_case(name)
     }
 
@@ -293,36 +306,6 @@ fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
 /// Without what Asterisk takes for blanks.
 pub(super) fn strip(text: &str) -> &str {
     text.trim_matches(|c| c <= ' ')
-}
-
-/// The part of a line that is no comment. `depth` counts the enclosing comments that are open; they span lines.
-fn without_comments(line: &str, depth: &mut i32) -> String {
-    let (mut kept, mut rest, mut skips) = (String::new(), line, *depth != 0);
-    while let Some((before, after)) = rest.split_once(';') {
-        rest = after;
-        if !skips {
-            kept.push_str(before.strip_suffix('\\').unwrap_or(before));
-        }
-        let escaped = before.ends_with('\\');
-        if !escaped && after.starts_with("--") && !after.starts_with("---") {
-            (*depth, skips, rest) = (*depth + 1, true, &after[2..]);
-        } else if !escaped && before.ends_with("--") {
-            *depth -= 1;
-            if *depth == 0 {
-                skips = false;
-                continue;
-            }
-        } else if !escaped && *depth == 0 {
-            return kept;
-        }
-        if !skips {
-            kept.push(';');
-        }
-    }
-    if !skips {
-        kept.push_str(rest);
-    }
-    kept
 }
 
 #[cfg(test)]

@@ -4,16 +4,20 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
 use super::probes::{Host, Probed, Trouble};
-use crate::host::configuration::{Config, Entry, MainFiles, Place};
+use crate::host::configuration::{Config, MainFiles, Place};
 use crate::host::foreign;
 use crate::host::includes::Include;
 use crate::host::lock::HostLock;
+use crate::host::mappings;
 use crate::host::place::folder;
 use crate::host::rights;
 use crate::render::CONTEXT;
+
+/// The files that are read, each with what it includes.
+const FILES: &str = "pjsip.conf, extensions.conf and sorcery.conf";
 
 impl Host {
     /// `ASTERISK_CONFIG_DIR` is a folder.
@@ -33,11 +37,11 @@ impl Host {
         Ok(self.files.both().map(|file| folder(file).display().to_string()).join(", "))
     }
 
-    /// `pjsip.conf`, `extensions.conf` and all that they include can be read.
+    /// `pjsip.conf`, `extensions.conf`, `sorcery.conf` and all that they include can be read.
     pub(super) fn files_readable(main: &Result<MainFiles>) -> Result<String> {
-        let MainFiles { pjsip, extensions } = main.as_ref().map_err(|error| anyhow!("{error}"))?;
-        let count = pjsip.files.len() + extensions.files.len();
-        Ok(format!("pjsip.conf and extensions.conf, {count} files with what they include"))
+        let main = main.as_ref().map_err(|error| anyhow!("{error}"))?;
+        let count: usize = main.all().map(|config| config.files.len()).iter().sum();
+        Ok(format!("{FILES}: {count} files with what they include"))
     }
 
     /// `pjsip.conf` and `extensions.conf`, each with the generated file that it should include.
@@ -45,32 +49,44 @@ impl Host {
         [(&main.pjsip, &self.files.endpoints), (&main.extensions, &self.files.routing)]
     }
 
-    /// Asterisk refuses no line.
-    pub(super) fn lines(main: &MainFiles) -> Result<String> {
-        let refused = [&main.pjsip, &main.extensions]
+    /// Asterisk refuses no line, and skips none by mistake.
+    pub(super) fn lines(main: &MainFiles) -> Probed {
+        let refused = main
+            .all()
             .into_iter()
             .flat_map(|config| config.refused.iter().map(|(place, why)| (place.file == config.files[0], place, why)));
         // One in a main file does more harm.
         if let Some((in_main, place, why)) = refused.min_by_key(|(in_main, ..)| !*in_main) {
             let rest = "the rest of that file, and the files that the same include line finds after it";
             let what = if in_main { "all of that file" } else { rest };
-            bail!("{place}: this line {why}, so Asterisk refuses {what}; mend the line, then apply again");
+            return Err(anyhow!(
+                "{place}: this line {why}, so Asterisk refuses {what}; mend the line, then apply again"
+            )
+            .into());
         }
-        Ok("none in pjsip.conf and extensions.conf".to_owned())
+        match main.all().into_iter().find_map(|config| config.skipped.first()) {
+            Some((place, why)) => Err(Trouble::Warning(format!("{place} {why}"))),
+            None => Ok(format!("none in {FILES}")),
+        }
     }
 
-    /// Every `#include` finds a file, or Asterisk refuses the file that it stands in. Ours need not exist before the first apply.
-    pub(super) fn includes_that_find(&self, main: &MainFiles) -> Result<String> {
-        for (config, own) in self.pairs(main) {
-            if let Some(include) = config.includes.iter().find(|i| !i.tries && i.found.is_empty() && !i.includes(own)) {
-                bail!(
-                    "{}: '#include {}' finds no file, so Asterisk refuses what stands in that file; write #tryinclude there, or remove the line, then apply again",
-                    include.place,
-                    include.written
-                );
-            }
-        }
-        Ok("every #include of pjsip.conf and extensions.conf finds some".to_owned())
+    /// Every `#include` finds a file, or Asterisk refuses the file that it stands in, and some `missing` modules with it. Ours need
+    /// not exist before the first apply, unless a module is missing.
+    pub(super) fn includes_that_find(&self, main: &MainFiles, missing: &[&str]) -> Result<String> {
+        let ours = |include: &Include| self.files.both().into_iter().any(|own| include.includes(own));
+        let fails = |i: &&Include| !i.tries && i.found.is_empty() && (!missing.is_empty() || !ours(i));
+        let all = main.all().into_iter().flat_map(|config| &config.includes);
+        let failing = all.filter(fails).map(|i| format!("{}: '#include {}'", i.place, i.written)).collect::<Vec<_>>();
+        let load = match missing {
+            [] => String::new(),
+            missing => format!("load {} (module load), and ", missing.join(" ")),
+        };
+        ensure!(
+            failing.is_empty(),
+            "{} finds no file, so Asterisk refuses what stands in that file; write #tryinclude there, or remove the line, then {load}apply again",
+            failing.join(", and ")
+        );
+        Ok(format!("every #include of {FILES} finds some"))
     }
 
     /// No generated file is included twice: its sections would be there twice.
@@ -111,6 +127,9 @@ impl Host {
                 if let Some((place, why)) = config.refused.iter().find(|(place, _)| place.file == config.files[0]) {
                     return format!("{main} may include the generated file, but {place} {why}, so Asterisk does not read what follows; mend that line, then apply again");
                 }
+                if let Some((place, why)) = config.skipped.iter().find(|(place, _)| place.file == config.files[0]) {
+                    return format!("{main} may include the generated file, but {place} {why}, then apply again");
+                }
                 format!("{main} does not include the generated file; add the line '#tryinclude {line}' to it, then apply again")
             })
         });
@@ -141,23 +160,10 @@ impl Host {
         Ok("defined only in the generated files".to_owned())
     }
 
-    /// Asterisk keeps registrations in its own database, and no copy of all of them elsewhere: an apply cannot evict them there.
-    pub(super) fn registrations_kept(&self) -> Result<String> {
-        let sorcery = Config::read_if_there(&self.config_dir, &self.config_dir.join("sorcery.conf"))?;
-        let elsewhere = |entry: &&Entry| {
-            let (key, value) = (entry.key.to_ascii_lowercase(), entry.value.replace(char::is_whitespace, ""));
-            let mut options = key.split('/');
-            let is_contact = options.next() == Some("contact");
-            let is_cache = options.any(|option| option == "cache");
-            is_contact && if is_cache { value.contains("full_backend_cache") } else { value != "astdb,registrar" }
-        };
-        let sections = sorcery.sections.iter().filter(|section| section.name.eq_ignore_ascii_case("res_pjsip"));
-        match sections.flat_map(|section| &section.entries).find(elsewhere) {
-            None => Ok("in Asterisk's own database".to_owned()),
-            Some(Entry { key, value, place }) => bail!(
-                "{place}: '{key} = {value}' keeps registrations where no apply can evict them, so an old phone would ring for a number's next owner; remove the line and restart Asterisk, then apply again"
-            ),
-        }
+    /// Asterisk reads the users' objects in `pjsip.conf`, and keeps registrations in its own database.
+    pub(super) fn mappings(&self, main: &MainFiles, declined: bool) -> Result<String> {
+        mappings::check(&main.sorcery, &self.config_dir, declined)?;
+        Ok("endpoints, auths and AORs in pjsip.conf, registrations in Asterisk's own database".to_owned())
     }
 
     /// Says where an administrator added something to our context. That is allowed.

@@ -10,6 +10,7 @@ use serde::Serialize;
 use tokio::join;
 
 use crate::asterisk::control::Control;
+use crate::asterisk::in_force::modules::Modules;
 use crate::asterisk::reload::AsteriskCommand;
 use crate::host::configuration::MainFiles;
 use crate::host::place::GeneratedFiles;
@@ -150,30 +151,36 @@ impl Host {
         let (main, list) = (read.as_ref().unwrap_or(&unread), &mut found);
 
         let asterisk = add(list, "Asterisk", all, self.asterisk()).await;
-        let modules = add(list, "Asterisk's modules", asterisk, self.modules()).await;
-        // Without PJSIP's modules, Asterisk would take the harmless `pjsip reload qualify` for `pjsip reload`.
-        let permitted = add(list, "the permission to run commands", asterisk && modules, self.permissions()).await;
-        let answers = asterisk && permitted;
-        add(list, "the asterisk command", all && answers, self.same_asterisk()).await;
+        let modules = if asterisk { Modules::list(&self.control).await } else { Ok(Modules::default()) };
+        let missing = modules.as_ref().map_or(Vec::new(), Modules::missing);
+        let declined = modules.as_ref().is_ok_and(|modules| modules.has_declined("res_pjsip.so"));
+        // If a module is missing, the configuration may be why.
+        let causes = all || asterisk && !missing.is_empty();
 
         let folder = add(list, "the configuration folder", true, async { self.folder() }).await;
-        let theirs = all && answers && folder;
+        let theirs = all && asterisk && folder;
         let theirs = add(list, "Asterisk's configuration folder", theirs, self.asterisks_folder()).await;
         let folder = folder && theirs;
         let two_folders = add(list, "the two folders", folder, async { self.two_folders() }).await;
         let files = add(list, "Asterisk's configuration files", folder, async { Self::files_readable(read) }).await;
         let files = folder && files;
-        add(list, "files to include", files, async { self.includes_that_find(main) }).await;
+        add(list, "files to include", files, async { self.includes_that_find(main, &missing) }).await;
+        add(list, "mappings in sorcery.conf", files, async { self.mappings(main, declined) }).await;
         let once = add(list, "files included twice", files, async { self.included_once(main) }).await;
         add(list, "the include lines", all && files && once, async { self.include_lines(main) }).await;
         let readable = all && asterisk && folder && two_folders;
         add(list, "Asterisk may read the files", readable, self.readable_by_asterisk()).await;
         add(list, "sections of one name and type", all && files, async { Self::no_section_twice(main) }).await;
-        add(list, "lines that Asterisk refuses", all && files, async { Self::lines(main) }).await;
+        add(list, "lines that Asterisk refuses", causes && files, async { Self::lines(main) }).await;
         add(list, "the numbers 1000 to 1999", files, async { self.nothing_foreign(main) }).await;
-        add(list, "where registrations are kept", folder, async { self.registrations_kept() }).await;
         add(list, "the dialplan context", all && files, async { anyhow::Ok(self.context_elsewhere(main)) }).await;
 
+        let modules = async { Self::modules(&modules?) };
+        let modules = add(list, "Asterisk's modules", asterisk, modules).await;
+        // Without PJSIP's modules, Asterisk would take the harmless `pjsip reload qualify` for `pjsip reload`.
+        let permitted = add(list, "the permission to run commands", asterisk && modules, self.permissions()).await;
+        let answers = asterisk && permitted;
+        add(list, "the asterisk command", all && answers, self.same_asterisk()).await;
         add(list, "where routing comes from", all && answers, self.routing_from_files()).await;
         add(list, "a transport", all && answers, self.transport()).await;
         add(list, "where calls to phones end", all && answers, self.contacts()).await;

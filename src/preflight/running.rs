@@ -4,14 +4,14 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use tokio::try_join;
 
 use super::probes::{Host, Probed, Trouble};
 use crate::asterisk::contact;
 use crate::asterisk::control::Server;
 use crate::asterisk::in_force::dialplan::{FirstPriority, first_priorities};
-use crate::asterisk::in_force::modules;
+use crate::asterisk::in_force::modules::{self, Modules};
 use crate::asterisk::registrations;
 use crate::domain::some_of;
 use crate::host::place::folder;
@@ -51,14 +51,22 @@ impl Host {
         Ok(format!("{program} reaches this Asterisk"))
     }
 
-    /// Without these a phone cannot register or be called, or an apply cannot be proven.
-    pub(super) async fn modules(&self) -> Result<String> {
-        let missing = modules::missing(&self.control).await?;
-        ensure!(
-            missing.is_empty(),
-            "Asterisk lacks these modules: {}; load them (module load, and in modules.conf), then apply again",
-            missing.join(" ")
-        );
+    /// Without some modules a phone cannot register or be called, or an apply cannot be proven.
+    pub(super) fn modules(modules: &Modules) -> Probed {
+        let (missing, for_some) = (modules.missing(), modules.missing_for_some());
+        if !missing.is_empty() {
+            return Err(anyhow!(
+                "Asterisk lacks these modules: {}; load them in this order (module load, and in modules.conf), and if it refuses one, look into its own log (messages.log); then apply again",
+                missing.join(" ")
+            )
+            .into());
+        }
+        if !for_some.is_empty() {
+            return Err(Trouble::Warning(format!(
+                "Asterisk lacks {}, so calls between phones without a common codec fail, or music on hold is silent; load them (module load, and in modules.conf)",
+                for_some.join(" ")
+            )));
+        }
         Ok("all that are needed are running".to_owned())
     }
 
@@ -91,7 +99,7 @@ impl Host {
         Ok(format!("as user {}", asterisk.uid))
     }
 
-    /// No priority 1 of our numbers comes from something else than a file (AEL, Lua): `dialplan reload` would keep it.
+    /// No priority 1 of our numbers comes from something else than a file (such as AEL): `dialplan reload` would keep it.
     pub(super) async fn routing_from_files(&self) -> Result<String> {
         let routed = first_priorities(&self.control).await?.unwrap_or_default();
         // `dialplan reload` reads anew what comes from a file (`file:line`), and drops what was typed (`pbx_config`).

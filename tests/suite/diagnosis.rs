@@ -7,10 +7,12 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::fixtures::{TWO_OF_ONE_NAME, account, failed_apply, host, id};
+use crate::look_before_touching::refused;
 use crate::support::lab::{self, Folder, User};
 use crate::support::portal::Settings;
 use crate::support::sipp::{Called, Phones};
 use crate::support::{Asterisk, Portal, asterisk};
+use crate::table::Table;
 
 #[test]
 fn two_sections_of_one_name_and_type() {
@@ -147,6 +149,89 @@ fn another_configuration_folder_than_asterisks_own() {
 }
 
 #[test]
+fn a_module_that_does_not_run_because_an_include_finds_no_file() {
+    let (asterisk, portal) = host();
+    portal.create_user("Alice", "alice@example.com");
+    let mains = ["pjsip.conf", "extensions.conf"];
+    for main in mains {
+        asterisk.edit_config(main, |text| text.replace("#tryinclude", "#include"));
+    }
+    asterisk.restart();
+    let module = "module load pbx_config.so";
+    assert!(asterisk.rx(module).contains("failed"), "as the cause is there yet");
+    let words = [
+        "pjsip.conf:",
+        "'#include pjsip.d/synergycall/generated_endpoints.conf'",
+        "extensions.conf:3: '#include extensions.d/synergycall/generated_routing.conf' finds no file",
+        "write #tryinclude there, or remove the line, then load pbx_config.so (module load), and apply again",
+    ];
+    refused(&asterisk, &portal, &words);
+    for main in mains {
+        asterisk.edit_config(main, |text| text.replace("#include", "#tryinclude"));
+    }
+    assert!(asterisk.rx(module).contains("Loaded"));
+    portal.apply("suite");
+}
+
+#[test]
+fn a_module_that_does_not_run_because_asterisk_refuses_a_line() {
+    let (asterisk, portal) = host();
+    portal.create_user("Alice", "alice@example.com");
+    asterisk.edit_config("extensions.conf", |text| format!("{text}[more\n"));
+    asterisk.restart();
+    refused(&asterisk, &portal, &["extensions.conf:4: this line has no closing ]", "mend the line"]);
+    asterisk.edit_config("extensions.conf", |text| text.replace("[more\n", "[more]\n"));
+    // Now nothing but the module is missing.
+    refused(&asterisk, &portal, &["Asterisk lacks these modules: pbx_config.so; load them"]);
+    assert!(asterisk.rx("module load pbx_config.so").contains("Loaded"));
+    portal.apply("suite");
+}
+
+#[test]
+fn an_include_line_below_a_comment_that_never_ends() {
+    let (asterisk, portal) = host();
+    for (index, (main, comment, line, why, mended)) in [
+        (
+            "pjsip.conf",
+            ";-- of the\n; former ;-- system --;\n",
+            1,
+            BEGINS,
+            ";-- of the\n; former ;-- system --;\n--;\n",
+        ),
+        ("extensions.conf", ";-- a --; ;-- b\n", 1, BEGINS, ";-- a --; ;-- b --;\n"),
+        ("pjsip.conf", "[old]\n--;\n", 2, ENDS, "[old]\n"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        portal.create_user("Alice", &format!("alice.{index}@example.com"));
+        let sound = fs::read_to_string(asterisk.etc().join(main)).expect("a configuration file");
+        asterisk.write_config(main, &format!("{comment}{sound}"));
+        failed_apply(&portal, &["may include the generated file, but", &format!("{main}:{line} {why}")]);
+        asterisk.write_config(main, &format!("{mended}{sound}"));
+        portal.apply("suite");
+        asterisk.write_config(main, &sound);
+    }
+    // It hides something else.
+    asterisk.edit_config("pjsip.conf", |text| format!("{text};-- old\n[alice]\n"));
+    portal.create_user("Bob", "bob@example.com");
+    portal.apply("suite");
+    Table::of(&of(&asterisk, &portal)).says(
+        "lines that Asterisk refuses",
+        "warning",
+        &[BEGINS, "write --; where it ends"],
+    );
+}
+
+const BEGINS: &str = "begins a comment that never ends, so Asterisk does not read what follows";
+const ENDS: &str = "ends a comment that never began, so Asterisk does not read what follows; remove the --;";
+
+/// Of a `check` beside this portal.
+fn of(asterisk: &Asterisk, portal: &Portal) -> Settings {
+    Settings::of(asterisk).with("PORTAL_DATA_DIR", portal.data_dir().display())
+}
+
+#[test]
 fn a_control_socket_of_another_name() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
@@ -157,6 +242,34 @@ fn a_control_socket_of_another_name() {
     let there = format!("something does on {}", asterisk.run_dir().join("pbx.ctl").display());
     failed_apply(&portal, &["asterisk.ctl", &there, "a line astctl, remove it and restart Asterisk"]);
     asterisk.edit_config("asterisk.conf", |text| text.replace("astctl = pbx.ctl\n", ""));
+    asterisk.restart();
+    portal.apply("suite");
+}
+
+/// The user's objects, and what `sorcery.conf` maps elsewhere: the first line that matters, and what makes it right.
+#[test]
+fn objects_that_asterisk_reads_elsewhere() {
+    let (asterisk, portal) = host();
+    portal.create_user("Alice", "alice@example.com");
+    let own = |kind: &str| format!("{kind} = config,pjsip.conf,criteria=type={kind}");
+    let old = |kind: &str| format!("{kind} = config,pjsip_old.conf,criteria=type={kind}");
+    for kind in ["endpoint", "auth", "aor"] {
+        asterisk.write_config("sorcery.conf", &format!("[res_pjsip]\n{}\n{}\n", old(kind), own(kind)));
+        asterisk.restart();
+        let place = format!("sorcery.conf:2: '{}'", old(kind));
+        let above = format!("remove the line, or write '{}' above it, and restart Asterisk", own(kind));
+        refused(&asterisk, &portal, &[&place, "none of the generated ones", &above]);
+        asterisk.write_config("sorcery.conf", &format!("[res_pjsip]\n{}\n{}\n", own(kind), old(kind)));
+        asterisk.restart();
+        portal.apply("suite");
+    }
+    // Asterisk does not know this family, so PJSIP does not start.
+    asterisk.write_config("sorcery.conf", "[res_pjsip]\nendpoint=realtime,ps_endpoints\n");
+    asterisk.restart();
+    let words =
+        ["sorcery.conf:2: 'endpoint = realtime,ps_endpoints' keeps res_pjsip.so from starting", "remove the line"];
+    refused(&asterisk, &portal, &words);
+    asterisk.write_config("sorcery.conf", "[res_pjsip]\n");
     asterisk.restart();
     portal.apply("suite");
 }

@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::fixtures::{account, failed_apply, host, left_overs, registrations};
 use crate::support::lab::{self, User};
 use crate::support::portal::Settings;
-use crate::support::sipp::{Called, Phones};
+use crate::support::sipp::{Called, Phones, call};
 use crate::support::{Asterisk, Portal, asterisk, strace};
 
 /// An apply that must fail with these words and change nothing.
@@ -132,7 +132,8 @@ fn registrations_that_asterisk_keeps_outside_its_own_database() {
         "contact = memory",
         "contact/initialize=realtime,ps_contacts",
         "contact=astdb,elsewhere",
-        "contact/cache=memory_cache, full_backend_cache=yes",
+        // Asterisk trims no blank: this family is called " registrar".
+        "contact=astdb, registrar",
     ] {
         asterisk.write_config("sorcery.conf", &format!("[tmpl](!)\n{contact}\n[res_pjsip](tmpl)\nendpoint=memory\n"));
         refused(
@@ -141,9 +142,45 @@ fn registrations_that_asterisk_keeps_outside_its_own_database() {
             &["sorcery.conf:2", "an old phone would ring", "remove the line and restart Asterisk"],
         );
     }
-    let cached = "[res_pjsip]\ncontact/cache=memory_cache,object_lifetime_maximum=600\ncontact=astdb, registrar\n";
-    asterisk.write_config("sorcery.conf", &format!("{cached}[other]\ncontact=memory\n"));
+    asterisk.write_config("sorcery.conf", HARMLESS);
+    asterisk.restart();
     portal.apply("suite");
+}
+
+/// Asterisk maps nothing of ours elsewhere because of these.
+const HARMLESS: &str = "
+[res_pjsip](!)
+endpoint=memory
+[Res_PJSIP]
+contact=astdb,registrar
+endpoint=memory
+endpoint=config,pjsip.conf,criteria=type=endpoint
+endpoint=config,pjsip_old.conf,criteria=type=endpoint
+identify/cache=memory_cache,object_lifetime_maximum=600
+AOR=memory
+[res_pjsip]
+auth=memory
+[res_pjsip_pubsub]
+endpoint=memory
+[res_pjsip_registrar]
+contact=memory
+";
+
+#[test]
+fn a_copy_of_what_asterisk_reads_in_its_files() {
+    let (asterisk, portal) = host();
+    portal.create_user("Alice", "alice@example.com");
+    portal.apply("suite");
+    portal.create_user("Bob", "bob@example.com");
+    let options =
+        ["object_lifetime_maximum=1800", "expire_on_reload=yes,object_lifetime_maximum=1800", "full_backend_cache=yes"];
+    let sections = ["res_pjsip", "res_pjsip_pubsub", "acl"];
+    for (index, kind) in ["endpoint", "auth", "aor", "contact"].into_iter().enumerate() {
+        let line = format!("{kind}/cache = memory_cache,{}", options[index % 3]);
+        asterisk.write_config("sorcery.conf", &format!("[{}]\n{line}\n", sections[index % 3]));
+        let words = [&format!("sorcery.conf:2: '{line}'"), "a deleted user's phone", "remove the line and restart"];
+        refused(&asterisk, &portal, &words);
+    }
 }
 
 #[test]
@@ -201,6 +238,7 @@ fn a_generated_file_that_is_included_twice() {
 fn any_missing_module() {
     let leaves = [
         "app_dial.so",
+        "bridge_simple.so",
         "chan_pjsip.so",
         "func_logic.so",
         "pbx_config.so",
@@ -211,8 +249,9 @@ fn any_missing_module() {
         "res_pjsip_sdp_rtp.so",
         "res_rtp_asterisk.so",
     ];
-    // Asterisk does not start without res_sorcery_config.so.
-    let roots = ["res_pjsip.so", "res_pjsip_session.so", "res_sorcery_astdb.so"];
+    // Asterisk does not start without res_sorcery_config.so and res_sorcery_memory.so.
+    let roots =
+        ["res_pjproject.so", "res_pjsip.so", "res_pjsip_pubsub.so", "res_pjsip_session.so", "res_sorcery_astdb.so"];
     for missing in [&leaves[..], &roots] {
         let modules = format!("noload={}\n", missing.join("\nnoload="));
         let asterisk = Asterisk::start_with(&asterisk::Options { modules, ..asterisk::Options::default() });
@@ -288,6 +327,21 @@ fn a_file_that_cannot_be_read_and_a_missing_module() {
     asterisk.rx("module unload func_logic.so");
     refused(&asterisk, &portal, &["func_logic.so"]);
     asterisk.rx("module load func_logic.so");
+    portal.apply("suite");
+}
+
+#[test]
+fn an_extensions_lua_does_not_win_over_ours() {
+    let (asterisk, portal) = host();
+    let accounts = ["alice", "bob"].map(|name| account(&portal.create_user(name, &format!("{name}@example.com"))));
+    let accounts = accounts.each_ref().map(|(number, secret)| (number.as_str(), secret.as_str()));
+    let lua = "extensions = { [\"synergy-internal\"] = { [\"1001\"] = function() app.hangup(17) end } }\n";
+    asterisk.write_config("extensions.lua", lua);
+    assert!(asterisk.rx("module load pbx_lua.so").contains("Loaded"));
+    portal.apply("suite");
+    assert!(asterisk.rx("dialplan show synergy-internal").contains("'Lua/'"));
+    let phones = Phones::register(&asterisk, &accounts, Called::Answer);
+    assert_eq!((call(&asterisk, accounts[0], "1001"), phones.requests("INVITE", "1001")), (200, 1));
     portal.apply("suite");
 }
 

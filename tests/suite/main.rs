@@ -36,6 +36,7 @@ mod load;
 mod look_before_touching;
 mod main_job;
 mod model;
+mod modules;
 mod names;
 mod no_mass_eviction;
 mod operations;

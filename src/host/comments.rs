@@ -1,0 +1,62 @@
+//! `;` and `;-- --;`: the comments of Asterisk's configuration syntax.
+
+use super::configuration::Place;
+
+/// Which enclosing comments are open.
+#[derive(Default)]
+pub(super) struct Comments {
+    /// How many are open. Less than zero after a `--;` too many.
+    depth: i32,
+    /// The line that made `depth` another one than zero.
+    since: Option<Place>,
+}
+
+impl Comments {
+    fn open_or_close(&mut self, by: i32, place: &Place) {
+        if self.depth == 0 {
+            self.since = Some(place.clone());
+        }
+        self.depth += by;
+    }
+
+    /// If Asterisk skips all that follows: since which line, why, and the remedy.
+    pub(super) fn open(self) -> Option<(Place, &'static str)> {
+        let why = match self.depth {
+            0 => return None,
+            1.. => "begins a comment that never ends, so Asterisk does not read what follows; write --; where it ends",
+            _ => "ends a comment that never began, so Asterisk does not read what follows; remove the --;",
+        };
+        Some((self.since?, why))
+    }
+
+    /// The part of a line that is no comment.
+    pub(super) fn remove_from(&mut self, line: &str, place: &Place) -> String {
+        let (mut kept, mut rest, mut skips) = (String::new(), line, self.depth != 0);
+        while let Some((before, after)) = rest.split_once(';') {
+            rest = after;
+            if !skips {
+                kept.push_str(before.strip_suffix('\\').unwrap_or(before));
+            }
+            let escaped = before.ends_with('\\');
+            if !escaped && after.starts_with("--") && !after.starts_with("---") {
+                self.open_or_close(1, place);
+                (skips, rest) = (true, &after[2..]);
+            } else if !escaped && before.ends_with("--") {
+                self.open_or_close(-1, place);
+                if self.depth == 0 {
+                    skips = false;
+                    continue;
+                }
+            } else if !escaped && self.depth == 0 {
+                return kept;
+            }
+            if !skips {
+                kept.push(';');
+            }
+        }
+        if !skips {
+            kept.push_str(rest);
+        }
+        kept
+    }
+}
