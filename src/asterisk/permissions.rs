@@ -10,8 +10,9 @@ use crate::account::user_name;
 /// First how `cli_permissions.conf` permits it, and no other: every line that the portal sends begins with one of these. Then a form
 /// of it that changes nothing, to find out whether it is permitted: it lacks an argument, or has one too many. `module reload` has
 /// none that leaves no trace: only an apply finds out.
-pub const COMMANDS: [(&str, Option<&str>); 18] = [
+pub const COMMANDS: [(&str, Option<&str>); 21] = [
     ("core ping taskprocessor", Some("core ping taskprocessor")),
+    ("core show calls", Some("core show calls none none")),
     ("core show settings", Some("core show settings")),
     ("core show taskprocessors like pjsip/distributor", Some("core show taskprocessors like pjsip/distributor")),
     ("core waitfullybooted", Some("core waitfullybooted")),
@@ -28,6 +29,8 @@ pub const COMMANDS: [(&str, Option<&str>); 18] = [
     ("pjsip show contacts", Some("pjsip show contacts like none")),
     ("pjsip show endpoint", Some("pjsip show endpoint")),
     ("pjsip show identifies", Some("pjsip show identifies like none")),
+    ("pjsip show maintenance", Some("pjsip show maintenance none")),
+    ("pjsip show settings", Some("pjsip show settings")),
     ("pjsip show subscriptions inbound", Some("pjsip show subscriptions inbound none none")),
     ("pjsip show transports", Some("pjsip show transports like none")),
 ];

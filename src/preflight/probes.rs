@@ -182,7 +182,7 @@ impl Host {
         let answers = asterisk && permitted;
         add(list, "the asterisk command", all && answers, self.same_asterisk()).await;
         add(list, "where routing comes from", all && answers, self.routing_from_files()).await;
-        add(list, "a transport", all && answers, self.transport()).await;
+        add(list, "phones", all && answers, self.phones()).await;
         add(list, "where calls to phones end", all && answers, self.contacts()).await;
         found
     }

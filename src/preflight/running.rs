@@ -12,6 +12,7 @@ use crate::asterisk::contact;
 use crate::asterisk::control::Server;
 use crate::asterisk::in_force::dialplan::{FirstPriority, first_priorities};
 use crate::asterisk::in_force::modules::{self, Modules};
+use crate::asterisk::in_force::phones;
 use crate::asterisk::registrations;
 use crate::domain::some_of;
 use crate::host::place::folder;
@@ -126,15 +127,13 @@ impl Host {
         )))
     }
 
-    /// There is a transport: without one, no phone can reach Asterisk.
-    pub(crate) async fn transport(&self) -> Probed {
-        if modules::has_transport(&self.control).await? {
-            return Ok("there is one".to_owned());
+    /// Nothing that Asterisk shows keeps phones out.
+    pub(super) async fn phones(&self) -> Probed {
+        let found = phones::kept_out(&self.control).await?;
+        if found.is_empty() {
+            return Ok("Asterisk shows nothing that keeps them out".to_owned());
         }
-        Err(Trouble::Warning(
-            "Asterisk has no transport, so no phone can reach it; add a section of type=transport to pjsip.conf, then restart Asterisk"
-                .to_owned(),
-        ))
+        Err(Trouble::Warning(found.join(". ")))
     }
 }
 

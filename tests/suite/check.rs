@@ -287,7 +287,7 @@ fn an_old_asterisk_and_one_without_a_transport() {
     let old = Asterisk::start_with(&asterisk::Options { old: true, ..asterisk::Options::default() });
     Table::of(&Settings::of(&old)).says("Asterisk", "failure", &["Asterisk 16.", "older than 22", "upgrade"]);
     let deaf = Asterisk::start_with(&asterisk::Options { without_transport: true, ..asterisk::Options::default() });
-    Table::of(&Settings::of(&deaf)).says("a transport", "warning", &["no phone can reach it", "type=transport"]);
+    Table::of(&Settings::of(&deaf)).says("phones", "warning", &["no phone can reach it", "type=transport"]);
 }
 
 #[test]

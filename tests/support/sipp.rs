@@ -1,7 +1,7 @@
 //! Phones by SIPp: one, or a thousand on one socket, with digest authentication, over UDP, TCP and IPv6.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -23,6 +23,8 @@ pub enum Called {
 #[derive(Clone, Copy, Debug)]
 pub enum Link {
     Udp,
+    /// From this address, instead of the server's.
+    UdpFrom(IpAddr),
     Tcp,
 }
 
@@ -30,7 +32,7 @@ impl Link {
     /// SIPp's name for it, with all calls on one socket.
     fn transport(self) -> &'static str {
         match self {
-            Self::Udp => "u1",
+            Self::Udp | Self::UdpFrom(_) => "u1",
             Self::Tcp => "t1",
         }
     }
@@ -98,6 +100,20 @@ impl Phones {
             .filter_map(|invite| invite.lines().find_map(|line| line.strip_prefix("From: ")))
             .map(str::to_owned)
             .collect()
+    }
+
+    /// The addresses in each INVITE that a phone answers to, of its `Contact` and of its audio.
+    pub fn invited_from(&self) -> Vec<String> {
+        let address = |invite: &str, before: &str, end: &[char]| {
+            let (_, rest) = invite.split_once(before).expect("a Contact and an SDP");
+            rest.split(end).next().unwrap_or_default().to_owned()
+        };
+        let messages = read(&self.folder, "messages");
+        let both = |invite: &str| {
+            let contact = address(invite, "\nContact: <sip:asterisk@", &[':', '>']);
+            format!("{contact} {}", address(invite, "\nc=IN IP4 ", &['\r', '\n']))
+        };
+        messages.split("\nINVITE sip:").skip(1).map(both).collect()
     }
 
     /// The times of these INVITEs, in the form of [`Caller::calls`].
@@ -229,10 +245,11 @@ fn sipp(
     let file = |name: &str| folder.path().join(name);
     fs::write(file("phones.csv"), format!("SEQUENTIAL\n{}\n", lines.join("\n"))).expect("write phones.csv");
     let count = lines.len().to_string();
+    let own = if let Link::UdpFrom(address) = link { address } else { server.ip() };
     let mut command = Command::new("sipp");
     command
         .arg(server.to_string())
-        .args(["-i", &server.ip().to_string(), "-p", &sip.number().to_string(), "-t", link.transport()])
+        .args(["-i", &own.to_string(), "-p", &sip.number().to_string(), "-t", link.transport()])
         .args(["-ci", "127.0.0.1", "-cp", &control.number().to_string()])
         .arg("-sf")
         .arg(scenario(name))

@@ -7,6 +7,7 @@
 pub mod dialplan;
 pub mod modules;
 pub mod objects;
+pub mod phones;
 
 /// `None` unless `rows` is the number in the trailer of a `pjsip show …` listing.
 pub(super) fn complete(text: &str, rows: usize) -> Option<()> {
