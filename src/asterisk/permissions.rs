@@ -10,7 +10,7 @@ use crate::account::user_name;
 /// First how `cli_permissions.conf` permits it, and no other: every line that the portal sends begins with one of these. Then a form
 /// of it that changes nothing, to find out whether it is permitted: it lacks an argument, or has one too many. `module reload` has
 /// none that leaves no trace: only an apply finds out.
-pub const COMMANDS: [(&str, Option<&str>); 21] = [
+pub const COMMANDS: [(&str, Option<&str>); 22] = [
     ("core ping taskprocessor", Some("core ping taskprocessor")),
     ("core show calls", Some("core show calls none none")),
     ("core show settings", Some("core show settings")),
@@ -20,6 +20,7 @@ pub const COMMANDS: [(&str, Option<&str>); 21] = [
     ("database show registrar/contact", Some("database show registrar/contact none none")),
     ("dialplan reload", Some("dialplan reload none")),
     ("dialplan show", Some("dialplan show none none")),
+    ("module reload pbx_config.so", None),
     ("module reload res_pjsip.so", None),
     ("module show", Some("module show like none")),
     // Without an argument it reloads; the harmless one is another command whose name begins the same.

@@ -5,8 +5,11 @@
 //!
 //! - "already in progress": Asterisk dropped the request, or one module's part of it. "cannot reload a module yet": Asterisk
 //!   is starting, and only queued it. Both are sent again until the bound of a command is over.
-//! - "No such command" for `pjsip reload`: the server has no `cli_aliases.conf`, so the command behind the alias is sent.
+//! - An answer that is not a reload's: the server has no `cli_aliases.conf` ("No such command" for `pjsip reload`), or one that
+//!   gives the command another meaning. Then `module reload` is sent, which is no alias.
 //! - Asterisk does not permit the command, or is shutting down.
+//!
+//! The program may be a wrapper, whose exit status is its own: what Asterisk printed decides first.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -26,21 +29,35 @@ use super::permissions;
 /// Between two attempts to send a reload.
 const RETRY: Duration = Duration::from_millis(100);
 
+/// A reload.
+pub struct Reload {
+    /// Each does it; the first that Asterisk takes for a reload is enough.
+    commands: &'static [&'static str],
+    /// The answer of a reload has one of these.
+    answers: &'static [&'static str],
+}
+
 /// Reloads the endpoints. The first is an alias for the second (`cli_aliases.conf` of Asterisk 22).
-pub const PJSIP: &[&str] = &[
-    "pjsip reload",
-    "module reload res_pjsip.so res_pjsip_authenticator_digest.so res_pjsip_endpoint_identifier_ip.so res_pjsip_mwi.so res_pjsip_notify.so res_pjsip_outbound_publish.so res_pjsip_publish_asterisk.so res_pjsip_outbound_registration.so",
-];
+pub const PJSIP: &Reload = &Reload {
+    commands: &[
+        "pjsip reload",
+        "module reload res_pjsip.so res_pjsip_authenticator_digest.so res_pjsip_endpoint_identifier_ip.so res_pjsip_mwi.so res_pjsip_notify.so res_pjsip_outbound_publish.so res_pjsip_publish_asterisk.so res_pjsip_outbound_registration.so",
+    ],
+    answers: &["odule 'res_pjsip.so'"],
+};
 
 /// Makes Asterisk read the endpoints, auths and AORs alone: the first module that [`PJSIP`] reloads.
-pub const OBJECTS: &[&str] = &["module reload res_pjsip.so"];
+pub const OBJECTS: &Reload = &Reload { commands: &["module reload res_pjsip.so"], answers: PJSIP.answers };
 
 /// No module has this name, so nothing is reloaded, and Asterisk only says whether another reload is running. It also says from then
 /// on that its last reload was just now, so only an apply sends it.
 const RELOAD_OF_NOTHING: &str = "module reload res_pjsip.so.none";
 
 /// Reloads the routing.
-pub const DIALPLAN: &[&str] = &["dialplan reload"];
+pub const DIALPLAN: &Reload = &Reload {
+    commands: &["dialplan reload", "module reload pbx_config.so"],
+    answers: &["Dialplan reloaded.", "odule 'pbx_config.so'"],
+};
 
 /// Whether Asterisk dropped a reload, or a part of it, because another is running or because it is starting.
 fn was_dropped(output: &str) -> bool {
@@ -84,11 +101,11 @@ pub struct AsteriskCommand {
 }
 
 impl AsteriskCommand {
-    /// Makes Asterisk read its files again, by the first of `commands` that it knows. `last` receives the result of the last
-    /// attempt, also if it failed. Afterwards the reload has ended; Asterisk may have refused what it read.
-    pub async fn reload(&self, commands: &[&str], last: &mut Option<CommandResult>) -> Result<()> {
+    /// Makes Asterisk read its files again. `last` receives the result of the last attempt, also if it failed. Afterwards the reload
+    /// has ended; Asterisk may have refused what it read.
+    pub async fn reload(&self, reload: &Reload, last: &mut Option<CommandResult>) -> Result<()> {
         let started = Instant::now();
-        let mut commands = commands.iter();
+        let mut commands = reload.commands.iter();
         let mut command = *commands.next().expect("a reload has a command");
         loop {
             let output = self.run(command, last).await?;
@@ -96,12 +113,15 @@ impl AsteriskCommand {
                 self.ensure_in_time(started)?;
                 info!(command = self.typed(command), "Asterisk dropped the reload; it is retried");
                 sleep(RETRY).await;
-            } else if output.contains("No such command")
-                && let Some(next) = commands.next()
-            {
-                command = next;
-            } else {
+            } else if reload.answers.iter().any(|answer| output.contains(answer)) {
                 return Ok(());
+            } else {
+                let (typed, output) = (self.typed(command), output.trim());
+                command = commands.next().with_context(|| {
+                    format!(
+                        "{typed} reloaded nothing, but printed '{output:.200}'; if cli_aliases.conf has a line for this command, remove it and run 'module reload res_clialiases.so' in Asterisk, then apply again"
+                    )
+                })?;
             }
         }
     }
@@ -177,12 +197,12 @@ impl AsteriskCommand {
         result.stderr = text(&ended.stderr);
         result.exit_code = status.code();
         let output = format!("{}{}", result.stdout, result.stderr);
+        control::ensure_not_refused(&output)?;
         ensure!(
-            status.success(),
+            status.success() || was_dropped(&output) || output.contains("No such command"),
             "{typed} ended with {status}: {}; look whether Asterisk runs (systemctl status asterisk), the portal's user may use its control socket, and ASTERISK_BIN is Asterisk's program",
             output.trim()
         );
-        control::ensure_not_refused(&output)?;
         Ok(output)
     }
 }

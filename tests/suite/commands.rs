@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::fixtures::{account, failed_apply, host};
+use crate::fixtures::{account, failed_apply, host, script};
 use crate::look_before_touching::refused;
 use crate::support::lab::{self, Folder, User};
 use crate::support::portal::{Settings, portal_command};
@@ -88,8 +88,8 @@ fn cli_permissions_that_deny_commands_are_named_with_the_lines_to_add() {
         let (_, command) = missing.split_once('=').expect("permit=a command");
         let others: Vec<_> = lines.iter().copied().filter(|line| line != missing).collect();
         scene.permit(&others);
-        if command == "module reload res_pjsip.so" {
-            // The portal runs this one only if Asterisk has no cli_aliases.conf.
+        if command.starts_with("module reload ") {
+            // The portal runs these two only if Asterisk takes no other command for a reload.
             scene.check().nothing_fails();
         } else {
             let words = [format!("does not let the portal's user run '{command}")];
@@ -192,4 +192,42 @@ fn an_apply_keeps_pjsip_set_logger_on() {
     wait_until(secs(5), "the registration is logged", || {
         fs::read_to_string(&log).is_ok_and(|text| text.contains("REGISTER sip:"))
     });
+}
+
+#[test]
+fn a_reload_that_is_an_alias_of_another_command() {
+    let (asterisk, portal) = host();
+    portal.create_user("Alice", "alice@example.com");
+    let alias = |lines: &str| {
+        asterisk.write_config("cli_aliases.conf", &format!("[general]\ntemplate=own\n[own]\n{lines}"));
+        asterisk.restart();
+    };
+    alias("pjsip reload=core show uptime\ndialplan reload=core show uptime\n");
+    let answer = portal.apply("suite");
+    for (reload, command) in [("pjsip_reload", "res_pjsip.so "), ("dialplan_reload", "pbx_config.so'")] {
+        let ran = answer["reload_results"][reload]["command"].as_str().expect("a command");
+        assert!(ran.contains(&format!("-rx 'module reload {command}")), "{ran}");
+    }
+
+    portal.create_user("Bob", "bob@example.com");
+    alias("dialplan reload=core show uptime\nmodule reload pbx_config.so=core show uptime\n");
+    let words = ["-rx 'module reload pbx_config.so' reloaded nothing, but printed 'System uptime", "cli_aliases.conf"];
+    failed_apply(&portal, &words);
+    // As the error says.
+    asterisk.write_config("cli_aliases.conf", "[general]\ntemplate=own\n[own]\n");
+    asterisk.rx("module reload res_clialiases.so");
+    portal.apply("suite");
+}
+
+#[test]
+fn a_wrapper_whose_exit_status_tells_an_unknown_command() {
+    let options = asterisk::Options { without_cli_aliases: true, ..asterisk::Options::default() };
+    let (asterisk, folder) = (Asterisk::start_with(&options), Folder::new("wrapper"));
+    let body = "\"$asterisk\" \"$@\" >\"$here/$$\"; cat \"$here/$$\"; ! grep -q 'No such command' \"$here/$$\"\n";
+    let wrapper = script(&asterisk, &folder, body);
+    let portal = Portal::start(&Settings::of(&asterisk).with("ASTERISK_BIN", wrapper.display()));
+    portal.create_user("Alice", "alice@example.com");
+    let answer = portal.apply("suite");
+    let ran = answer["reload_results"]["pjsip_reload"]["command"].as_str().expect("a command");
+    assert!(ran.contains("-rx 'module reload res_pjsip.so "), "{ran}");
 }
