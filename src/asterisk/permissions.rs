@@ -10,9 +10,10 @@ use crate::account::user_name;
 /// First how `cli_permissions.conf` permits it, and no other: every line that the portal sends begins with one of these. Then a form
 /// of it that changes nothing, to find out whether it is permitted: it lacks an argument, or has one too many. `module reload` has
 /// none that leaves no trace: only an apply finds out.
-pub const COMMANDS: [(&str, Option<&str>); 22] = [
+pub const COMMANDS: [(&str, Option<&str>); 23] = [
     ("core ping taskprocessor", Some("core ping taskprocessor")),
     ("core show calls", Some("core show calls none none")),
+    ("core show config mappings", Some("core show config mappings none")),
     ("core show settings", Some("core show settings")),
     ("core show taskprocessors like pjsip/distributor", Some("core show taskprocessors like pjsip/distributor")),
     ("core waitfullybooted", Some("core waitfullybooted")),

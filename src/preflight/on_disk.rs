@@ -11,7 +11,6 @@ use crate::host::configuration::{Config, MainFiles, Place};
 use crate::host::foreign;
 use crate::host::includes::Include;
 use crate::host::lock::HostLock;
-use crate::host::mappings;
 use crate::host::place::folder;
 use crate::host::rights;
 use crate::render::CONTEXT;
@@ -158,12 +157,6 @@ impl Host {
         let wizards = Config::read_if_there(&self.config_dir, &self.config_dir.join("pjsip_wizard.conf"))?;
         foreign::check(main, &wizards, &self.files)?;
         Ok("defined only in the generated files".to_owned())
-    }
-
-    /// Asterisk reads the users' objects in `pjsip.conf`, and keeps registrations in its own database.
-    pub(super) fn mappings(&self, main: &MainFiles, declined: bool) -> Result<String> {
-        mappings::check(&main.sorcery, &self.config_dir, declined)?;
-        Ok("endpoints, auths and AORs in pjsip.conf, registrations in Asterisk's own database".to_owned())
     }
 
     /// Says where an administrator added something to our context. That is allowed.

@@ -165,7 +165,8 @@ impl Host {
         let files = add(list, "Asterisk's configuration files", folder, async { Self::files_readable(read) }).await;
         let files = folder && files;
         add(list, "files to include", files, async { self.includes_that_find(main, &missing) }).await;
-        add(list, "mappings in sorcery.conf", files, async { self.mappings(main, declined) }).await;
+        let asked = causes && asterisk;
+        add(list, "mappings elsewhere", files, self.mappings(main, asked, declined)).await;
         let once = add(list, "files included twice", files, async { self.included_once(main) }).await;
         add(list, "the include lines", all && files && once, async { self.include_lines(main) }).await;
         let readable = all && asterisk && folder && two_folders;

@@ -15,6 +15,8 @@ use crate::asterisk::in_force::modules::{self, Modules};
 use crate::asterisk::in_force::phones;
 use crate::asterisk::registrations;
 use crate::domain::some_of;
+use crate::host::configuration::MainFiles;
+use crate::host::mappings;
 use crate::host::place::folder;
 use crate::render::CONTEXT;
 
@@ -69,6 +71,21 @@ impl Host {
             )));
         }
         Ok("all that are needed are running".to_owned())
+    }
+
+    /// Asterisk reads the users' objects in `pjsip.conf`, keeps registrations in its own database, and, where it is `asked`, reads
+    /// these files and not a database.
+    pub(super) async fn mappings(&self, main: &MainFiles, asked: bool, declined: bool) -> Result<String> {
+        mappings::check(&main.sorcery, &self.config_dir, declined)?;
+        if asked {
+            let files = ["pjsip.conf", "extensions.conf", "sorcery.conf"];
+            let elsewhere = modules::read_from_a_database(&self.control, &files).await?.join(", ");
+            ensure!(
+                elsewhere.is_empty(),
+                "Asterisk reads from a database what should come from a file: {elsewhere}; remove the line from extconfig.conf and restart Asterisk, then apply again"
+            );
+        }
+        Ok("endpoints, auths and AORs in pjsip.conf, registrations in Asterisk's own database".to_owned())
     }
 
     /// Asterisk reads its configuration from `ASTERISK_CONFIG_DIR`.

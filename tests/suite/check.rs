@@ -202,7 +202,7 @@ fn sections_and_the_context() {
     Table::of(&settings).says("the numbers 1000 to 1999", "failure", &["pjsip_wizard.conf:1", "wizard 1500"]);
     asterisk.write_config("pjsip_wizard.conf", "");
     asterisk.write_config("sorcery.conf", "[res_pjsip]\ncontact=memory\n");
-    let advice = Table::of(&settings).says("mappings in sorcery.conf", "failure", &["sorcery.conf:2", "memory"]);
+    let advice = Table::of(&settings).says("mappings elsewhere", "failure", &["sorcery.conf:2", "memory"]);
     assert!(advice.starts_with("remove the line and restart Asterisk"), "{advice}");
     asterisk.write_config("sorcery.conf", "[res_pjsip]\n");
     Table::of(&settings).nothing_fails();

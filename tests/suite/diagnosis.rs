@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::fixtures::{TWO_OF_ONE_NAME, account, failed_apply, host, id};
+use crate::fixtures::{TWO_OF_ONE_NAME, account, failed_apply, host, id, sqlite_file};
 use crate::look_before_touching::refused;
 use crate::support::lab::{self, Folder, User};
 use crate::support::portal::Settings;
@@ -270,6 +270,28 @@ fn objects_that_asterisk_reads_elsewhere() {
         ["sorcery.conf:2: 'endpoint = realtime,ps_endpoints' keeps res_pjsip.so from starting", "remove the line"];
     refused(&asterisk, &portal, &words);
     asterisk.write_config("sorcery.conf", "[res_pjsip]\n");
+    asterisk.restart();
+    portal.apply("suite");
+}
+
+#[test]
+fn a_file_that_asterisk_reads_from_a_database() {
+    let (asterisk, portal) = host();
+    portal.create_user("Alice", "alice@example.com");
+    let database = asterisk.run_dir().join("own.db");
+    let User(owner) = lab::ASTERISK;
+    let table =
+        "id INTEGER PRIMARY KEY, cat_metric INT, var_metric INT, commented INT, filename, category, var_name, var_val";
+    sqlite_file(&database, &format!("CREATE TABLE ast_config ({table})"));
+    chown(&database, Some(owner), Some(owner)).expect("chown");
+    asterisk.write_config("res_config_sqlite3.conf", &format!("[own]\ndbfile = {}\n", database.display()));
+    for file in ["pjsip.conf", "extensions.conf"] {
+        asterisk.write_config("extconfig.conf", &format!("[settings]\n{file} => sqlite3,own,ast_config\n"));
+        asterisk.restart();
+        let there = format!("from a database what should come from a file: {file} (sqlite3)");
+        failed_apply(&portal, &[&there, "remove the line from extconfig.conf and restart Asterisk"]);
+    }
+    asterisk.write_config("extconfig.conf", "[settings]\n");
     asterisk.restart();
     portal.apply("suite");
 }

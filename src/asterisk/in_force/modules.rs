@@ -76,6 +76,20 @@ pub async fn wait_fully_booted(control: &Control) -> Result<()> {
     if answer.contains("fully booted") { Ok(()) } else { Err(unexpected(command, &answer)) }
 }
 
+/// The files of these that Asterisk reads from a database, because `extconfig.conf` says so, each with the engine.
+pub async fn read_from_a_database(control: &Control, files: &[&str]) -> Result<Vec<String>> {
+    let answer = control.ask(&["core show config mappings"]).await?;
+    let (mut engine, mut found) = ("", Vec::new());
+    for line in answer.lines() {
+        if let Some(name) = line.strip_prefix("Config Engine: ") {
+            engine = name.trim();
+        } else if let Some(file) = files.iter().find(|file| line.starts_with(&format!("===> {file} ("))) {
+            found.push(format!("{file} ({engine})"));
+        }
+    }
+    Ok(found)
+}
+
 /// Whether there is a transport: without one, no phone can reach Asterisk.
 pub async fn has_transport(control: &Control) -> Result<bool> {
     control.listing(&["pjsip show transports"], parse_transports).await
