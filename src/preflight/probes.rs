@@ -165,12 +165,11 @@ impl Host {
         let files = add(list, "Asterisk's configuration files", folder, async { Self::files_readable(read) }).await;
         let files = folder && files;
         add(list, "files to include", files, async { self.includes_that_find(main, &missing) }).await;
-        let asked = causes && asterisk;
-        add(list, "mappings elsewhere", files, self.mappings(main, asked, declined)).await;
+        add(list, "mappings elsewhere", files, self.mappings(main, causes && asterisk, declined)).await;
         let once = add(list, "files included twice", files, async { self.included_once(main) }).await;
         add(list, "the include lines", all && files && once, async { self.include_lines(main) }).await;
-        let readable = all && asterisk && folder && two_folders;
-        add(list, "Asterisk may read the files", readable, self.readable_by_asterisk()).await;
+        let readable = causes && asterisk && folder && two_folders;
+        add(list, "Asterisk may read the files", readable, self.readable_by_asterisk(main)).await;
         add(list, "sections of one name and type", all && files, async { Self::no_section_twice(main) }).await;
         add(list, "lines that Asterisk refuses", causes && files, async { Self::lines(main) }).await;
         add(list, "the numbers 1000 to 1999", files, async { self.nothing_foreign(main) }).await;

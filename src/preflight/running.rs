@@ -101,8 +101,8 @@ impl Host {
         }
     }
 
-    /// The user that Asterisk runs as may read both generated files.
-    pub(super) async fn readable_by_asterisk(&self) -> Result<String> {
+    /// The user that Asterisk runs as may read both generated files, and all others.
+    pub(super) async fn readable_by_asterisk(&self, main: &MainFiles) -> Result<String> {
         let asterisk = self.control.server().await?;
         for file in self.files.both() {
             if let Some(closed) = closed_to(&asterisk, file) {
@@ -111,6 +111,15 @@ impl Host {
                     asterisk.uid,
                     closed.display(),
                     folder = folder(file).display(),
+                );
+            }
+        }
+        for file in main.all().into_iter().flat_map(|config| &config.files) {
+            if let Some(closed) = closed_to(&asterisk, file) {
+                let closed = closed.display();
+                bail!(
+                    "Asterisk runs as user {}, which may not read {closed}; give it a group of that user (chgrp asterisk {closed}; chmod g+rX {closed}) and restart Asterisk, then apply again",
+                    asterisk.uid
                 );
             }
         }

@@ -188,6 +188,24 @@ fn a_module_that_does_not_run_because_asterisk_refuses_a_line() {
 }
 
 #[test]
+fn a_module_that_does_not_run_because_asterisk_may_not_read_its_file() {
+    let (asterisk, portal) = host();
+    portal.create_user("Alice", "alice@example.com");
+    let (file, User(portals), User(asterisks)) = (asterisk.etc().join("extensions.conf"), lab::PORTAL, lab::ASTERISK);
+    chown(&file, Some(portals), Some(portals)).expect("chown");
+    asterisk.restart();
+    let shown = file.display();
+    refused(
+        &asterisk,
+        &portal,
+        &[&format!("may not read {shown}; "), &format!("(chgrp asterisk {shown}; chmod g+rX ")],
+    );
+    chown(&file, None, Some(asterisks)).expect("chgrp");
+    asterisk.restart();
+    portal.apply("suite");
+}
+
+#[test]
 fn an_include_line_below_a_comment_that_never_ends() {
     let (asterisk, portal) = host();
     for (index, (main, comment, line, why, mended)) in [
