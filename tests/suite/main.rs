@@ -36,6 +36,7 @@ mod listing;
 mod load;
 mod look_before_touching;
 mod main_job;
+mod maintainer_scripts;
 mod model;
 mod modules;
 mod names;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use rustix::process::{Pid, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -14,12 +15,16 @@ use super::lab::{self, Folder, make_dir};
 use super::process::{Process, Signal, run_within};
 use super::{secs, wait_until};
 
-/// Mounts the layers where only the machine sees them, so that they go with it, and becomes `systemd-nspawn`. Where the lab's
-/// folder lies on layers itself, as in a container, none can be put on it: then the disk is a copy. The variable gives the
-/// machine a hierarchy of control groups that its systemd takes, also on a host with the older one.
-const BOOT: &str = r#"
+/// Mounts the layers where only the machine sees them, so that they go with it. Where the lab's folder lies on layers itself, as in
+/// a container, none can be put on it: then the disk is a copy.
+const DISK: &str = r#"
 mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/disk,workdir=$2/work" "$2/root" ||
     [ -e "$2/root/usr" ] || cp --archive "$1/." "$2/root"
+"#;
+
+/// Becomes `systemd-nspawn`. The variable gives the machine a hierarchy of control groups that its systemd takes, also on a host
+/// with the older one.
+const BOOT: &str = r#"
 echo '127.0.0.1 localhost server' >"$2/root/etc/hosts"
 export SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1
 exec systemd-nspawn --directory="$2/root" --boot --machine=server --private-network --keep-unit --register=no
@@ -40,10 +45,7 @@ impl Machine {
     pub fn boot() -> Self {
         let alone = File::create(lab::dir().join("machine.lock")).expect("open the machine's lock");
         alone.lock().expect("wait for the machine's lock");
-        let folder = Folder::new("machine");
-        for name in ["disk", "work", "root"] {
-            make_dir(&folder.path().join(name), 0, 0, 0o755);
-        }
+        let folder = disk();
         let process = Mutex::new(start(&folder));
         let machine = Self { process, leader: AtomicU32::new(0), folder, _alone: alone };
         machine.wait_until_up();
@@ -131,13 +133,40 @@ impl Machine {
     }
 }
 
-/// Boots it.
-fn start(folder: &Folder) -> Process {
+/// A folder for a machine's disk.
+fn disk() -> Folder {
+    let folder = Folder::new("machine");
+    for name in ["disk", "work", "root"] {
+        make_dir(&folder.path().join(name), 0, 0, 0o755);
+    }
+    folder
+}
+
+/// A shell script that begins with the disk of a machine in its `$2/root`. Nobody else sees that disk.
+fn with_disk(folder: &Folder, script: &str) -> Command {
     let root = lab::dir().join("server");
     assert!(root.is_dir(), "no machine in {}: run `make setup`", lab::dir().display());
-    let mut boot = Command::new("unshare");
-    boot.args(["--mount", "--propagation=private", "sh", "-ec", BOOT, "boot"]).arg(root).arg(folder.path());
-    Process::start(&mut boot, &folder.path().join("console"))
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation=private", "sh", "-ec", &[DISK, script].concat(), "sh"]);
+    command.arg(root).arg(folder.path());
+    command
+}
+
+/// Boots it.
+fn start(folder: &Folder) -> Process {
+    Process::start(&mut with_disk(folder, BOOT), &folder.path().join("console"))
+}
+
+/// Runs a shell script as root on the disk of a machine that is not booted, with the source tree in `/mnt`.
+pub fn run_unbooted(bound: Duration, script: &str) -> Output {
+    const ENTER: &str = r#"
+mount --bind "$3" "$2/root/mnt"
+exec unshare --pid --fork --kill-child --mount-proc="$2/root/proc" chroot "$2/root" sh -ec "$4"
+"#;
+    let folder = disk();
+    let mut command = with_disk(&folder, ENTER);
+    command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+    run_within(bound, command.arg(env!("CARGO_MANIFEST_DIR")).arg(script))
 }
 
 impl Drop for Machine {
