@@ -23,11 +23,11 @@ fn make_what_is_missing_and_leave_what_exists_as_it_is() {
     let given = "root:asterisk 750 pjsip.d\npbx-portal:asterisk 2750 pjsip.d/synergycall\npbx-portal:asterisk 640 pjsip.d/synergycall/generated_endpoints.conf\n";
     let theirs = "daemon:daemon 777 pjsip.d\npbx-portal:daemon 2700 pjsip.d/synergycall\nroot:root 600 pjsip.d/synergycall/generated_endpoints.conf\n";
     let purged = "root:asterisk 750 pjsip.d\nroot:asterisk 2750 pjsip.d/synergycall\nroot:asterisk 640 pjsip.d/synergycall/generated_endpoints.conf\n";
-    assert_eq!(said, [given, given, given, theirs, "link\n", "root:daemon\n", purged].concat(), "{complained}");
+    assert_eq!(said, [given, given, given, theirs, "link\n", "root:daemon\n", purged, given].concat(), "{complained}");
 }
 
 /// Prints what there is after each step: everything missing, a folder missing, a file missing, everything there and different, a link
-/// of the administrator's, a file of settings with another group, and a purge.
+/// of the administrator's, a file of settings with another group, a purge, and another installation.
 const MISSING: &str = r#"
 cp /mnt/packaging/sysusers.conf /usr/lib/sysusers.d/pbx-portal.conf
 install -D -m 640 /mnt/.env.example /etc/pbx-portal/pbx-portal.env
@@ -66,4 +66,7 @@ what
 [ -z "$(ls pjsip.d/synergycall/.[a-z]* 2>/dev/null)" ]
 [ -z "$(grep -v '^;' pjsip.d/synergycall/generated_endpoints.conf extensions.d/synergycall/generated_routing.conf)" ]
 ! getent passwd pbx-portal >&2
+install -D -m 640 /mnt/.env.example /etc/pbx-portal/pbx-portal.env
+configure
+what
 "#;

@@ -4,7 +4,7 @@
 scripts=/mnt/packaging
 cp $scripts/sysusers.conf /usr/lib/sysusers.d/pbx-portal.conf
 
-# What the links lead to: folders of root, as they are and empty, and folders of the service's user that are none of its two.
+# What the links lead to: folders of root and of the service's user that are none of its two, empty and as a purge leaves them.
 victims() {
     rm -rf /srv/*
     for owner in root pbx-portal; do
@@ -12,11 +12,11 @@ victims() {
             for folder in pjsip.d extensions.d; do
                 place=/srv/$owner/$kind/$folder/synergycall
                 install -d /srv/$owner/$kind/$folder
-                install -d -o $owner -m 755 $place
+                install -d -o $owner -m 2750 $place
                 [ $kind = whole ] || continue
                 for file in generated_endpoints.conf generated_routing.conf .pbx-portal.lock .generated_old; do
                     install -o $owner -m 600 /dev/null $place/$file
-                    echo precious >$place/$file
+                    echo '; Emptied when pbx-portal was purged' >$place/$file
                 done
             done
         done
