@@ -1,23 +1,22 @@
 //! `pbx-portal`: arguments, settings, logging; start and stop.
 
-use std::fmt::Display;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result};
+use clap::ValueEnum as _;
 use clap::error::ErrorKind::{InvalidUtf8, InvalidValue, ValueValidation};
+use futures_util::future::select_all;
 use rustix::fs::Mode;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, geteuid, set_dumpable_behavior, setrlimit};
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::level_filters::LevelFilter;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -26,9 +25,9 @@ use crate::api::guard::Guard;
 use crate::api::{self, Portal, server};
 use crate::apply::Applier;
 use crate::apply::preview::preview;
-use crate::preflight::check::{Report, check};
-use crate::preflight::probes::Host;
-use crate::settings::{Command, LogFormat, Secrets, Settings};
+use crate::preflight::check::{Report, check, token_rule};
+use crate::preflight::probes::{Host, Trouble};
+use crate::settings::{Command, Dotenv, LogFormat, Secrets, Settings, own_names};
 use crate::storage::{Inspection, Storage, StorageError};
 
 /// The exit status for an invalid setting or argument. For any other failure it is 1.
@@ -41,35 +40,51 @@ const DATABASE_PATIENCE: Duration = Duration::from_secs(30);
 /// apply later. A stop waits for an apply however long it takes.
 const STOP_PATIENCE: Duration = server::SEND_PATIENCE.saturating_mul(2).saturating_add(Duration::from_secs(1));
 
-/// Runs the program, with the arguments and the environment of the process.
+/// An invalid setting or argument.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Invalid(String);
+
+/// Runs the program, with the arguments and the environment of the process. A failure ends it with one line.
 #[must_use]
 pub fn run() -> ExitCode {
-    start().unwrap_or_else(|error| end(1, format_args!("{error:#}")))
+    let mut format = asked_format(&Dotenv::default());
+    start(&mut format).unwrap_or_else(|failure| {
+        if format == LogFormat::Json {
+            start_log(LogFormat::Json, LevelFilter::ERROR);
+            error!("{failure:#}");
+        } else {
+            eprintln!("pbx-portal: {failure:#}");
+        }
+        ExitCode::from(if failure.is::<Invalid>() { INVALID } else { 1 })
+    })
 }
 
-/// Ends with one line.
-fn end(status: u8, why: impl Display) -> ExitCode {
-    eprintln!("pbx-portal: {why}");
-    ExitCode::from(status)
+/// The log's format, also if another setting turns out to be invalid.
+fn asked_format(dotenv: &Dotenv) -> LogFormat {
+    let mut arguments = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned());
+    let flag = arguments.find_map(|argument| argument.strip_prefix("--log-format").map(str::to_owned));
+    // As --log-format=json, or in two arguments.
+    let flag = flag.and_then(|flag| flag.strip_prefix('=').map(str::to_owned).or_else(|| arguments.next()));
+    let variable = std::env::var("LOG_FORMAT").ok();
+    let asked = flag.as_deref().or(variable.as_deref()).or(dotenv.get("LOG_FORMAT")).unwrap_or_default();
+    LogFormat::from_str(asked, true).unwrap_or(LogFormat::Text)
 }
 
-fn start() -> Result<ExitCode> {
+fn start(format: &mut LogFormat) -> Result<ExitCode> {
     // Other users cannot read any file that this process makes, unless it says otherwise.
     rustix::process::umask(Mode::from_raw_mode(0o077));
     keep_memory_private().context("core dumps can't be turned off")?;
-    if let Err(problem) = read_dotenv() {
-        return Ok(end(INVALID, format_args!(".env can't be used: {problem}")));
-    }
-    let command = match Command::read(std::env::args_os()) {
+    let dotenv = Dotenv::read().map_err(|problem| Invalid(format!(".env can't be used: {problem}")))?;
+    *format = asked_format(&dotenv);
+    let command = match Command::read(std::env::args_os(), &dotenv) {
         Ok(command) => command,
         Err(error) if !error.use_stderr() => error.exit(),
-        Err(error) => {
-            return Ok(match error.kind() {
-                // The value of a setting. An unknown flag is another kind of error.
-                InvalidUtf8 | InvalidValue | ValueValidation => refuse_setting(&one_line(&error)),
-                _ => end(INVALID, one_line(&error)),
-            });
+        // The value of a setting. An unknown flag is another kind of error.
+        Err(error) if [InvalidUtf8, InvalidValue, ValueValidation].contains(&error.kind()) => {
+            return refuse_setting(one_line(&error));
         }
+        Err(error) => return Err(Invalid(one_line(&error)).into()),
     };
     let settings = match &command {
         Command::Openapi => {
@@ -78,18 +93,18 @@ fn start() -> Result<ExitCode> {
         }
         Command::Serve(settings) | Command::Migrate(settings) | Command::Check { settings, .. } => settings.as_ref(),
     };
-    let secrets = match Secrets::from_environment(settings) {
+    let secrets = match Secrets::read(settings, &dotenv) {
         Ok(secrets) => secrets,
-        Err(error) => return Ok(refuse_setting(&error.to_string())),
+        Err(error) => return refuse_setting(error.to_string()),
     };
-    start_log(settings);
+    start_log(settings.log_format, settings.log_level);
     // One thread: applies and SQLite, which block, have threads of their own.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.context("no event loop can be started")?.block_on(async {
         let storage = Storage::new(&secrets.database);
         if let Command::Check { json, .. } = command {
             let host = Host::new(settings);
-            let mut findings = check(settings, &secrets, &storage, &host).await;
+            let mut findings = check(settings, &secrets, &dotenv, &storage, &host).await;
             preview(&host, &storage, &mut findings).await;
             return Ok(report(&Report::new(secrets.database.to_string(), findings), json));
         }
@@ -102,6 +117,7 @@ fn start() -> Result<ExitCode> {
         if matches!(command, Command::Migrate(_)) {
             println!("The database's tables are up to date.");
         } else {
+            warn_of(settings, &secrets, &dotenv);
             serve(settings, secrets, storage).await?;
         }
         Ok(ExitCode::SUCCESS)
@@ -109,12 +125,27 @@ fn start() -> Result<ExitCode> {
 }
 
 /// Refuses an invalid setting, of which `check` makes a report.
-fn refuse_setting(problem: &str) -> ExitCode {
+fn refuse_setting(problem: String) -> Result<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().is_none_or(|command| command != "check") {
-        return end(INVALID, problem);
+        return Err(Invalid(problem).into());
     }
-    report(&Report::of_settings(problem), arguments.any(|argument| argument == "--json"))
+    Ok(report(&Report::of_settings(&problem), arguments.any(|argument| argument == "--json")))
+}
+
+/// Logs what an administrator should look at before the service is used.
+fn warn_of(settings: &Settings, secrets: &Secrets, dotenv: &Dotenv) {
+    for warning in dotenv.warnings() {
+        warn!("{warning}");
+    }
+    if let Err(Trouble::Warning(warning)) = token_rule(settings, secrets) {
+        warn!("{warning}");
+    }
+    if geteuid().is_root() {
+        warn!(
+            "the service runs as root, so whoever may write in its two folders can use root's rights; run it as a user of its own, such as the package's pbx-portal"
+        );
+    }
 }
 
 /// Prints what `check` found; exit status 1 if something failed.
@@ -142,44 +173,17 @@ fn one_line(error: &clap::Error) -> String {
     text.trim_start_matches("error: ").replace(char::is_control, " ").trim_end().to_owned()
 }
 
-/// Reads `./.env` if it exists. One that cannot be read or parsed is an error, and so is another user's: it could name any program
-/// as `ASTERISK_BIN`. No error shows a line of it, which may hold a secret.
-fn read_dotenv() -> Result<()> {
-    let file = match File::open("./.env") {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        opened => opened?,
-    };
-    let owner = file.metadata()?.uid();
-    ensure!(
-        owner == 0 || owner == geteuid().as_raw(),
-        "it belongs to the user {owner}; only root's and the portal's own is read"
-    );
-    let text = io::read_to_string(file)?;
-    ensure!(!text.contains('\0'), "it contains a NUL character");
-    // Outside single quotes, a variable replaces a $: half of a password would silently be lost.
-    let expands = |line: &str| {
-        line.split_once('=').is_some_and(|(_, value)| value.contains('$') && !value.trim_start().starts_with('\''))
-    };
-    if let Some(index) = text.lines().position(|line| !line.trim_start().starts_with('#') && expands(line)) {
-        bail!("line {} has a $: put its value in single quotes", index + 1);
-    }
-    dotenvy::from_read(text.as_bytes()).map_err(|error| match error {
-        dotenvy::Error::LineParse(_, at) => anyhow!("a line is not of the form NAME=value (at its character {at})"),
-        _ => anyhow!("it is invalid"),
-    })
-}
-
-fn start_log(settings: &Settings) {
+/// Starts the log, unless it has been started.
+fn start_log(format: LogFormat, level: LevelFilter) {
     // Libraries log only what is wrong.
-    let level = settings.log_level;
     let libraries = level.min(LevelFilter::WARN);
     let targets = Targets::new().with_target("pbx_control_portal", level).with_default(libraries);
     let registry = tracing_subscriber::registry().with(targets);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    match settings.log_format {
-        LogFormat::Text => registry.with(lines.with_ansi(false).with_target(false)).init(),
-        LogFormat::Json => registry.with(lines.json().flatten_event(true)).init(),
-    }
+    let _ = match format {
+        LogFormat::Text => registry.with(lines.with_ansi(false).with_target(false)).try_init(),
+        LogFormat::Json => registry.with(lines.json().flatten_event(true)).try_init(),
+    };
 }
 
 /// Migrates. Retries for a while, and logs it, if the database is unavailable.
@@ -198,15 +202,17 @@ async fn migrate(storage: &Storage) -> Result<Inspection> {
 }
 
 async fn serve(settings: &Settings, secrets: Secrets, storage: Storage) -> Result<()> {
-    let signals = |kind| signal(kind).context("signals can't be handled");
-    let (mut terminate, mut interrupt) = (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
+    let mut signals = Signals::catch().context("signals can't be handled")?;
     let listener = TcpListener::bind(settings.listen).await;
     let listener = listener.with_context(|| format!("PORTAL_LISTEN {} can't be listened on", settings.listen))?;
     let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
     let applier = Applier::new(settings, storage.clone(), tasks.clone(), stopping.clone());
     let guard = match secrets.api_token {
         Some(token) => Guard::Token(token),
-        None => Guard::Open { loopback: settings.listen.ip().is_loopback() },
+        None => Guard::Open {
+            own_names: own_names(settings).into(),
+            proxied: settings.allow_unauthenticated || !settings.listen.ip().is_loopback(),
+        },
     };
     let router = api::router(Portal { storage, applier }, guard);
     info!(address = %settings.listen, version = env!("CARGO_PKG_VERSION"), "serving; the documentation is at /docs");
@@ -214,11 +220,8 @@ async fn serve(settings: &Settings, secrets: Secrets, storage: Storage) -> Resul
     tokio::spawn(feed_watchdog());
 
     let mut server = tokio::spawn(server::serve(listener, router, stopping.clone()));
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    info!("stopping; an apply that runs goes on to its end");
+    let signal = signals.next().await;
+    info!(signal, "stopping; an apply that runs goes on to its end");
     tell_service_manager(NotifyState::Stopping);
     stopping.cancel();
     // Requests that are being sent may still begin an apply, so they come first; then every apply ends, and is answered.
@@ -229,6 +232,40 @@ async fn serve(settings: &Settings, secrets: Secrets, storage: Storage) -> Resul
         warn!("some clients did not take their answers");
     }
     Ok(())
+}
+
+/// The signals that end the service.
+struct Signals(Vec<(&'static str, Signal)>);
+
+impl Signals {
+    /// Catches them from now on, except those that are ignored, as `nohup` does it.
+    fn catch() -> io::Result<Self> {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let ignored =
+            status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+        let ignored = |kind: SignalKind| ignored.unwrap_or_default() >> (kind.as_raw_value() - 1) & 1 == 1;
+        let caught = [
+            ("SIGTERM", SignalKind::terminate()),
+            ("SIGINT", SignalKind::interrupt()),
+            ("SIGHUP", SignalKind::hangup()),
+            ("SIGQUIT", SignalKind::quit()),
+            ("SIGUSR1", SignalKind::user_defined1()),
+            ("SIGUSR2", SignalKind::user_defined2()),
+        ];
+        let caught = caught.into_iter().filter(|(name, kind)| *name == "SIGTERM" || !ignored(*kind));
+        Ok(Self(caught.map(|(name, kind)| Ok((name, signal(kind)?))).collect::<io::Result<_>>()?))
+    }
+
+    /// The name of the next one.
+    async fn next(&mut self) -> &'static str {
+        let signals = self.0.iter_mut().map(|(name, signal)| {
+            Box::pin(async {
+                signal.recv().await;
+                *name
+            })
+        });
+        select_all(signals).await.0
+    }
 }
 
 /// Tells systemd twice in each `WatchdogSec=` that the event loop lives. If it hangs, systemd restarts the service.

@@ -1,6 +1,12 @@
 //! Who may use the API. With a token, every client that sends it. Without one, every client that reaches the listener, but no
 //! web page in an administrator's browser. The browser names a page of another origin in `Origin`. It names a page whose host
-//! name now resolves to a loopback address (DNS rebinding) in `Host`.
+//! name now resolves to this host (DNS rebinding) in `Host`; nobody else can make a browser send this host's own name or an address.
+//!
+//! On loopback, a request that came through a proxy is refused, too: such a service would be open to the world by mistake. This is
+//! a heuristic, because not every proxy says that it is one.
+
+use std::net::IpAddr;
+use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::http::uri::Authority;
@@ -9,13 +15,17 @@ use axum::middleware::Next;
 use axum::response::Response;
 
 use super::error::{ApiError, Phrase};
-use crate::settings::{ApiToken, is_this_machine};
+use crate::settings::ApiToken;
 
 pub(super) const OTHER_ORIGIN: ApiError =
     ApiError::new(Phrase::Forbidden, "Without PORTAL_API_TOKEN, a web page of another origin may not use this API.");
 pub(super) const OTHER_HOST: ApiError = ApiError::new(
     Phrase::Forbidden,
-    "Without PORTAL_API_TOKEN, a request must be addressed to 127.0.0.1 or localhost.",
+    "Without PORTAL_API_TOKEN, a request must be addressed to an IP address, localhost, this host's name or PORTAL_HOST.",
+);
+pub(super) const THROUGH_PROXY: ApiError = ApiError::new(
+    Phrase::Forbidden,
+    "This request came through a proxy, which may open the API to everybody; set PORTAL_API_TOKEN, or say PORTAL_ALLOW_UNAUTHENTICATED=true.",
 );
 
 /// How requests are authorized.
@@ -23,8 +33,13 @@ pub(super) const OTHER_HOST: ApiError = ApiError::new(
 pub enum Guard {
     /// Every request needs it.
     Token(ApiToken),
-    /// No token. If only this machine can reach the listener (`loopback`), `Host` must name it.
-    Open { loopback: bool },
+    /// No token.
+    Open {
+        /// By which names a request may call this host, beside its addresses and `localhost`.
+        own_names: Arc<[String]>,
+        /// Whether a proxy may be in front.
+        proxied: bool,
+    },
 }
 
 /// Lets a request through, or answers 401 or 403.
@@ -33,15 +48,17 @@ pub(super) async fn check(State(guard): State<Guard>, request: Request, next: Ne
     match guard {
         Guard::Token(token) => {
             // With two headers, a proxy in front may have checked the other one.
-            let bearer = only(headers, header::AUTHORIZATION).and_then(|value| value.as_bytes().split_at_checked(7));
-            if !bearer.is_some_and(|(scheme, sent)| scheme.eq_ignore_ascii_case(b"Bearer ") && token.matches(sent)) {
+            let sent = only(headers, header::AUTHORIZATION).and_then(|value| bearer(value.as_bytes()));
+            if !sent.is_some_and(|sent| token.matches(sent)) {
                 return Err(ApiError::UNAUTHORIZED);
             }
         }
-        Guard::Open { loopback } => {
+        Guard::Open { own_names, proxied } => {
+            if !proxied && headers.keys().any(is_of_a_proxy) {
+                return Err(THROUGH_PROXY);
+            }
             let host = host(&request);
-            let name = host.as_ref().map(|host| host.host().trim_start_matches('[').trim_end_matches(']'));
-            if loopback && !name.is_some_and(is_this_machine) {
+            if !host.as_ref().is_some_and(|host| is_own(host.host(), &own_names)) {
                 return Err(OTHER_HOST);
             }
             if !headers.get_all(header::ORIGIN).iter().all(|origin| is_at(origin, host.as_ref())) {
@@ -50,6 +67,24 @@ pub(super) async fn check(State(guard): State<Guard>, request: Request, next: Ne
         }
     }
     Ok(next.run(request).await)
+}
+
+/// What follows the scheme `Bearer` and its blanks.
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, rest) = value.split_at_checked(6)?;
+    let sent = rest.trim_ascii_start();
+    (scheme.eq_ignore_ascii_case(b"Bearer") && sent.len() < rest.len()).then_some(sent)
+}
+
+fn is_of_a_proxy(name: &HeaderName) -> bool {
+    ["forwarded", "x-real-ip"].contains(&name.as_str()) || name.as_str().starts_with("x-forwarded-")
+}
+
+/// Whether a host is this one, as far as its name tells: no page can have an IP address for its name.
+fn is_own(host: &str, own_names: &[String]) -> bool {
+    let is = |own: &str| host.eq_ignore_ascii_case(own);
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    address.is_ok() || is("localhost") || own_names.iter().any(|own| is(own))
 }
 
 /// The value of a header that stands there once.

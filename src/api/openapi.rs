@@ -66,7 +66,14 @@ pub fn text(description: impl Into<String>, pattern: &str, example: &str) -> Obj
 pub fn with_failures<S>(operation: UtoipaMethodRouter<S>, errors: Vec<ApiError>) -> UtoipaMethodRouter<S> {
     let (schemas, mut paths, router) = operation;
     let database = ApiError::database_unavailable(None, LOOK_AND_TRY_AGAIN);
-    let every = [ApiError::UNAUTHORIZED, guard::OTHER_ORIGIN, guard::OTHER_HOST, ApiError::INTERNAL, database];
+    let every = [
+        ApiError::UNAUTHORIZED,
+        guard::OTHER_ORIGIN,
+        guard::OTHER_HOST,
+        guard::THROUGH_PROXY,
+        ApiError::INTERNAL,
+        database,
+    ];
     let mut statuses = BTreeMap::<StatusCode, Vec<ApiError>>::new();
     for error in errors.into_iter().chain(every) {
         statuses.entry(error.error.status()).or_default().push(error);

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::account::user_name;
 use crate::preflight::probes::{Finding, Host, Probed, State, Trouble};
-use crate::settings::{ApiToken, DatabaseUrl, Secrets, Settings};
+use crate::settings::{ApiToken, DatabaseUrl, Dotenv, Secrets, Settings};
 use crate::storage::{Storage, StorageError};
 
 /// Everything that was found.
@@ -22,11 +22,17 @@ pub struct Report {
 }
 
 /// Looks at everything that an apply needs.
-pub async fn check(settings: &Settings, secrets: &Secrets, storage: &Storage, host: &Host) -> Vec<Finding> {
-    let mut findings = vec![
-        Finding::of("the settings", token_rule(settings, secrets)),
-        Finding::of("the database", database(&secrets.database, storage).await),
-    ];
+pub async fn check(
+    settings: &Settings,
+    secrets: &Secrets,
+    dotenv: &Dotenv,
+    storage: &Storage,
+    host: &Host,
+) -> Vec<Finding> {
+    let mut findings = vec![Finding::of("the settings", token_rule(settings, secrets))];
+    let of_dotenv = |warning| Finding::of("where settings come from", Err(Trouble::Warning(warning)));
+    findings.extend(dotenv.warnings().into_iter().map(of_dotenv));
+    findings.push(Finding::of("the database", database(&secrets.database, storage).await));
     findings.extend(host.probe().await);
     findings
 }
@@ -72,11 +78,11 @@ impl fmt::Display for Report {
 }
 
 /// Who can use the API. Invalid settings have already ended the program.
-fn token_rule(settings: &Settings, secrets: &Secrets) -> Probed {
+pub fn token_rule(settings: &Settings, secrets: &Secrets) -> Probed {
     let listen = settings.listen;
     match (&secrets.api_token, listen.ip().is_loopback()) {
         (Some(token), _) if token.is_short() => Err(Trouble::Warning(format!(
-            "listening on {listen}, with a token of fewer than {} characters, which can be guessed; make a longer one with openssl rand -hex 32",
+            "listening on {listen}, with a token of fewer than {} bytes, which can be guessed; make a longer one with openssl rand -hex 32",
             ApiToken::LONG_ENOUGH
         ))),
         (Some(_), _) => Ok(format!("listening on {listen}, for everybody who has the token")),

@@ -2,8 +2,10 @@
 //! line that names it, and ends.
 
 mod database_url;
+mod dotenv;
 pub mod help;
 
+use std::env::VarError;
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -15,6 +17,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::domain::Name;
 pub use database_url::DatabaseUrl;
+pub use dotenv::Dotenv;
 
 /// Creates SIP extensions in Asterisk from the users in a database, and proves that Asterisk serves them.
 #[derive(Parser)]
@@ -38,16 +41,26 @@ pub enum Command {
 }
 
 impl Command {
-    /// Reads the command line; without a command it is `serve`. An error may be the help or the version.
-    pub fn read(arguments: impl Iterator<Item = OsString>) -> Result<Self, clap::Error> {
+    /// Reads the command line and the environment; without a command it is `serve`. An error may be the help or the version.
+    pub fn read(arguments: impl Iterator<Item = OsString>, dotenv: &Dotenv) -> Result<Self, clap::Error> {
         let mut arguments: Vec<_> = arguments.collect();
         let about_itself = ["-h", "--help", "-V", "--version"].map(OsString::from);
         let is_flag = |first: &OsString| first.to_string_lossy().starts_with('-') && !about_itself.contains(first);
         if arguments.get(1).is_none_or(is_flag) {
             arguments.insert(arguments.len().min(1), "serve".into());
         }
-        Self::from_arg_matches(&help::definition().try_get_matches_from(arguments)?)
+        Self::from_arg_matches(&with_defaults(help::definition(), dotenv).try_get_matches_from(arguments)?)
     }
+}
+
+/// What the file sets is the default of a flag: the command line and the environment come before it.
+fn with_defaults(command: clap::Command, dotenv: &Dotenv) -> clap::Command {
+    let value = |flag: &clap::Arg| Some(dotenv.get(flag.get_env()?.to_str()?)?.to_owned());
+    let command = command.mut_args(|flag| match value(&flag) {
+        Some(value) => flag.default_value(value),
+        None => flag,
+    });
+    command.mut_subcommands(|command| with_defaults(command, dotenv))
 }
 
 /// All settings but the two secrets, which are never taken from a command line.
@@ -109,24 +122,35 @@ pub struct Secrets {
 }
 
 impl Secrets {
-    /// Reads the two secrets from the environment. An error does not show the value of the setting that is invalid. No token, but
-    /// an address beyond loopback is an error too, unless `settings` allow it.
-    pub fn from_environment(settings: &Settings) -> Result<Self> {
-        let variable = |name: &str| match std::env::var(name) {
-            Ok(value) if value.is_empty() => bail!("{name} is set but empty: give it a value, or remove it"),
-            Ok(value) => Ok(Some(value)),
-            Err(std::env::VarError::NotPresent) => Ok(None),
-            Err(std::env::VarError::NotUnicode(_)) => bail!("{name} is not valid UTF-8"),
+    /// Reads the two secrets. An error does not show the value of the setting that is invalid. No token, but an address beyond
+    /// loopback is an error too, unless `settings` allow it.
+    pub fn read(settings: &Settings, dotenv: &Dotenv) -> Result<Self> {
+        let variable = |name: &str| {
+            let value = match std::env::var(name) {
+                Ok(value) => value,
+                Err(VarError::NotUnicode(_)) => bail!("{name} is not valid UTF-8"),
+                Err(VarError::NotPresent) => match dotenv.get(name) {
+                    Some(value) => value.to_owned(),
+                    None => return Ok(None),
+                },
+            };
+            ensure!(!value.is_empty(), "{name} is set but empty: give it a value, or remove it");
+            Ok(Some(value))
         };
         let database = match variable("DATABASE_URL")? {
             Some(url) => DatabaseUrl::parse(&url).map_err(|why| anyhow!("DATABASE_URL is invalid: {why}"))?,
             None => DatabaseUrl::Sqlite(settings.data_dir.join("portal.db")),
         };
         let api_token = variable("PORTAL_API_TOKEN")?.map(ApiToken::parse).transpose()?;
+        let listen = settings.listen;
         ensure!(
-            api_token.is_some() || settings.listen.ip().is_loopback() || settings.allow_unauthenticated,
-            "PORTAL_LISTEN {} is open to other machines and PORTAL_API_TOKEN is not set: anybody there could read every SIP secret; set PORTAL_API_TOKEN, listen on 127.0.0.1, or say PORTAL_ALLOW_UNAUTHENTICATED=true",
-            settings.listen
+            api_token.is_some() || listen.ip().is_loopback() || settings.allow_unauthenticated,
+            "PORTAL_LISTEN {listen} is open to other machines and PORTAL_API_TOKEN is not set: anybody there could read every SIP secret; set PORTAL_API_TOKEN, listen on 127.0.0.1, or say PORTAL_ALLOW_UNAUTHENTICATED=true"
+        );
+        ensure!(
+            listen.ip().is_loopback() || !api_token.as_ref().is_some_and(ApiToken::is_short),
+            "PORTAL_LISTEN {listen} is open to other machines and PORTAL_API_TOKEN has fewer than {} bytes, which can be guessed; make a new one with 'openssl rand -hex 32', or listen on 127.0.0.1",
+            ApiToken::LONG_ENOUGH
         );
         Ok(Self { database, api_token })
     }
@@ -169,6 +193,18 @@ fn host_name(text: &str) -> Result<String, &'static str> {
 
 fn system_host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// The names by which a request may call this host: its system's name with and without the domain, and `PORTAL_HOST`.
+pub fn own_names(settings: &Settings) -> Vec<String> {
+    let name = system_host_name();
+    let short = name.split('.').next().unwrap_or_default().to_owned();
+    let hosts = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
+    let mut lines = hosts.lines().map(|line| line.split('#').next().unwrap_or_default().split_whitespace().skip(1));
+    // As `hostname --fqdn` finds it: the first name of the first line that has the system's.
+    let full = lines.find_map(|names| names.clone().any(|own| own == name).then(|| names.clone().next()).flatten());
+    let full = full.map(str::to_owned);
+    [name, short, settings.host.clone()].into_iter().chain(full).collect()
 }
 
 fn log_level() -> impl TypedValueParser<Value = LevelFilter> {

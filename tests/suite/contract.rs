@@ -7,7 +7,8 @@ use std::net::{SocketAddr, TcpStream};
 
 use serde_json::{Value, json};
 
-use crate::fixtures::{id, sqlite};
+use crate::fixtures::{id, sqlite, without_asterisk};
+use crate::support::lab::{Folder, Ports};
 use crate::support::portal::Settings;
 use crate::support::postgres::Options;
 use crate::support::{Asterisk, Portal, Postgres};
@@ -231,6 +232,86 @@ fn every_status_of_every_operation() {
         Vec::<&(String, String)>::new(),
         "promised, but never seen"
     );
+}
+
+#[test]
+fn without_a_token_a_request_names_this_host_and_comes_through_no_proxy() {
+    let everywhere = Ports::one();
+    let listen = ("PORTAL_LISTEN", format!("0.0.0.0:{}", everywhere.number()));
+    let with = |settings: Settings, (name, value): (&str, String)| settings.with(name, value);
+    let settings = || without_asterisk().with("PORTAL_HOST", "pbx-berlin");
+    let allowed = || settings().with("PORTAL_ALLOW_UNAUTHENTICATED", "true");
+    // The names of this host, whatever machine runs the test.
+    let names = "hostname pbx && mount --bind \"$0\" /etc/hosts && exec \"$@\"";
+    let folder = Folder::new("hosts");
+    let hosts = folder.path().join("hosts");
+    std::fs::write(&hosts, "127.0.0.1 localhost\n127.0.1.1 pbx.example.com pbx # pbx.evil.example\n")
+        .expect("write it");
+    let hosts = hosts.display().to_string();
+    let launcher = ["unshare", "--user", "--map-root-user", "--mount", "--uts", "sh", "-c", names, &hosts];
+    for (portal, proxied) in [
+        (Portal::prepare(&settings()), false),
+        (Portal::prepare(&allowed()), true),
+        (Portal::prepare(&with(allowed(), listen)), true),
+    ] {
+        portal.boot_through(&launcher);
+        let mut seen = BTreeSet::new();
+        let mut client = Client { address: portal.address(), seen: &mut seen };
+        let own = [
+            "127.0.0.1",
+            "192.0.2.1:80",
+            "[2001:db8::1]:8000",
+            "LocalHost:8000",
+            "pbx-berlin",
+            "PBX",
+            "pbx.example.com:8000",
+        ];
+        let others = [
+            "evil.example",
+            "evil.example:8000",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "pbx.evil.example",
+            "example.com",
+            "",
+        ];
+        for (hosts, expected) in [(&own, 200), (&others, 403)] {
+            for host in hosts {
+                let (status, body) = client.ask("GET", "/users", &[("host", host)], "");
+                assert_eq!(status, expected, "{host}: {body}");
+                assert!(
+                    status == 200
+                        || body["message"].as_str().is_some_and(|message| message.contains("this host's name"))
+                );
+            }
+        }
+        for header in ["Forwarded", "X-Forwarded-For", "x-forwarded-proto", "X-Forwarded-Prefix", "X-Real-IP"] {
+            for (method, path) in [("GET", "/users"), ("POST", "/users"), ("DELETE", "/users/x"), ("POST", "/apply")] {
+                let (status, body) = client.ask(method, path, &[(header, "192.0.2.1")], "");
+                assert_eq!(status == 403, !proxied, "{header}: {body}");
+                let message = body["message"].as_str().unwrap_or_default();
+                assert!(
+                    proxied || message.contains("set PORTAL_API_TOKEN, or say PORTAL_ALLOW_UNAUTHENTICATED=true"),
+                    "{body}"
+                );
+            }
+        }
+        let page =
+            ureq::get(format!("http://{}/docs/", portal.address())).header("x-forwarded-for", "192.0.2.1").call();
+        assert!(page.is_ok(), "the documentation is open");
+    }
+    // With a token, the token is what counts.
+    let guarded = Portal::start(&without_asterisk().with("PORTAL_API_TOKEN", "s3cret-token"));
+    let mut seen = BTreeSet::new();
+    let mut client = Client { address: guarded.address(), seen: &mut seen };
+    let through = [
+        ("authorization", "Bearer   s3cret-token"),
+        ("host", "pbx.elsewhere.example"),
+        ("x-forwarded-for", "192.0.2.1"),
+    ];
+    assert_eq!(client.ask("GET", "/users", &through, "").0, 200);
+    assert_eq!(client.ask("GET", "/users", &[("authorization", "Bearers3cret-token")], "").0, 401);
+    assert_eq!(client.ask("GET", "/users", &[("authorization", "Bearer\ts3cret-token")], "").0, 200);
 }
 
 #[test]

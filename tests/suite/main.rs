@@ -55,6 +55,7 @@ mod scenes;
 mod schemathesis;
 mod secrets_at_rest;
 mod settings;
+mod signals;
 mod stale_registrations;
 mod surviving_calls;
 mod table;

@@ -1,7 +1,17 @@
 //! Settings: an invalid one stops the start with exit status 2 and one line on standard error, which shows no secret.
 
-use crate::support::lab::{BROWSER, User};
-use crate::support::portal::{Settings, run};
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::fixtures::without_asterisk;
+use crate::support::lab::{BROWSER, PORTAL, Ports, User};
+use crate::support::portal::{Settings, portal_command, run};
+use crate::support::process::run_within;
+use crate::support::{Portal, secs};
 
 #[test]
 fn an_invalid_setting_stops_the_start() {
@@ -34,6 +44,7 @@ fn an_invalid_setting_stops_the_start() {
         ("ASTERISK_TIMEOUT_SECS", "soon", "ASTERISK_TIMEOUT_SECS"),
         ("PORTAL_ALLOW_UNAUTHENTICATED", "perhaps", "PORTAL_ALLOW_UNAUTHENTICATED"),
         ("PORTAL_LISTEN", "0.0.0.0:0", "PORTAL_API_TOKEN"),
+        ("PORTAL_LISTEN", "[::]:0", "PORTAL_API_TOKEN"),
         ("PORTAL_HOST", "two\nlines", "PORTAL_HOST"),
         ("LOG_LEVEL", "loud", "LOG_LEVEL"),
         ("LOG_FORMAT", "xml", "LOG_FORMAT"),
@@ -87,12 +98,185 @@ fn the_command_line_comes_before_the_environment_and_that_before_the_file() {
     assert!(halved.contains("line 2 has a $") && !halved.contains("gone"), "{halved}");
     assert!(refusal.contains("PORTAL_API_TOKEN") && !refusal.contains("not a token"), "{refusal}");
     std::fs::write(portal.work_dir().join(".env"), "PORTAL_API_TOKEN=half\0gone\n").expect("write .env");
-    assert_eq!(says(&["serve"], &Settings::default()), "pbx-portal: .env can't be used: it contains a NUL character\n");
+    assert_eq!(
+        says(&["serve"], &Settings::default()),
+        "pbx-portal: .env can't be used: line 1 contains a NUL character\n"
+    );
     // Root's own is read, as above; anybody else's could name any program.
     let User(stranger) = BROWSER;
     std::os::unix::fs::chown(portal.work_dir().join(".env"), Some(stranger), None).expect("chown .env");
     let strangers = says(&["check"], &Settings::default());
     assert!(strangers.contains(&format!("it belongs to the user {stranger}")), "{strangers}");
+}
+
+/// The output of `check`, or of `serve` that must not start, with this `.env`.
+fn with_dotenv(portal: &Portal, arguments: &[&str], settings: &Settings) -> (Option<i32>, String) {
+    let mut command = portal_command(settings, portal.work_dir());
+    let output = run_within(secs(60), command.args(arguments));
+    let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    (output.status.code(), text)
+}
+
+#[test]
+fn a_dotenv_that_others_can_write_or_that_is_no_file_is_refused() {
+    let portal = Portal::prepare(&Settings::default());
+    let dotenv = portal.work_dir().join(".env");
+    let User(owner) = PORTAL;
+    let refused = |says: &str| {
+        for arguments in [&["serve"][..], &["check"], &["migrate"]] {
+            let (status, text) = with_dotenv(&portal, arguments, &Settings::default());
+            assert!(status == Some(2) && text.contains(says) && text.lines().count() == 1, "{arguments:?}: {text}");
+        }
+    };
+    let check = || with_dotenv(&portal, &["check"], &without_asterisk()).1;
+    for (uid, mode, others_write, others_read) in [
+        (0, 0o640, false, false),
+        (owner, 0o600, false, false),
+        (owner, 0o400, false, false),
+        (0, 0o644, false, true),
+        (owner, 0o660, true, false),
+        (0, 0o642, true, false),
+        (0, 0o666, true, true),
+    ] {
+        fs::write(&dotenv, "LOG_LEVEL=info\n").expect("write .env");
+        fs::set_permissions(&dotenv, fs::Permissions::from_mode(mode)).expect("chmod .env");
+        chown(&dotenv, Some(uid), Some(owner)).expect("chown .env");
+        if others_write {
+            let advice = format!("chmod go-w {}", dotenv.display());
+            refused(&advice);
+            // As the message says.
+            assert!(run_within(secs(10), Command::new("sh").args(["-c", &advice])).status.success());
+        }
+        let (table, advice) = (check(), format!("chmod o-r {}", dotenv.display()));
+        assert_eq!(table.contains(&advice), others_read, "{mode:o}: {table}");
+        fs::remove_file(&dotenv).expect("remove .env");
+    }
+
+    // A link is followed, as the package's is.
+    let target = portal.work_dir().join("settings");
+    std::os::unix::fs::symlink("settings", &dotenv).expect("make a link");
+    let mut mkfifo = Command::new("mkfifo");
+    assert!(run_within(secs(10), mkfifo.args(["--mode=600"]).arg(&target)).status.success());
+    chown(&target, Some(owner), Some(owner)).expect("chown the FIFO");
+    refused("settings is not a regular file");
+    fs::remove_file(&target).expect("remove the FIFO");
+    fs::create_dir(&target).expect("make a folder");
+    refused("settings is not a regular file");
+    fs::remove_dir(&target).expect("remove the folder");
+    fs::write(&target, "PORTAL_LISTEN=from-the-file\n").expect("write it");
+    assert!(check().contains("from-the-file"));
+    chown(&target, Some(owner), Some(owner)).expect("chown it");
+    fs::set_permissions(&target, fs::Permissions::from_mode(0o660)).expect("chmod it");
+    refused(&format!("chmod go-w {}", target.display()));
+}
+
+#[test]
+fn a_dotenv_sets_each_setting_once_in_one_clear_way() {
+    let portal = Portal::prepare(&Settings::default());
+    let write = |text: &str| fs::write(portal.work_dir().join(".env"), text).expect("write .env");
+    let everywhere = Settings::default().with("PORTAL_LISTEN", "0.0.0.0:0");
+    for (text, says) in [
+        // A quote that is never closed would swallow the token.
+        (
+            "PORTAL_HOST='pbx\nPORTAL_API_TOKEN=hunter2-hunter2-hunter2\nLOG_LEVEL='info'\n",
+            "line 1 has a value that does not end",
+        ),
+        ("\n# a comment\nPORTAL_HOST=\"pbx\n", "line 3 has a value that does not end"),
+        ("PORTAL_API_TOKEN=hunter2\nPORTAL_API_TOKEN=hunter2\n", "line 2 sets PORTAL_API_TOKEN a second time"),
+        ("PORTAL_API_TOKN=hunter2\n", "line 1: there is no setting PORTAL_API_TOKN"),
+        ("PORTAL_API_TOKEN=hunter2 #x\n", "line 1 has a blank"),
+        ("PORTAL_API_TOKEN=say\"hunter2\"\n", "line 1 has a quote"),
+        ("DATABASE_URL=\n- hunter2\n", "line 2 is not of the form NAME=value"),
+    ] {
+        write(text);
+        let (status, said) = with_dotenv(&portal, &["serve"], &everywhere);
+        assert_eq!((status, said.lines().count()), (Some(2), 1), "{text}: {said}");
+        assert!(said.contains(says) && !said.contains("hunter2"), "{text}: {said}");
+    }
+
+    // What is only warned of: the service starts, and `check` shows it, too.
+    let warnings = ["PGHOST (line 2)", "ASTERISK_BINN (line 3)", "ASTERISK_RUNDIR", "PORTAL_API_TOKN"];
+    write("LOG_LEVEL='debug'\nPGHOST=db\nASTERISK_BINN=/bin/false\n");
+    let settings = without_asterisk().with("ASTERISK_RUNDIR", "/x").with("PORTAL_API_TOKN", "hunter2");
+    let (_, table) = with_dotenv(&portal, &["check"], &settings);
+    for warning in warnings {
+        assert!(table.contains(warning) && !table.contains("hunter2"), "{warning}: {table}");
+    }
+    let unclear = Portal::prepare(&settings);
+    fs::copy(portal.work_dir().join(".env"), unclear.work_dir().join(".env")).expect("copy .env");
+    unclear.boot();
+    for warning in warnings {
+        assert!(unclear.log().contains(warning), "{warning}: {}", unclear.log());
+    }
+}
+
+#[test]
+fn a_token_that_can_be_guessed_is_refused_beyond_loopback() {
+    let everywhere = Settings::default().with("PORTAL_LISTEN", "0.0.0.0:0");
+    for open in [everywhere.clone(), everywhere.clone().with("PORTAL_ALLOW_UNAUTHENTICATED", "true")] {
+        for token in ["~", "fifteen-bytes-x"] {
+            let output = run(&["serve"], &open.clone().with("PORTAL_API_TOKEN", token));
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert_eq!((output.status.code(), stderr.lines().count()), (Some(2), 1), "{stderr}");
+            assert!(stderr.contains("PORTAL_API_TOKEN has fewer than 16 bytes"), "{stderr}");
+            assert!(
+                stderr.contains("make a new one with 'openssl rand -hex 32'") && !stderr.contains(token),
+                "{stderr}"
+            );
+        }
+    }
+    let port = Ports::one();
+    let everywhere = without_asterisk().with("PORTAL_LISTEN", format!("0.0.0.0:{}", port.number()));
+    for (settings, warning) in [
+        (everywhere.clone().with("PORTAL_API_TOKEN", "sixteen-bytes-xx"), None),
+        (everywhere.with("PORTAL_ALLOW_UNAUTHENTICATED", "true"), Some("without a token: anybody who reaches it")),
+        (without_asterisk().with("PORTAL_API_TOKEN", "x"), Some("a token of fewer than 16 bytes")),
+        (without_asterisk(), None),
+    ] {
+        let log = Portal::start(&settings).log();
+        assert_eq!(log.contains(" WARN "), warning.is_some(), "{log}");
+        assert!(warning.is_none_or(|warning| log.contains(warning)), "{log}");
+    }
+}
+
+#[test]
+fn a_service_that_runs_as_root_warns_of_it() {
+    let portal = Portal::prepare(&without_asterisk());
+    portal.boot_as_root();
+    assert!(portal.log().contains(" WARN the service runs as root"), "{}", portal.log());
+    assert!(!Portal::start(&without_asterisk()).log().contains("runs as root"));
+}
+
+#[test]
+fn the_last_line_of_a_start_that_fails_is_json_if_the_log_is() {
+    let taken = Ports::one();
+    let _listener = TcpListener::bind(taken.address()).expect("listen");
+    let portal = Portal::prepare(&Settings::default());
+    let dotenv = portal.work_dir().join(".env");
+    let json = Settings::default().with("LOG_FORMAT", "JSON").with("PORTAL_DATA_DIR", portal.data_dir().display());
+    let in_file = Settings::default();
+    for (arguments, settings, file, says, status) in [
+        (&["serve"][..], json.clone().with("PORTAL_LISTEN", taken.address()), "", "can't be listened on", 1),
+        (&["serve"], json.clone().with("DATABASE_URL", "sqlite:///nonexistent/x/portal.db"), "", "", 1),
+        (&["serve"], json.clone().with("PORTAL_LISTEN", "x"), "", "PORTAL_LISTEN", 2),
+        (&["serve"], json.clone().with("PORTAL_API_TOKEN", ""), "", "set but empty", 2),
+        (&["serve", "--jsno"], json.clone(), "", "--jsno", 2),
+        (&["migrate"], json.clone(), "PORTAL_X=1", "line 1", 2),
+        (&["serve", "--log-format", "json"], in_file.clone(), "PORTAL_X=1", "line 1", 2),
+        (&["--log-format=json", "--listen=x"], in_file.clone().with("LOG_FORMAT", "text"), "", "--listen", 2),
+        (&["serve"], in_file, "LOG_FORMAT=json\nPORTAL_LISTEN=x", "PORTAL_LISTEN", 2),
+    ] {
+        fs::write(&dotenv, file).expect("write .env");
+        let (ended, text) = with_dotenv(&portal, arguments, &settings);
+        assert_eq!(ended, Some(status), "{text}");
+        for line in text.lines() {
+            let line: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {text}"));
+            assert!(line["timestamp"].is_string(), "{line}");
+        }
+        let last: Value = serde_json::from_str(text.lines().last().expect("a line")).expect("JSON");
+        assert_eq!(last["level"], "ERROR");
+        assert!(last["message"].as_str().is_some_and(|message| message.contains(says)), "{says}: {last}");
+    }
 }
 
 #[test]
