@@ -218,7 +218,7 @@ exten => 1000,1,Dial(PJSIP/1000,25,i)
         /// Whatever a name is, a file has the lines of its template and no other.
         #[test]
         fn no_name_changes_the_structure(typed in "\\PC{1,80}") {
-            if let Ok(name) = Name::parse(&typed) {
+            if let Ok(name) = Name::stored(&typed) {
                 let text = endpoints(&[user(name.as_str(), 1000, "s3cret")]);
                 let plain = endpoints(&[user("Plain", 1000, "s3cret")]);
                 let caller_id = text.lines().find(|line| line.starts_with("callerid=")).expect("a caller ID");

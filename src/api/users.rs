@@ -35,7 +35,7 @@ fn name_schema() -> ObjectBuilder {
 
 /// The schema of a field that is a [`Name`].
 pub(super) fn name_with(purpose: &str, example: &str) -> ObjectBuilder {
-    let rule = "1 to 255 characters of any script, without control or line-breaking characters; white space around it is taken off.";
+    let rule = "1 to 255 characters of any script, without control or line-breaking characters, characters that turn the text around, or invisible ones; white space around it is taken off.";
     openapi::text(format!("{purpose}: {rule}"), Name::PATTERN, example)
 }
 

@@ -172,7 +172,7 @@ fn parse(row: [Option<&str>; 7]) -> Result<User, String> {
     Ok(User {
         id: parsed_id,
         tenant_id: uuid(tenant_id).ok_or_else(|| user("tenant_id", "must be a UUID in lower case"))?,
-        name: Name::parse(name).map_err(|rule| user("name", rule))?,
+        name: Name::stored(name).map_err(|rule| user("name", rule))?,
         email: Email::parse(email).map_err(|rule| user("email", rule))?,
         extension: Extension {
             number: ExtensionNumber::parse(number).ok_or_else(|| extension("number", ExtensionNumber::INVALID))?,
