@@ -37,7 +37,7 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
         description = "Users become SIP extensions of an Asterisk server. Create a user, apply, then register the phone with the extension's number and secret: Asterisk serves the user once the apply answers 200.\n\nInstallation, backups and what each error means: README.md and docs/operations.md, in /usr/share/doc/pbx-portal on the server.",
         contact(),
     ),
-    servers((url = "/", description = "The server that this document comes from")),
+    servers((url = ".", description = "The server that this document comes from")),
     tags(
         (name = "Users", description = "Who has an extension"),
         (name = "Apply", description = "What Asterisk serves"),
@@ -111,14 +111,17 @@ fn response(errors: Vec<ApiError>) -> openapi::Response {
     ResponseBuilder::new().description(description).content("application/json", content).build()
 }
 
-/// Swagger UI, whose files are in the binary. A file that does not exist is the API's own 404.
+/// Swagger UI, whose files are in the binary. A file that does not exist is the API's own 404. All addresses are relative, because a
+/// proxy may serve the API below a path of its own.
 pub fn page(document: openapi::OpenApi) -> Router {
     // The standard layout asks a service on the Internet to validate the document, and has an inline style, which the policy forbids.
-    let config = Config::default().use_base_layout().default_models_expand_depth(0);
+    let config = Config::from("../openapi.json").use_base_layout().default_models_expand_depth(0);
     let page: Router = SwaggerUi::new("/docs").url("/openapi.json", document).config(config).into();
     let page = page.method_not_allowed_fallback(async || ApiError::METHOD_NOT_ALLOWED);
     page.layer(middleware::map_response(async |response: Response| match response.status() {
         StatusCode::NOT_FOUND => ApiError::NOT_FOUND.into_response(),
+        // From /docs, the only redirect.
+        StatusCode::SEE_OTHER => ([(header::LOCATION, "docs/")], response).into_response(),
         _ => ([(header::CONTENT_SECURITY_POLICY, POLICY)], response).into_response(),
     }))
 }

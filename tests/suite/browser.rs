@@ -5,20 +5,34 @@ use std::net::TcpStream;
 
 use serde_json::{Value, json};
 
-use crate::fixtures::{answers, host, id, sqlite};
+use crate::fixtures::{answers, host, id, sqlite, without_asterisk};
+use crate::proxy::nginx;
 use crate::support::lab::{BROWSER, Folder, Ports, write_file};
 use crate::support::portal::Settings;
 use crate::support::process::{Process, command_as};
-use crate::support::{Asterisk, Chromium, Portal, secs, wait_until};
+use crate::support::{Chromium, Portal, secs, wait_until};
 
 #[test]
 fn documentation_page_creates_a_user() {
-    let asterisk = Asterisk::start();
-    let portal = Portal::start(&Settings::of(&asterisk).with("PORTAL_API_TOKEN", "s3cret-token"));
-    let chromium = Chromium::start();
+    let portal = Portal::start(&without_asterisk().with("PORTAL_API_TOKEN", "s3cret-token"));
     // A name, because Swagger UI leaves its validator on the Internet alone when it shows a loopback address.
-    let own = format!("http://portal.example:{}/", portal.address().port());
-    chromium.open(&format!("{own}docs/"));
+    creates_a_user(&portal, &format!("http://portal.example:{}/", portal.address().port()));
+}
+
+#[test]
+fn documentation_page_below_a_path_of_a_proxy_creates_a_user() {
+    let portal = Portal::start(&without_asterisk().with("PORTAL_API_TOKEN", "s3cret-token"));
+    let (folder, port) = (Folder::new("nginx"), Ports::one());
+    let location = format!("location /a/pbx/ {{ proxy_pass http://{}/; }}", portal.address());
+    let _nginx = nginx(&folder, &format!("server {{ listen {}; {location} }}\n", port.address()));
+    wait_until(secs(10), "nginx answers", || TcpStream::connect(port.address()).is_ok());
+    creates_a_user(&portal, &format!("http://portal.example:{}/a/pbx/", port.number()));
+}
+
+/// The page of the API that the browser finds at `own` shows the operations, and creates a user.
+fn creates_a_user(portal: &Portal, own: &str) {
+    let chromium = Chromium::start();
+    chromium.open(&format!("{own}docs"));
 
     let operation = "#operations-Users-createUser";
     chromium.click(&format!("{operation} .opblock-summary-control"));
@@ -51,7 +65,7 @@ fn documentation_page_creates_a_user() {
     assert_eq!(chromium.console(), Vec::<String>::new());
     let requests = chromium.requests();
     assert!(requests.contains(&format!("{own}users")), "{requests:?}");
-    let foreign: Vec<_> = requests.iter().filter(|url| !url.starts_with(&own) && !url.starts_with("data:")).collect();
+    let foreign: Vec<_> = requests.iter().filter(|url| !url.starts_with(own) && !url.starts_with("data:")).collect();
     assert_eq!(foreign, Vec::<&String>::new());
 }
 

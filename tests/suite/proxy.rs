@@ -10,6 +10,21 @@ use crate::support::portal::Settings;
 use crate::support::process::{Process, run_within};
 use crate::support::{Asterisk, Portal, secs, wait_until};
 
+/// An nginx with this server, and its files in a folder.
+pub fn nginx(folder: &Folder, server: &str) -> Process {
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|kind| format!("{kind}_temp_path {};\n", at(kind)))
+        .concat();
+    let configuration = format!(
+        "daemon off; pid {}; error_log stderr; events {{}}\nhttp {{ access_log off;\n{temporary}{server}}}\n",
+        at("nginx.pid")
+    );
+    fs::write(at("nginx.conf"), configuration).expect("write nginx.conf");
+    let mut nginx = Command::new("/usr/sbin/nginx");
+    Process::start(nginx.args(["-e", "stderr", "-c", &at("nginx.conf")]), &folder.path().join("log"))
+}
+
 #[test]
 fn that_the_documents_configure_passes_everything_on() {
     let asterisk = Asterisk::start();
@@ -35,16 +50,7 @@ fn that_the_documents_configure_passes_everything_on() {
         assert!(server.contains(shown), "{shown} in {server}");
         server = server.replace(shown, &here);
     }
-    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-        .map(|kind| format!("{kind}_temp_path {};\n", at(kind)))
-        .concat();
-    let configuration = format!(
-        "daemon off; pid {}; error_log stderr; events {{}}\nhttp {{ access_log off;\n{temporary}{server}}}\n",
-        at("nginx.pid")
-    );
-    fs::write(at("nginx.conf"), configuration).expect("write nginx.conf");
-    let mut nginx = Command::new("/usr/sbin/nginx");
-    let _nginx = Process::start(nginx.args(["-e", "stderr", "-c", &at("nginx.conf")]), &folder.path().join("log"));
+    let _nginx = nginx(&folder, &server);
 
     let curl = |arguments: &[&str]| {
         let mut curl = Command::new("curl");
