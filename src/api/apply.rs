@@ -85,6 +85,7 @@ pub(super) fn failures() -> Vec<ApiError> {
         answer(ApplyError::InProgress),
         ApiError::PAYLOAD_TOO_LARGE,
         ApiError::UNSUPPORTED_MEDIA_TYPE,
+        ApiError::ENCODED,
         answer(ApplyError::Failed { in_force: false, failed: Box::new(failed) }),
         ApiError::database_unavailable(Some(AUDIT_ROW), LOOK_AND_TRY_AGAIN),
     ]

@@ -110,6 +110,8 @@ impl ApiError {
     pub const PAYLOAD_TOO_LARGE: Self = Self::new(Phrase::PayloadTooLarge, "A body has at most 16 KiB.");
     pub const UNSUPPORTED_MEDIA_TYPE: Self =
         Self::new(Phrase::UnsupportedMediaType, "Send JSON, with the header 'Content-Type: application/json'.");
+    pub const ENCODED: Self =
+        Self::new(Phrase::UnsupportedMediaType, "Send the body as it is, without a Content-Encoding.");
     /// After a panic.
     pub const INTERNAL: Self = Self::new(
         Phrase::InternalServerError,

@@ -1,13 +1,11 @@
 //! A request's JSON object, parsed field by field, so that an answer names every bad field at once. It is always read as UTF-8, as
-//! the JSON standard says, whatever charset the content type names.
+//! the JSON standard says, whatever charset the content type names. A byte-order mark before it is skipped.
 
 use std::fmt;
 
-use axum::Json;
-use axum::body::HttpBody as _;
-use axum::extract::rejection::JsonRejection;
+use axum::body::{Bytes, HttpBody as _};
 use axum::extract::{FromRequest, Request};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode, header};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value};
 use tokio::time::timeout;
@@ -31,30 +29,42 @@ impl<S: Send + Sync> FromRequest<S> for Fields {
         if request.body().size_hint().lower() > MAX_BODY_BYTES as u64 {
             return Err(ApiError::PAYLOAD_TOO_LARGE);
         }
-        match timeout(SEND_PATIENCE, Json::from_request(request, state)).await {
-            Ok(Ok(Json(fields))) => Ok(fields),
-            Ok(Err(rejection)) => Err(refused(&rejection)),
-            Err(_) => Err(not_whole()),
+        if !is_json(request.headers()) {
+            return Err(ApiError::UNSUPPORTED_MEDIA_TYPE);
+        }
+        let mut encodings = request.headers().get_all(header::CONTENT_ENCODING).iter();
+        if !encodings.all(|encoding| encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+            return Err(ApiError::ENCODED);
+        }
+        match timeout(SEND_PATIENCE, Bytes::from_request(request, state)).await {
+            Ok(Ok(body)) => parse(&body).map_err(invalid),
+            Ok(Err(rejection)) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+                Err(ApiError::PAYLOAD_TOO_LARGE)
+            }
+            // It ends too early or comes too late.
+            _ => Err(invalid(format!("must arrive whole, within {} seconds", SEND_PATIENCE.as_secs()))),
         }
     }
 }
 
-fn refused(rejection: &JsonRejection) -> ApiError {
-    match (rejection.status(), rejection) {
-        (StatusCode::PAYLOAD_TOO_LARGE, _) => ApiError::PAYLOAD_TOO_LARGE,
-        (StatusCode::UNSUPPORTED_MEDIA_TYPE, _) => ApiError::UNSUPPORTED_MEDIA_TYPE,
-        (_, JsonRejection::BytesRejection(_)) => not_whole(),
-        _ => {
-            let why = std::error::Error::source(rejection).map_or_else(|| rejection.body_text(), ToString::to_string);
-            ApiError::validation(vec![FieldError::new("body", format!("must be a JSON object: {why}"))])
-        }
-    }
+fn is_json(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    kind == "application/json" || kind.starts_with("application/") && kind.ends_with("+json")
 }
 
-/// The error of a body that ends too early or comes too late.
-fn not_whole() -> ApiError {
-    let seconds = SEND_PATIENCE.as_secs();
-    ApiError::validation(vec![FieldError::new("body", format!("must arrive whole, within {seconds} seconds"))])
+fn parse(body: &[u8]) -> Result<Fields, String> {
+    let json = body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body);
+    // Most of UTF-16 is UTF-8 with NULs, which JSON does not have.
+    if json.contains(&0) || str::from_utf8(json).is_err() {
+        return Err("must be a JSON object in UTF-8, not in UTF-16, Latin-1 or another encoding".to_owned());
+    }
+    serde_json::from_slice(json).map_err(|why| format!("must be a JSON object: {why}"))
+}
+
+/// The error of the body.
+fn invalid(message: String) -> ApiError {
+    ApiError::validation(vec![FieldError::new("body", message)])
 }
 
 impl<'de> Deserialize<'de> for Fields {

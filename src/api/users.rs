@@ -118,6 +118,7 @@ pub(super) fn create_failures() -> Vec<ApiError> {
         POOL_EXHAUSTED,
         ApiError::PAYLOAD_TOO_LARGE,
         ApiError::UNSUPPORTED_MEDIA_TYPE,
+        ApiError::ENCODED,
         ApiError::database_unavailable(Some(MAYBE_CREATED), LOOK_AND_TRY_AGAIN),
     ]
 }

@@ -346,10 +346,12 @@ fn a_body_is_one_clean_json_object() {
         ),
         ("a number", br#"{"name":123456789012345678901234567890,"email":"a@example.com"}"#, "name", "must be a string"),
         ("no number", br#"{"name":1e999,"email":"a@example.com"}"#, "body", "number out of range"),
-        ("not UTF-8", latin1, "body", "unicode"),
-        ("UTF-16", &utf16, "body", "must be a JSON object"),
+        ("Latin-1", latin1, "body", "in UTF-8"),
+        ("UTF-16", &utf16, "body", "in UTF-8"),
+        ("UTF-16 with a byte-order mark", &[b"\xff\xfe", utf16.as_slice()].concat(), "body", "in UTF-8"),
+        ("compressed, without saying so", b"\x1f\x8b\x08\x00\x00", "body", "in UTF-8"),
         ("deep nesting", nested.as_bytes(), "body", "recursion limit"),
-        ("a byte-order mark", &["\u{feff}", good].concat().into_bytes(), "body", "expected value"),
+        ("two byte-order marks", &["\u{feff}\u{feff}", good].concat().into_bytes(), "body", "expected value"),
         ("something after it", &[good, "{}"].concat().into_bytes(), "body", "trailing characters"),
         ("a list", b"[]", "body", "must be a JSON object"),
         ("half of it", b"{\"name\":\"Al", "body", "EOF while parsing"),
@@ -369,6 +371,17 @@ fn a_body_is_one_clean_json_object() {
         let body = json!({"name": "Ren\u{e9}", "email": format!("rene{index}@example.com")});
         let (status, user) = client.ask("POST", "/users", &[("content-type", kind)], body.to_string());
         assert_eq!((status, user["name"].as_str()), (201, Some("Ren\u{e9}")), "{kind}");
+    }
+    let marked = ["\u{feff}", good].concat();
+    assert_eq!(client.ask("POST", "/users", &json, marked).0, 201, "a byte-order mark is skipped");
+    let (kind, body) = (json[0], good.replace("alice@", "bob@"));
+    assert_eq!(client.ask("POST", "/users", &[kind, ("content-encoding", "Identity")], &body).0, 201);
+    for encoding in ["gzip", "br", "identity, gzip"] {
+        for path in ["/users", "/apply"] {
+            let (status, answer) = client.ask("POST", path, &[kind, ("content-encoding", encoding)], b"\x1f\x8b\x08");
+            let message = answer["message"].as_str().unwrap_or_default();
+            assert!(status == 415 && message.contains("without a Content-Encoding"), "{encoding}: {answer}");
+        }
     }
     for kind in ["text/json", "application/jsonp", "application/x-www-form-urlencoded", ""] {
         assert_eq!(client.ask("POST", "/users", &[("content-type", kind)], good).0, 415, "{kind}");
