@@ -24,6 +24,12 @@ use super::permissions::{self, COMMANDS};
 /// Takes the place of a command in errors about the greeting, which Asterisk sends before any command.
 const GREETING: &str = "(its greeting)";
 
+/// The most that is read of what Asterisk prints on one connection: far more than it has for a pool of 1000 numbers.
+const MAX_ANSWER_BYTES: u64 = 16 * 1024 * 1024;
+
+/// The most that an error quotes of what Asterisk printed.
+pub(super) const MAX_QUOTED_CHARS: usize = 200;
+
 /// How often a truncated listing is tried.
 pub(super) const READINGS: usize = 10;
 
@@ -85,7 +91,7 @@ pub struct Control {
 
 /// The error of an answer that cannot be parsed. Quotes its beginning, but never of auths, which show secrets.
 pub(super) fn unexpected(command: &str, answer: &str) -> Error {
-    let beginning: String = answer.trim().chars().filter(|c| *c != '\0').take(200).collect();
+    let beginning: String = answer.trim().chars().filter(|c| *c != '\0').take(MAX_QUOTED_CHARS).collect();
     let shown = match beginning.as_str() {
         "" => "it is empty",
         _ if command.contains("show auth") => "it is not whole",
@@ -102,7 +108,7 @@ pub(super) fn ensure_not_refused(answer: &str) -> Result<()> {
         if let Some(rest) = line.strip_prefix("You don't have permissions to run '") {
             // Asterisk cuts the command at 64 bytes.
             bail!(
-                "Asterisk does not let the portal's user run '{}' (cli_permissions.conf); add these lines to it: {}; then run 'cli reload permissions' in Asterisk, and apply again",
+                "Asterisk does not let the portal's user run '{:.MAX_QUOTED_CHARS$}' (cli_permissions.conf); add these lines to it: {}; then run 'cli reload permissions' in Asterisk, and apply again",
                 rest.strip_suffix("' command").unwrap_or(rest),
                 permissions::lines_to_add()
             );
@@ -187,12 +193,18 @@ impl Control {
                 to.shutdown().await
             };
             // Reads while it sends: Asterisk drops what it cannot write within 100 ms.
+            let mut from = (&mut from).take(MAX_ANSWER_BYTES);
             try_join!(send, from.read_to_end(&mut read)).map_err(broken)?;
+            ensure!(
+                from.limit() > 0,
+                "Asterisk printed more than {} MiB in answer to '{command}'; find out in Asterisk's console what fills it, then apply again",
+                MAX_ANSWER_BYTES >> 20
+            );
             // Not all of it may be UTF-8: a phone chooses its User-Agent.
             let read = String::from_utf8_lossy(&read);
             let ended = || broken(io::ErrorKind::UnexpectedEof.into());
             let (greeting, answer) = read.split_once('\n').ok_or_else(ended)?;
-            anyhow::Ok((peer, greeting.to_owned(), answer.to_owned()))
+            anyhow::Ok((peer, greeting.chars().take(MAX_QUOTED_CHARS).collect(), answer.to_owned()))
         };
         timeout(self.bound, exchange).await.unwrap_or_else(|_| {
             bail!(

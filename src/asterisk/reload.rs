@@ -11,6 +11,7 @@
 //!
 //! The program may be a wrapper, whose exit status is its own: what Asterisk printed decides first.
 
+use std::io;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -18,12 +19,14 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Serialize;
+use tokio::io::{AsyncRead, AsyncReadExt as _, copy, sink};
 use tokio::process::Command;
 use tokio::time::{Instant, sleep, timeout};
+use tokio::try_join;
 use tracing::info;
 use utoipa::ToSchema;
 
-use super::control::{self, Control, IDENTITY, Identity};
+use super::control::{self, Control, IDENTITY, Identity, MAX_QUOTED_CHARS};
 use super::permissions;
 
 /// Between two attempts to send a reload.
@@ -59,6 +62,10 @@ pub const DIALPLAN: &Reload = &Reload {
     answers: &["Dialplan reloaded.", "odule 'pbx_config.so'"],
 };
 
+/// The most that is kept of what a command prints on each of its two outputs, for an answer and an audit row. A reload of Asterisk
+/// prints less than 1 KiB.
+const MAX_PRINTED_BYTES: u64 = 16 * 1024;
+
 /// Whether Asterisk dropped a reload, or a part of it, because another is running or because it is starting.
 fn was_dropped(output: &str) -> bool {
     output.contains("already in progress") || output.contains("cannot reload a module yet")
@@ -73,10 +80,10 @@ pub struct CommandResult {
     /// `null` if the command took too long and was killed, or could not be started.
     #[schema(required, example = 0)]
     pub exit_code: Option<i32>,
-    /// What it printed.
+    /// What it printed; at most the first 16 KiB.
     #[schema(example = "Module 'res_pjsip.so' reloaded successfully.\n")]
     pub stdout: String,
-    /// Its error messages.
+    /// Its error messages; at most the first 16 KiB.
     #[schema(example = "")]
     pub stderr: String,
 }
@@ -152,7 +159,7 @@ impl AsteriskCommand {
         Identity::parse(&output).with_context(|| {
             let (command, output) = (self.typed(IDENTITY), output.trim());
             format!(
-                "{command} did not print Asterisk's settings, but '{output:.200}'; set ASTERISK_BIN to Asterisk's program"
+                "{command} did not print Asterisk's settings, but '{output:.MAX_QUOTED_CHARS$}'; set ASTERISK_BIN to Asterisk's program"
             )
         })
     }
@@ -169,7 +176,7 @@ impl AsteriskCommand {
         let typed = self.typed(command);
         let not_started = |error| anyhow!("cannot start {typed}: {error}; set ASTERISK_BIN to Asterisk's program");
         let result = last.insert(CommandResult { command: typed.clone(), ..CommandResult::default() });
-        let child = Command::new(&self.program)
+        let mut child = Command::new(&self.program)
             .args(["-rx", command])
             .env_remove("DATABASE_URL")
             .env_remove("PORTAL_API_TOKEN")
@@ -188,21 +195,29 @@ impl AsteriskCommand {
                 self.bound.as_secs()
             )
         };
-        let ended = timeout(self.bound, child.wait_with_output()).await.map_err(timed_out)?.map_err(not_started)?;
+        let (stdout, stderr) = (child.stdout.take().expect("a pipe"), child.stderr.take().expect("a pipe"));
+        let ended = async { try_join!(printed(stdout), printed(stderr), child.wait()) };
+        let (stdout, stderr, status) = timeout(self.bound, ended).await.map_err(timed_out)?.map_err(not_started)?;
         group.0 = None;
-        let status = ended.status;
-        // No database stores a NUL in a text.
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).replace('\0', "");
-        result.stdout = text(&ended.stdout);
-        result.stderr = text(&ended.stderr);
+        result.stdout = stdout;
+        result.stderr = stderr;
         result.exit_code = status.code();
         let output = format!("{}{}", result.stdout, result.stderr);
         control::ensure_not_refused(&output)?;
         ensure!(
             status.success() || was_dropped(&output) || output.contains("No such command"),
-            "{typed} ended with {status}: {}; look whether Asterisk runs (systemctl status asterisk), the portal's user may use its control socket, and ASTERISK_BIN is Asterisk's program",
+            "{typed} ended with {status}: {:.MAX_QUOTED_CHARS$}; look whether Asterisk runs (systemctl status asterisk), the portal's user may use its control socket, and ASTERISK_BIN is Asterisk's program",
             output.trim()
         );
         Ok(output)
     }
+}
+
+/// What a program prints, up to a bound. It may print more, which is dropped.
+async fn printed(mut pipe: impl AsyncRead + Unpin) -> io::Result<String> {
+    let mut kept = Vec::new();
+    (&mut pipe).take(MAX_PRINTED_BYTES).read_to_end(&mut kept).await?;
+    copy(&mut pipe, &mut sink()).await?;
+    // No database stores a NUL in a text.
+    Ok(String::from_utf8_lossy(&kept).replace('\0', ""))
 }

@@ -47,6 +47,7 @@ mod options_in_force;
 mod package;
 mod poolers;
 mod principles;
+mod printed;
 mod proxy;
 mod recordings;
 mod reloads;
