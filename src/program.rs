@@ -100,28 +100,31 @@ fn start(format: &mut LogFormat) -> Result<ExitCode> {
     start_log(settings.log_format, settings.log_level);
     // One thread: applies and SQLite, which block, have threads of their own.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.context("no event loop can be started")?.block_on(async {
-        let storage = Storage::new(&secrets.database);
-        if let Command::Check { json, .. } = command {
-            let host = Host::new(settings);
-            let mut findings = check(settings, &secrets, &dotenv, &storage, &host).await;
-            preview(&host, &storage, &mut findings).await;
-            return Ok(report(&Report::new(secrets.database.to_string(), findings), json));
-        }
-        let found = migrate(&storage).await?;
-        if let Some(advice) = found.advice {
-            warn!(connection = found.server, advice, "the database is connected");
-        } else {
-            info!(connection = found.server, "the database is connected");
-        }
-        if matches!(command, Command::Migrate(_)) {
-            println!("The database's tables are up to date.");
-        } else {
-            warn_of(settings, &secrets, &dotenv);
-            serve(settings, secrets, storage).await?;
-        }
-        Ok(ExitCode::SUCCESS)
-    })
+    runtime.context("no event loop can be started")?.block_on(carry_out(&command, settings, secrets, &dotenv))
+}
+
+/// Checks, migrates or serves.
+async fn carry_out(command: &Command, settings: &Settings, secrets: Secrets, dotenv: &Dotenv) -> Result<ExitCode> {
+    let storage = Storage::new(&secrets.database);
+    if let Command::Check { json, .. } = command {
+        let host = Host::new(settings);
+        let mut findings = check(settings, &secrets, dotenv, &storage, &host).await;
+        preview(&host, &storage, &mut findings).await;
+        return Ok(report(&Report::new(secrets.database.to_string(), findings), *json));
+    }
+    let found = migrate(&storage).await?;
+    if let Some(advice) = found.advice {
+        warn!(connection = found.server, advice, "the database is connected");
+    } else {
+        info!(connection = found.server, "the database is connected");
+    }
+    if matches!(command, Command::Migrate(_)) {
+        println!("The database's tables are up to date.");
+    } else {
+        warn_of(settings, &secrets, dotenv);
+        serve(settings, secrets, storage).await?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Refuses an invalid setting, of which `check` makes a report.

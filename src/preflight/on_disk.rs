@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
@@ -30,9 +31,16 @@ impl Host {
     }
 
     /// This process can replace both generated files, and take the lock.
-    pub(super) fn two_folders(&self) -> Result<String> {
+    pub(super) fn two_folders(&self) -> Probed {
         rights::check_targets(&self.files)?;
         HostLock::check(&self.files)?;
+        let open = |folder: &&Path| fs::metadata(folder).is_ok_and(|found| found.mode() & 0o002 != 0);
+        if let Some(folder) = self.files.both().map(folder).iter().find(|folder| open(folder)) {
+            let folder = folder.display();
+            return Err(Trouble::Warning(format!(
+                "every user of this machine may write in {folder}, and so run programs as Asterisk; close it with: chmod o-w {folder}"
+            )));
+        }
         Ok(self.files.both().map(|file| folder(file).display().to_string()).join(", "))
     }
 

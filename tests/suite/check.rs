@@ -103,6 +103,12 @@ fn the_two_folders() {
     follow(between(&format!("{advice}\n"), "make it with: ", "\n"));
     Table::of(&settings).nothing_fails();
 
+    lab::make_dir(&folder, owner, asterisks, 0o2777);
+    let advice =
+        Table::of(&settings).says("the two folders", "warning", &["every user of this machine may write in ", &shown]);
+    follow(between(&format!("{advice}\n"), "close it with: ", "\n"));
+    Table::of(&settings).says("the two folders", "ok", &[]);
+
     lab::make_dir(&asterisk.etc(), asterisks, asterisks, 0o740);
     let etc = asterisk.etc().display().to_string();
     let advice = Table::of(&settings).says("the two folders", "failure", &["Permission denied", &shown]);
