@@ -102,7 +102,7 @@ async fn database(url: &DatabaseUrl, storage: &Storage) -> Probed {
     }
     let found = storage.inspect().await.map_err(|error| match error {
         StorageError::Unusable(why) => anyhow!(why),
-        error => anyhow!("it can't be used: {error} Look at DATABASE_URL, too"),
+        error => anyhow!("it can't be used: {error}"),
     })?;
     let Some(version) = found.schema else {
         return Err(Trouble::Warning(format!("{} has no tables yet; {to_make}", found.server)));

@@ -1,14 +1,17 @@
 //! `DATABASE_URL`.
 
+use std::env::var;
 use std::ffi::OsString;
 use std::fmt;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 use std::str::FromStr as _;
 
-use anyhow::{Context as _, Result, anyhow, ensure};
-use percent_encoding::percent_decode_str;
+use anyhow::{Result, anyhow, bail, ensure};
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use sqlx::postgres::PgConnectOptions;
+
+use crate::account::user_name;
 
 /// Which database, and how to reach it.
 #[derive(Clone)]
@@ -22,48 +25,75 @@ impl fmt::Display for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Postgres(options) => {
-                let host = match (options.get_socket(), options.get_host()) {
-                    (Some(socket), _) => socket.display().to_string(),
-                    (None, address) if address.contains(':') => format!("[{address}]"),
-                    (None, name) => name.to_owned(),
-                };
-                let database = options.get_database().unwrap_or_else(|| options.get_username());
-                write!(f, "postgres://{}@{host}:{}/{database}", options.get_username(), options.get_port())
+                let (user, database) = (options.get_username(), options.get_database());
+                write!(f, "postgres://{user}@{}/{}", address(options), database.unwrap_or(user))
             }
             Self::Sqlite(file) => write!(f, "sqlite://{}", file.display()),
         }
     }
 }
 
+/// Host and port of a PostgreSQL server, or the folder of its local socket and the port.
+pub(crate) fn address(options: &PgConnectOptions) -> String {
+    let host = match (options.get_socket(), options.get_host()) {
+        (Some(socket), _) => socket.display().to_string(),
+        (None, address) if address.contains(':') => format!("[{address}]"),
+        (None, name) => name.to_owned(),
+    };
+    format!("{host}:{}", options.get_port())
+}
+
 impl DatabaseUrl {
     /// Parses `postgres://…`, or `sqlite://` and a percent-encoded path. No error shows the URL: it holds a password.
     pub fn parse(url: &str) -> Result<Self> {
-        if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-            return Self::parse_postgres(url);
+        check_characters(url)?;
+        let (scheme, rest) = url.split_once("://").unwrap_or_default();
+        match scheme.to_ascii_lowercase().as_str() {
+            "postgres" | "postgresql" => Self::parse_postgres(url, rest),
+            "sqlite" => Self::parse_sqlite(rest),
+            _ => bail!("it must begin with postgres:// or sqlite://"),
         }
-        let path = url.strip_prefix("sqlite://").context("it must begin with postgres:// or sqlite://")?;
-        let (path, query) = path.split_once('?').unwrap_or((path, ""));
+    }
+
+    fn parse_sqlite(rest: &str) -> Result<Self> {
+        let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
         // mode=rwc means what the service does anyway.
         ensure!(["", "mode=rwc"].contains(&query), "a sqlite:// URL takes no parameters but mode=rwc");
         let path = percent_decode_str(path).collect::<Vec<_>>();
-        // These have a special meaning in SQLite: they name no file.
-        let special = path.is_empty() || path.starts_with(b":") || path.starts_with(b"file:");
+        check_characters(&String::from_utf8_lossy(&path))?;
+        // A folder is no file, and the others have a special meaning in SQLite.
+        let special = path.is_empty() || path.ends_with(b"/") || path.starts_with(b":") || path.starts_with(b"file:");
         ensure!(!special, "a sqlite:// URL names a file, as in sqlite:///var/lib/pbx-portal/portal.db");
         Ok(Self::Sqlite(PathBuf::from(OsString::from_vec(path))))
     }
 
-    fn parse_postgres(url: &str) -> Result<Self> {
-        let (address, query) = url.split_once('?').unwrap_or((url, ""));
-        for (name, value) in query.split('&').filter(|p| !p.is_empty()).map(|p| p.split_once('=').unwrap_or((p, ""))) {
-            // Do not show a part of the password: it may have an unescaped ?.
-            let is_name = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_') && !query.contains('@');
-            let shown = if is_name { name } else { "after the ?" };
-            ensure!(is_known(name), "the parameter {shown} is not known (sslmode and sslrootcert are)");
-            ensure!(!(["host", "hostaddr", "port"].contains(&name) && value.contains(',')), ONE_ADDRESS);
+    fn parse_postgres(url: &str, rest: &str) -> Result<Self> {
+        let (authority, tail) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+        let (path, query) = tail.split_once('?').unwrap_or((tail, ""));
+        // Each of them ends the part before it, so the rest of a password would be taken for a database, say.
+        ensure!(!tail.contains('#') && !path.contains('@'), ENCODE);
+        let parameters = query.split('&').filter(|p| !p.is_empty()).map(|p| p.split_once('=').unwrap_or((p, "")));
+        let parameters: Vec<_> = parameters.collect();
+        check_names(&parameters, query.contains('@'))?;
+        let is_several =
+            |(name, value): &(&str, &str)| ["host", "hostaddr", "port"].contains(name) && value.contains(',');
+        let host = authority.rsplit('@').next().unwrap_or_default();
+        ensure!(!host.contains(',') && !parameters.iter().any(is_several), ONE_ADDRESS);
+        let has = |wanted: &str| parameters.iter().any(|(name, _)| *name == wanted);
+        let mut url = url.to_owned();
+        if authority.ends_with('@') && has("host") {
+            // libpq takes it so; sqlx does not.
+            url = url.replacen(authority, &format!("{authority}localhost"), 1);
         }
-        let authority = address.split_once("://").map_or("", |(_, rest)| rest).split('/').next().unwrap_or_default();
-        ensure!(!authority.rsplit('@').next().unwrap_or_default().contains(','), ONE_ADDRESS);
-        let options = PgConnectOptions::from_str(url).map_err(|error| match error {
+        let names_user = !["", ":"].contains(&authority.rsplit_once('@').map_or("", |(user, _)| user));
+        if !names_user && var("PGUSER").is_err() && !has("user") {
+            let user = utf8_percent_encode(&user_name(), NON_ALPHANUMERIC).to_string();
+            url = format!("{url}{}user={user}", if tail.contains('?') { '&' } else { '?' });
+        }
+        let options = PgConnectOptions::from_str(&url).map_err(|error| match error {
+            sqlx::Error::Configuration(why) if rest.contains('@') && !authority.contains('@') => {
+                anyhow!("{why}; {ENCODE}")
+            }
             sqlx::Error::Configuration(why) => anyhow!("{why}"),
             _ => anyhow!("it takes the form postgres://user:password@host:5432/database"),
         })?;
@@ -75,13 +105,56 @@ impl DatabaseUrl {
     }
 }
 
-/// Whether sqlx knows a parameter of a `postgres://` URL. It ignores others, such as a misspelt `sslmode`.
-fn is_known(parameter: &str) -> bool {
-    match parameter {
-        "application_name" | "sslmode" | "ssl-mode" | "sslrootcert" | "ssl-root-cert" | "ssl-ca" | "sslcert"
-        | "ssl-cert" | "sslkey" | "ssl-key" | "host" | "hostaddr" | "port" | "dbname" | "user" | "password" => true,
-        _ => parameter.starts_with("options"),
-    }
+/// Refuses what nobody means: a line end, say.
+fn check_characters(text: &str) -> Result<()> {
+    let stray = text.trim() != text || text.contains(char::is_control);
+    ensure!(!stray, "it has a blank at an end, or a line end or another control character; remove it");
+    Ok(())
 }
 
+/// Refuses all parameters of a `postgres://` URL that sqlx does not know and would ignore. None of them is shown if it may be a part of
+/// a password.
+fn check_names(parameters: &[(&str, &str)], may_be_password: bool) -> Result<()> {
+    let is_one_of = |names: &str, name: &str| names.split(' ').any(|one| one == name);
+    let is_known = |name: &str| is_one_of(KNOWN, name) || is_one_of(ALIASES, name) || name.starts_with("options[");
+    let unknown = parameters.iter().filter(|(name, _)| !is_known(name));
+    // What requires something is not removed without a loss.
+    let is_removable = |(name, value): &&(&str, &str)| is_one_of(REMOVABLE, name) && *value != "require";
+    let (removable, others): (Vec<_>, Vec<_>) = unknown.partition(is_removable);
+    let is_name =
+        |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b));
+    let list = |parameters: &[(&str, &str)]| parameters.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+    let mut what_to_do = Vec::new();
+    if !removable.is_empty() {
+        what_to_do.push(format!("remove {}: the service works without", list(&removable)));
+    }
+    if !others.is_empty() {
+        what_to_do.push(format!("replace {}: what is asked for would be missing", list(&others)));
+    }
+    if others.iter().any(|(name, _)| *name == "channel_binding") {
+        what_to_do.push("sslmode=verify-full protects instead of channel_binding".to_owned());
+    }
+    if what_to_do.is_empty() {
+        return Ok(());
+    }
+    ensure!(!may_be_password && others.iter().all(|(name, _)| is_name(name)), ENCODE);
+    let (what_to_do, known) = (what_to_do.join("; "), KNOWN.replace(' ', ", "));
+    bail!("it has parameters that the service does not know; {what_to_do}; it knows {known}")
+}
+
+const KNOWN: &str =
+    "sslmode sslrootcert sslcert sslkey host hostaddr port dbname user password application_name options";
+
+/// Other names that sqlx has for some of them.
+const ALIASES: &str = "ssl-mode ssl-root-cert ssl-ca ssl-cert ssl-key";
+
+/// Parameters of libpq and of other clients, as a provider's URL has them. They change nothing that the service needs: it has its own
+/// time limits, and refuses a server that takes no writes.
+const REMOVABLE: &str = "connect_timeout keepalives keepalives_idle keepalives_interval keepalives_count tcp_user_timeout \
+    client_encoding fallback_application_name target_session_attrs load_balance_hosts channel_binding gssencmode krbsrvname \
+    gsslib gssdelegation sslcompression sslsni pgbouncer connection_limit pool_timeout prepareThreshold";
+
 const ONE_ADDRESS: &str = "it takes one address; for several servers put HAProxy in front, see \"More than one database machine\" in docs/operations.md";
+
+const ENCODE: &str =
+    "a #, /, ? or @ in the password or in another part must be percent-encoded, as %23, %2F, %3F or %40";

@@ -17,6 +17,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::domain::Name;
 pub use database_url::DatabaseUrl;
+pub(crate) use database_url::address;
 pub use dotenv::Dotenv;
 
 /// Creates SIP extensions in Asterisk from the users in a database, and proves that Asterisk serves them.
@@ -70,7 +71,7 @@ pub struct Settings {
     #[arg(long, env = "PORTAL_DATA_DIR", value_name = "PORTAL_DATA_DIR", default_value = "/var/lib/pbx-portal")]
     pub data_dir: PathBuf,
     /// Where the API listens
-    #[arg(long, env = "PORTAL_LISTEN", value_name = "PORTAL_LISTEN", default_value = "127.0.0.1:8000", value_parser = address)]
+    #[arg(long, env = "PORTAL_LISTEN", value_name = "PORTAL_LISTEN", default_value = "127.0.0.1:8000", value_parser = socket_address)]
     pub listen: SocketAddr,
     /// Allow listening beyond loopback without a token
     #[arg(
@@ -183,7 +184,7 @@ impl ApiToken {
     }
 }
 
-fn address(text: &str) -> Result<SocketAddr, &'static str> {
+fn socket_address(text: &str) -> Result<SocketAddr, &'static str> {
     text.parse().map_err(|_| "it takes an IP address and a port, as in 127.0.0.1:8000 or [::1]:8000")
 }
 

@@ -5,8 +5,8 @@
 //!
 //! - **Time.** Each call but a migration ends within [`DEADLINE`], whatever the database does.
 //! - **Truth.** A call that fails before it sends COMMIT has changed nothing, and says so. After that, it is unknown.
-//! - **Connections.** A connection goes back to its pool only outside a transaction. After any other end it is closed. A client
-//!   that hangs up cancels nothing, because each call is a task of its own.
+//! - **Connections.** A connection is used again only outside a transaction. After any other end it is closed. A client that hangs
+//!   up cancels nothing, because each call is a task of its own.
 
 mod call;
 mod postgres;
@@ -24,7 +24,7 @@ use uuid::{Uuid, uuid};
 
 use crate::domain::{Email, ExtensionNumber, Name, Secret, User};
 use crate::settings::DatabaseUrl;
-use call::{Access, Database, Work};
+use call::{Access, Database, Pool, Work};
 use statements::Connection;
 
 /// The one tenant, made by the first migration.
@@ -43,7 +43,7 @@ pub const LOOK_AND_TRY_AGAIN: &str = "Look at the service's log, then try again.
 /// The database behind the service.
 #[derive(Clone)]
 pub struct Storage {
-    database: Arc<Database>,
+    pool: Arc<Pool>,
     /// Connections belong to the runtime that opened them.
     runtime: Handle,
 }
@@ -57,7 +57,7 @@ pub enum StorageError {
         /// The database's message, for the log; never a URL, a password or a value.
         reason: String,
         advice: &'static str,
-        /// Whether a write may have happened all the same; [`Database::call`] sets it.
+        /// Whether a write may have happened all the same; [`Pool::call`] sets it.
         maybe_written: bool,
     },
     /// At start: it can be reached but not used, or a migration failed and was rolled back.
@@ -75,7 +75,7 @@ pub enum StorageError {
 }
 
 impl StorageError {
-    /// A failure. [`Database::call`] sets `maybe_written` later.
+    /// A failure. [`Pool::call`] sets `maybe_written` later.
     fn unavailable(reason: String, advice: &'static str) -> Self {
         Self::Unavailable { reason, advice, maybe_written: false }
     }
@@ -87,12 +87,12 @@ pub struct Inspection {
     pub server: String,
     /// The number of the latest migration; `None` before the first.
     pub schema: Option<i64>,
-    /// What to add to `DATABASE_URL`, if secrets leave this machine and the server is not verified.
-    pub advice: Option<&'static str>,
+    /// What is not as it should be though the service starts, and what to do.
+    pub advice: Option<String>,
 }
 
 impl Inspection {
-    fn new(server: String, schema: Option<i64>, advice: Option<&'static str>) -> Result<Self, StorageError> {
+    fn new(server: String, schema: Option<i64>, advice: Option<String>) -> Result<Self, StorageError> {
         let major = schema.unwrap_or_default() / 1000;
         if major > SCHEMA_MAJOR_VERSION {
             return Err(StorageError::Unusable(format!(
@@ -132,12 +132,12 @@ impl Storage {
             DatabaseUrl::Postgres(options) => Database::Postgres(postgres::Server::new(options)),
             DatabaseUrl::Sqlite(file) => Database::Sqlite(sqlite::File::new(file)),
         };
-        Self { database: Arc::new(database), runtime: Handle::current() }
+        Self { pool: Arc::new(Pool::new(database)), runtime: Handle::current() }
     }
 
     /// Makes or upgrades the tables. [`StorageError::Unavailable`] may end by itself.
     pub async fn migrate(&self) -> Result<Inspection, StorageError> {
-        match &*self.database {
+        match &self.pool.database {
             Database::Postgres(server) => server.migrate().await,
             Database::Sqlite(file) => file.migrate().await,
         }
@@ -145,7 +145,7 @@ impl Storage {
 
     /// Finds out which database it is, and whether the service can work with it.
     pub async fn inspect(&self) -> Result<Inspection, StorageError> {
-        match &*self.database {
+        match &self.pool.database {
             Database::Postgres(server) => server.inspect().await,
             Database::Sqlite(file) => file.inspect().await,
         }
@@ -153,7 +153,10 @@ impl Storage {
 
     /// Creates a user with the lowest free extension. Can also fail with `EmailInUse` or `PoolExhausted`.
     pub async fn create_user(&self, name: Name, email: Email, secret: Secret) -> Result<User, StorageError> {
-        self.call(Access::Create, |connection| Box::pin(connection.insert_user(name, email, secret))).await
+        self.call(Access::Create, move |connection| {
+            Box::pin(connection.insert_user(name.clone(), email.clone(), secret.clone()))
+        })
+        .await
     }
 
     /// All users of one snapshot, by extension number. Can also fail with `DamagedRow`.
@@ -168,17 +171,17 @@ impl Storage {
 
     /// Inserts a row of the audit log, or updates it to how its apply ended. It may be gone, after a restored backup.
     pub async fn write_audit(&self, entry: AuditEntry) -> Result<(), StorageError> {
-        self.call(Access::Write, |connection| Box::pin(connection.write_audit(entry))).await
+        self.call(Access::Write, move |connection| Box::pin(connection.write_audit(entry.clone()))).await
     }
 
     /// Does `work` in a task, so that a caller who goes away does not cancel it.
     async fn call<T: Send + 'static>(
         &self,
         access: Access,
-        work: impl for<'c> FnOnce(&'c mut Connection) -> Work<'c, T> + Send + 'static,
+        work: impl for<'c> Fn(&'c mut Connection) -> Work<'c, T> + Send + Sync + 'static,
     ) -> Result<T, StorageError> {
-        let database = self.database.clone();
-        let task = self.runtime.spawn(async move { database.call(access, work).await });
+        let pool = self.pool.clone();
+        let task = self.runtime.spawn(async move { pool.call(access, work).await });
         task.await.unwrap_or_else(|panic| {
             let (reason, advice) = (panic.to_string(), LOOK_AND_TRY_AGAIN);
             Err(StorageError::Unavailable { reason, advice, maybe_written: true })

@@ -1,30 +1,27 @@
-//! PostgreSQL: a pool of connections to one server, directly or through PgBouncer.
+//! PostgreSQL: connections to one server, directly or through PgBouncer.
 //!
 //! Nothing outlasts a transaction, because a PgBouncer may lend another server connection to the next one.
 
+use std::env::{home_dir, var_os};
 use std::future::poll_fn;
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
 use std::pin::pin;
 use std::task::Poll;
-use std::time::Duration;
 
 use sqlx::error::DatabaseError;
 use sqlx::migrate::Migrator;
-use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
-use sqlx::{ConnectOptions as _, Connection as _, FromRow, PgConnection, Pool, Postgres, Row as _};
-use tokio::sync::Mutex;
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use sqlx::{ConnectOptions as _, Connection as _, FromRow, PgConnection, Row as _};
 use tokio::time::timeout;
 
 use super::call::{Failure, NoAnswer, text};
 use super::{DEADLINE, Inspection, LOOK_AND_TRY_AGAIN, StorageError, run_migrations};
-use crate::settings::is_this_machine;
+use crate::settings::{address, is_this_machine};
 
 /// Enough to keep a server busy. Ten hosts stay well below the default limit of a server, 100.
-const CONNECTIONS: u32 = 8;
-
-/// How long a call waits for a connection. It then still has time to find out why there is none.
-const ACQUIRE_WITHIN: Duration = DEADLINE.saturating_sub(Duration::from_millis(1250));
+pub(super) const CONNECTIONS: usize = 8;
 
 /// How often [`eagerly`] polls: 320 rounds of the hash, some hundred microseconds.
 const POLLS_A_TURN: u32 = 64;
@@ -41,11 +38,11 @@ pub(super) const BEGIN_CREATE: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; \
 /// One process migrates a database at a time. COMMIT releases the lock.
 const LOCK_MIGRATIONS: &str = "SELECT pg_advisory_xact_lock(hashtext('pbx-portal migrations'))";
 
+const UNVERIFIED: &str = "the database's server is not verified, so another machine could read SIP secrets: add sslmode=verify-full to DATABASE_URL, and sslrootcert=FILE for an authority of your own";
+
 /// Connections to one PostgreSQL.
 pub(super) struct Server {
-    pool: Pool<Postgres>,
     options: PgConnectOptions,
-    diagnosing: Mutex<()>,
 }
 
 impl Server {
@@ -55,8 +52,7 @@ impl Server {
         if options.get_application_name().is_none() {
             options = options.application_name("pbx-portal");
         }
-        let pool = PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(ACQUIRE_WITHIN);
-        Self { pool: pool.connect_lazy_with(options.clone()), options, diagnosing: Mutex::default() }
+        Self { options }
     }
 
     /// One transaction holds an advisory lock from the first look to the last migration.
@@ -75,7 +71,7 @@ impl Server {
             let _ = connection.close().await;
             Ok::<_, Failure>(inspection)
         };
-        let failed = |error: &sqlx::Error| StorageError::Unusable(explain(error).to_string());
+        let failed = |error: &sqlx::Error| StorageError::Unusable(self.explain(error).to_string());
         migrating.await.map_err(|failure| failure.explained(failed))
     }
 
@@ -87,7 +83,7 @@ impl Server {
             inspected
         };
         let inspected = timeout(DEADLINE, inspecting).await.unwrap_or_else(|_| Err(NoAnswer.into()));
-        inspected.map_err(|failure| failure.explained(explain))
+        inspected.map_err(|failure| failure.explained(|error| self.explain(error)))
     }
 
     /// Finds out which server it is, how the service is connected to it, and whether it can work with it.
@@ -114,34 +110,30 @@ impl Server {
             PgSslMode::Prefer | PgSslMode::Require => "encrypted, but the server is not verified",
         };
         let local = self.options.get_socket().is_some() || is_this_machine(self.options.get_host());
-        let advice = (!local && !matches!(mode, PgSslMode::VerifyFull)).then_some(
-            "the database's server is not verified, so another machine could read SIP secrets: add sslmode=verify-full to DATABASE_URL, and sslrootcert=FILE for an authority of your own",
-        );
+        let unverified = (!local && !matches!(mode, PgSslMode::VerifyFull)).then(|| UNVERIFIED.to_owned());
+        let advice: Vec<_> = [unverified, self.ignored()].into_iter().flatten().collect();
+        let advice = (!advice.is_empty()).then(|| advice.join("; "));
         Ok(Inspection::new(format!("{server} ({wire})"), schema, advice)?)
     }
 
-    pub(super) async fn connection(&self) -> Result<PoolConnection<Postgres>, StorageError> {
-        match eagerly(self.pool.acquire()).await {
-            Err(NoAnswer) => Err(self.why_no_connection().await),
-            connection => connection.map_err(|error| self.cannot_be_reached(&error)),
-        }
+    pub(super) async fn connect(&self) -> sqlx::Result<PgConnection> {
+        connect(&self.options).await
     }
 
-    /// Finds out why the pool gave no connection in time. One call at a time, so that a slow server does not get one more connection
-    /// for each call that waits.
-    async fn why_no_connection(&self) -> StorageError {
-        let _turn = self.diagnosing.lock().await;
-        match connect(&self.options).await {
-            Ok(_) => StorageError::unavailable(
-                "all connections to it were busy".to_owned(),
-                "The database is too slow, or somebody holds its locks: look at pg_stat_activity, then try again.",
-            ),
-            Err(error) => self.cannot_be_reached(&error),
-        }
+    /// Why there is no connection, and what to do.
+    pub(super) fn cannot_be_reached(&self, error: &sqlx::Error) -> StorageError {
+        let (why, advice) = self.problem_of_tls(error).unwrap_or_else(|| (self.refusal(error), advice(error)));
+        let why = [Some(why), self.ignored()].into_iter().flatten().collect::<Vec<_>>().join("; ");
+        StorageError::unavailable(why, advice)
     }
 
-    fn cannot_be_reached(&self, error: &sqlx::Error) -> StorageError {
-        StorageError::unavailable(self.refusal(error), advice(error))
+    /// Turns an error of an open connection into advice.
+    pub(super) fn explain(&self, error: &sqlx::Error) -> StorageError {
+        match error {
+            // It names the address.
+            sqlx::Error::Io(_) | NoAnswer => self.cannot_be_reached(error),
+            _ => StorageError::unavailable(text(error), advice(error)),
+        }
     }
 
     /// At start, only failures that may end by themselves are retried.
@@ -152,13 +144,10 @@ impl Server {
             sqlx::Error::Io(cause) => !matches!(cause.kind(), ErrorKind::InvalidData | ErrorKind::PermissionDenied),
             NoAnswer => true,
             // The server starts or stops, or is out of connections.
-            _ => matches!(sqlstate(error).get(..2), Some("57" | "53")),
+            _ => is_full(error) || matches!(sqlstate(error).get(..2), Some("57" | "53")),
         };
-        if may_pass {
-            self.cannot_be_reached(error)
-        } else {
-            StorageError::Unusable(format!("{}; look at DATABASE_URL", self.refusal(error)))
-        }
+        let unavailable = self.cannot_be_reached(error);
+        if may_pass { unavailable } else { StorageError::Unusable(unavailable.to_string()) }
     }
 
     /// Why the server refuses a connection, with the SQL that mends it where that is known.
@@ -169,8 +158,70 @@ impl Server {
         match sqlstate(error).as_str() {
             "3D000" => format!("{why}; as a superuser run: CREATE DATABASE {database} OWNER {role}"),
             "42501" => format!("{why}; as a superuser run: GRANT CONNECT ON DATABASE {database} TO {role}"),
+            "53300" if why.contains("for role") => {
+                format!("{why}; as a superuser run: ALTER ROLE {role} CONNECTION LIMIT -1")
+            }
+            "53300" if why.contains("for database") => {
+                format!("{why}; as a superuser run: ALTER DATABASE {database} CONNECTION LIMIT -1")
+            }
+            "" => format!("{}: {why}", address(&self.options)),
             _ => why,
         }
+    }
+
+    /// What is wrong with TLS or its files, and what to do. sqlx reads the files for each connection, and does not name them.
+    fn problem_of_tls(&self, error: &sqlx::Error) -> Option<(String, &'static str)> {
+        use ErrorKind::{InvalidData, IsADirectory, NotFound, PermissionDenied};
+        let is_of_files = matches!(error, sqlx::Error::Tls(_) | sqlx::Error::Configuration(_));
+        let may_be =
+            |cause: &std::io::Error| matches!(cause.kind(), InvalidData | IsADirectory | NotFound | PermissionDenied);
+        if !is_of_files && !matches!(error, sqlx::Error::Io(cause) if may_be(cause)) {
+            return None;
+        }
+        let shown = self.shown().to_url_lossy();
+        let files =
+            shown.query_pairs().filter_map(|(name, value)| Some((name, value.strip_prefix("file: ")?.to_owned())));
+        let mut names = Vec::new();
+        for (name, file) in files {
+            let wrong = match std::fs::read(&file) {
+                Err(error) => format!("can't be read: {error}"),
+                Ok(bytes) if bytes.trim_ascii().is_empty() => "is empty".to_owned(),
+                Ok(bytes) if !String::from_utf8_lossy(&bytes).contains("-----BEGIN ") => {
+                    "is not in PEM form".to_owned()
+                }
+                Ok(_) => {
+                    names.push(format!("{name}={file}"));
+                    continue;
+                }
+            };
+            return Some((format!("{name}={file} {wrong}"), TLS));
+        }
+        let (why, address) = (text(error), address(&self.options));
+        if let Some((_, advice)) = CERTIFICATE.iter().find(|(words, _)| why.contains(words)) {
+            return Some((format!("{address}: {why}"), advice));
+        }
+        let what = if names.is_empty() { address } else { format!("{} can't be used", names.join(", ")) };
+        is_of_files.then(|| (format!("{what}: {why}"), TLS))
+    }
+
+    /// What libpq would use and sqlx does not, and what to do.
+    fn ignored(&self) -> Option<String> {
+        let mut ignored = Vec::new();
+        if var_os("PGSERVICE").is_some() {
+            ignored.push("PGSERVICE is ignored; set DATABASE_URL to what it stands for".to_owned());
+        }
+        let files = [var_os("PGPASSFILE").map(PathBuf::from), home_dir().map(|home| home.join(".pgpass"))];
+        for file in files.into_iter().flatten().filter(|_| self.shown().to_url_lossy().password().is_none()) {
+            if file.metadata().is_ok_and(|file| file.mode() & 0o077 != 0) {
+                ignored.push(format!("{0} is ignored, because others may read it; run: chmod 600 {0}", file.display()));
+            }
+        }
+        (!ignored.is_empty()).then(|| ignored.join("; "))
+    }
+
+    /// What sqlx shows of its options only as a URL, which cannot have every host and user.
+    fn shown(&self) -> PgConnectOptions {
+        self.options.clone().host("host").username("user")
     }
 }
 
@@ -204,24 +255,64 @@ fn quoted(name: &str) -> String {
     if plain { name.to_owned() } else { format!("\"{}\"", name.replace('"', "\"\"")) }
 }
 
-/// Turns an error of an open connection into advice.
-pub(super) fn explain(error: &sqlx::Error) -> StorageError {
-    StorageError::unavailable(text(error), advice(error))
-}
-
 /// PostgreSQL's code of an error; empty for an error of something else.
 fn sqlstate(error: &sqlx::Error) -> String {
     error.as_database_error().and_then(DatabaseError::code).unwrap_or_default().into_owned()
 }
 
+/// Whether the server refuses one more connection.
+pub(super) fn is_full(error: &sqlx::Error) -> bool {
+    // A PgBouncer has a code of its own.
+    sqlstate(error) == "53300" || text(error).contains("no more connections allowed")
+}
+
+const NO_TLS: &str = "server does not support TLS";
+const NO_ANSWER: &str = "Check that its server is running and can be reached from this host, and look in pg_stat_activity for who holds its locks; then try again.";
+const TLS: &str = "TLS with the database's server does not work: look at the sslmode, sslrootcert, sslcert and sslkey of DATABASE_URL and at their files; the service's log says what is wrong.";
+
+/// Words of an error of TLS, and what to do.
+const CERTIFICATE: [(&str, &str); 6] = [
+    (
+        "CaUsedAsEndEntity",
+        "The server's certificate is an authority's. Make one that is not: openssl req -x509 -newkey rsa:2048 -nodes -days 3650 -keyout server.key -out server.crt -subj /CN=HOST -addext subjectAltName=DNS:HOST -addext basicConstraints=critical,CA:FALSE; then give that as sslrootcert.",
+    ),
+    (
+        "UnknownIssuer",
+        "The authority that signed the server's certificate is not known: set sslrootcert=FILE in DATABASE_URL to that authority's certificate.",
+    ),
+    ("xpired", "The certificate of the database's server has expired: renew it, or set this machine's clock."),
+    (
+        "not valid yet",
+        "The certificate of the database's server is not valid yet: set this machine's clock, or that server's.",
+    ),
+    (
+        "not valid for name",
+        "The certificate of the database's server is of another host name: name in DATABASE_URL the host that it is of, or make one for this name.",
+    ),
+    (
+        NO_TLS,
+        "The database's server has no TLS: set ssl = on in its postgresql.conf, or another sslmode in DATABASE_URL.",
+    ),
+];
+
 /// What to do about an error.
 fn advice(error: &sqlx::Error) -> &'static str {
-    const NO_ANSWER: &str = "Check that its server is running and can be reached from this host, and look in pg_stat_activity for who holds its locks; then try again.";
-    const NO_TABLES: &str = "The database lacks the portal's tables or rows: it is another one than before. Bring the right one back; only for a new one restart the service, which makes them.";
+    let why = text(error);
     match sqlstate(error).as_str() {
         _ if matches!(error, sqlx::Error::Io(_) | NoAnswer) => NO_ANSWER,
-        "42P01" | "42703" | "3F000" | "23503" => NO_TABLES,
+        "42P01" | "42703" | "3F000" | "23503" => {
+            "The database lacks the portal's tables or rows: it is another one than before. Bring the right one back; only for a new one restart the service, which makes them."
+        }
+        "53300" if why.contains("for role") => {
+            "The portal's role has no connection left: end some, or raise the role's CONNECTION LIMIT; then try again."
+        }
+        "53300" if why.contains("for database") => {
+            "The database has no connection left: end some, or raise its CONNECTION LIMIT; then try again."
+        }
         "53300" => "The database's server has no connection left: end some, or raise max_connections; then try again.",
+        _ if why.contains("no more connections allowed") => {
+            "The PgBouncer before the database has no connection left: end some, or raise its limit, which the service's log names; then try again."
+        }
         "53100" => "The disk of the database's server is full: free some of it, then try again.",
         "25006" => "The database is read-only: make it writable, or set DATABASE_URL to one that is; then try again.",
         "42501" => "The portal's role lacks a right: 'pbx-portal check' says which, and the SQL that grants it.",

@@ -1,12 +1,13 @@
-//! SQLite: a file, one connection that writes and some that read. The deadline, the end of a transaction and what happens to the
-//! connection are in [`super::call`]; which number is taken is in [`super::statements`].
+//! SQLite: a file in its rollback journal, and one connection. Calls queue for it, so they do not lock each other out. What a call
+//! is, is in [`super::call`]; which number is taken is in [`super::statements`].
 //!
-//! - **The write lock.** Writes of this process queue for the one connection. Another process may hold the lock, so [`File::begin`]
-//!   repeats `BEGIN IMMEDIATE` until the deadline. SQLite would sleep up to 100 ms between two tries, and another process that
-//!   writes without pause would take the lock each time.
-//! - **The file.** It may be deleted, replaced or damaged, so [`File::check`] looks when a call takes a connection, when it has the
-//!   write lock, and at its end. A file that is put back is used again. One that is overwritten in place keeps its inode; only
-//!   SQLite itself can find that, as damage.
+//! - **One file.** Between two writes there is nothing beside it, so that a copy is a backup. A write-ahead log would hold what was
+//!   confirmed last, and be lost with a file that looks like no part of the database.
+//! - **The lock.** Another process may hold it, so a call that finds it taken is repeated until the deadline. SQLite would sleep up
+//!   to 100 ms between two tries, and another process that writes without pause would take the lock each time.
+//! - **The file.** It may be deleted, replaced or damaged, so [`File::check`] looks when a call takes the connection, when it has the
+//!   write lock, and at its end. A file that is put back is used again. One that is overwritten in place keeps its inode, and
+//!   [`File::begin`] forgets what it read of the former content.
 
 use std::fs::DirBuilder;
 use std::io;
@@ -15,32 +16,33 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use sqlx::pool::PoolConnection;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{ConnectOptions as _, Connection as _, Pool, Sqlite, SqliteConnection};
-use tokio::time::{Instant, timeout};
+use rustix::fs::Access as Right;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
+use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection};
+use tokio::time::timeout;
 
 use super::call::{Access, Failure, NoAnswer, text};
 use super::statements::Connection;
 use super::{DEADLINE, Inspection, LOOK_AND_TRY_AGAIN, StorageError, run_migrations};
+use crate::account::user_name;
 
-/// Enough for the disk and the two cores of a small server.
-const READERS: u32 = 4;
+/// More of them would lock each other out, and could keep what they read of a file that was overwritten since.
+pub(super) const CONNECTIONS: usize = 1;
 
-/// How many rows a connection's thread reads ahead: a whole list, so that it never waits for us.
+/// How many rows the connection's thread reads ahead: a whole list, so that it never waits for us.
 const ROWS_AHEAD: usize = 1000;
 
-/// How long one `BEGIN IMMEDIATE` waits for the lock.
-const LOCK_WAIT: Duration = Duration::from_millis(5);
+/// How long one statement waits for the lock: for another process that reads a long list, but not for one that writes without pause.
+pub(super) const LOCK_WAIT: Duration = Duration::from_millis(20);
 
 const RESTORE_ADVICE: &str = "The database's file is damaged, or not in its place: stop the service, restore a backup, start the service; its log shows the command.";
+const REPLACED_ADVICE: &str =
+    "The database's file was replaced: restart the service to use the one that is there now, or put the former back.";
 
 /// A database file.
 pub(super) struct File {
     path: PathBuf,
     options: SqliteConnectOptions,
-    readers: Pool<Sqlite>,
-    writer: Pool<Sqlite>,
     /// The device and inode of the file that was migrated; unset for the command `check`, which migrates none.
     started_on: OnceLock<(u64, u64)>,
     /// What SQLite said when it found damage.
@@ -49,28 +51,17 @@ pub(super) struct File {
 
 impl File {
     pub(super) fn new(path: &Path) -> Self {
-        // WAL with a flush for each commit: a confirmed write survives a power cut.
+        // A confirmed write survives a power cut. FULL would not flush the folder after the journal's end, and a journal that came
+        // back would undo the write.
         let options = SqliteConnectOptions::new()
             .filename(path)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
+            .synchronous(SqliteSynchronous::Extra)
             .foreign_keys(true)
-            .busy_timeout(DEADLINE)
+            .busy_timeout(LOCK_WAIT)
             .row_buffer_size(ROWS_AHEAD)
+            .thread_name(|_| "sqlite".to_owned())
             .disable_statement_logging();
-        let pool = |connections| {
-            // There is no server that could have ended a connection, so none is tested before use.
-            SqlitePoolOptions::new().max_connections(connections).acquire_timeout(DEADLINE).test_before_acquire(false)
-        };
-        Self {
-            path: path.to_owned(),
-            readers: pool(READERS).connect_lazy_with(options.clone()),
-            writer: pool(1)
-                .connect_lazy_with(options.clone().busy_timeout(LOCK_WAIT).thread_name(|_| "sqlite-writer".to_owned())),
-            options,
-            started_on: OnceLock::new(),
-            damage: OnceLock::new(),
-        }
+        Self { path: path.to_owned(), options, started_on: OnceLock::new(), damage: OnceLock::new() }
     }
 
     /// Creates the file, and its folder with mode 0700, if they are missing. Nothing else creates them, so a file that vanishes
@@ -84,19 +75,26 @@ impl File {
                 folder.display()
             ))
         })?;
+        // The mode is the file's own. Only here, because `check` must not change the file.
+        let options = self.options.clone().create_if_missing(true).journal_mode(SqliteJournalMode::Delete);
         let migrating = async {
-            let mut connection = self.options.clone().create_if_missing(true).connect().await?;
+            let mut connection = options.busy_timeout(DEADLINE).connect().await?;
             let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-            let inspection = self.inspected(&mut transaction).await?;
+            let mut inspection = self.inspected(&mut transaction).await?;
             run_migrations(sqlx::migrate!("migrations/sqlite"), &mut *transaction).await?;
             transaction.commit().await?;
             let _ = connection.close().await;
             let identity = identity(path).map_err(sqlx::Error::from)?;
             self.started_on.get_or_init(|| identity);
+            inspection.advice = self.read_only();
             Ok::<_, Failure>(inspection)
         };
         let failed = |error: &sqlx::Error| match code(error) {
             // It may pass, so the start tries again.
+            Some(BUSY) if self.log().exists() => StorageError::unavailable(
+                format!("{}: its write-ahead log can't be ended while another process has it open", path.display()),
+                "End the process that uses the database's file (fuser -v on that file), then start again.",
+            ),
             Some(BUSY) => self.explain(error),
             _ if is_damage(error) => StorageError::Unusable(self.how_to_restore(&text(error))),
             _ => StorageError::Unusable(format!(
@@ -109,10 +107,30 @@ impl File {
     }
 
     pub(super) async fn inspect(&self) -> Result<Inspection, StorageError> {
-        self.check()?;
-        let inspecting = async { self.inspected(&mut *self.readers.acquire().await?).await };
+        let inspecting = async {
+            let options = self.options.clone().busy_timeout(DEADLINE);
+            let inspection = self.inspected(&mut options.connect().await?).await?;
+            self.read_only().map_or(Ok(inspection), |why| Err(Failure::Refused(StorageError::Unusable(why))))
+        };
         let inspected = timeout(DEADLINE, inspecting).await.unwrap_or_else(|_| Err(NoAnswer.into()));
         inspected.map_err(|failure| failure.explained(|error| self.explain(error)))
+    }
+
+    /// Why nothing can be written, and what to do. The journal needs the folder.
+    fn read_only(&self) -> Option<String> {
+        let folder = self.path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+        let refused = |(path, right): (&Path, Right)| {
+            let error = rustix::fs::access(path, right).err()?;
+            Some(format!(
+                "the user {} can't write to {}: {}; make it writable for that user",
+                user_name(),
+                path.display(),
+                io::Error::from(error)
+            ))
+        };
+        [(self.path.as_path(), Right::WRITE_OK), (folder, Right::WRITE_OK | Right::EXEC_OK)]
+            .into_iter()
+            .find_map(refused)
     }
 
     async fn inspected(&self, connection: &mut SqliteConnection) -> Result<Inspection, Failure> {
@@ -128,36 +146,52 @@ impl File {
         Ok(Inspection::new(format!("SQLite {version}"), schema, None)?)
     }
 
-    /// Takes a connection from the pool that the call needs.
-    pub(super) async fn connection(&self, access: Access) -> Result<PoolConnection<Sqlite>, StorageError> {
-        self.check()?;
-        let pool = if access == Access::Read { &self.readers } else { &self.writer };
-        pool.acquire().await.map_err(|error| self.explain(&error))
+    pub(super) async fn connect(&self) -> sqlx::Result<SqliteConnection> {
+        self.options.connect().await
     }
 
-    /// Begins a transaction with the write lock.
-    pub(super) async fn begin(&self, connection: &mut Connection, deadline: Instant) -> Result<(), Failure> {
-        // Stop early enough to report the lock before the caller's time is over.
-        let last = deadline - 2 * LOCK_WAIT;
-        loop {
-            match connection.execute("BEGIN IMMEDIATE").await {
-                Err(error) if code(&error) == Some(BUSY) && Instant::now() < last => {}
-                begun => break begun?,
-            }
-        }
+    /// Begins a transaction with the write lock, unless the call only reads. Forgets what the connection read before: of a file that
+    /// was overwritten in place, SQLite takes the new content for the old one if both were changed as often.
+    pub(super) async fn begin(&self, connection: &mut Connection, access: Access) -> Result<(), Failure> {
+        let begin =
+            if access == Access::Read { "PRAGMA shrink_memory" } else { "PRAGMA shrink_memory; BEGIN IMMEDIATE" };
+        connection.execute(begin).await?;
         // The file may have been replaced while this waited for the lock.
         Ok(self.check()?)
     }
 
     /// Fails if the file is known to be damaged, or is no longer the one that the service was started on.
     pub(super) fn check(&self) -> Result<(), StorageError> {
-        let replaced = |started_on: &(u64, u64)| match identity(&self.path) {
-            Ok(found) if found == *started_on => None,
-            Ok(_) => Some("this is not the file that the service was started on".to_owned()),
-            Err(error) => Some(error.to_string()),
-        };
-        let problem = self.damage.get().cloned().or_else(|| self.started_on.get().and_then(replaced));
-        problem.map_or(Ok(()), |problem| Err(StorageError::unavailable(self.how_to_restore(&problem), RESTORE_ADVICE)))
+        let failed = |what: &str, advice| Err(StorageError::unavailable(self.how_to_restore(what), advice));
+        if let Some(damage) = self.damage.get() {
+            return failed(damage, RESTORE_ADVICE);
+        }
+        let Some(started_on) = self.started_on.get() else { return Ok(()) };
+        let path = self.path.display();
+        match identity(&self.path) {
+            Err(error) => failed(&error.to_string(), RESTORE_ADVICE),
+            Ok(found) if found != *started_on => Err(StorageError::unavailable(
+                format!(
+                    "{path}: it was replaced: this is not the file that the service was started on; restart the service to use it, or put the former back"
+                ),
+                REPLACED_ADVICE,
+            )),
+            Ok(_) if self.log().exists() => Err(StorageError::unavailable(
+                format!(
+                    "{path}: another program gave it a write-ahead log, {}; restart the service, which ends it",
+                    self.log().display()
+                ),
+                "Another program gave the database's file a write-ahead log: restart the service, which ends it.",
+            )),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    /// The write-ahead log of another program, or of release 0.1.
+    fn log(&self) -> PathBuf {
+        let mut name = self.path.clone().into_os_string();
+        name.push("-wal");
+        name.into()
     }
 
     /// Turns an error into advice. Remembers damage.
@@ -174,7 +208,7 @@ impl File {
                 "The database's file is locked: end the process that locks it (fuser -v on that file), then try again."
             }
             Some(READONLY) => {
-                "The database's file or its disk is read-only to the portal's user: make it writable, then try again."
+                "The database's file, its folder or its disk is read-only to the portal's user: make it writable, then try again."
             }
             Some(IOERR) => "The database's file can't be read or written: look at its disk, then try again.",
             Some(FULL) => "The disk of the database's file is full: free some of it, then try again.",
@@ -187,14 +221,14 @@ impl File {
         StorageError::unavailable(format!("{}: {}", self.path.display(), text(error)), advice)
     }
 
-    /// What is wrong with the file, and the commands that restore a backup. If its name is mistyped, the first fails and nothing is
-    /// changed. The old -wal is removed, because SQLite would apply it to the backup.
+    /// What is wrong with the file, and the commands that restore a backup. If its name is mistyped, nothing is changed. An old journal
+    /// is removed, because SQLite would undo the restore with it.
     fn how_to_restore(&self, what: &str) -> String {
         let file = self.path.as_path();
         let folder = file.parent().unwrap_or(Path::new("")).join(".");
         let (file, folder) = (file.display(), folder.display());
         format!(
-            "{file}: {what}; stop the service, restore a backup, start the service: install --mode=600 BACKUP '{file}' && rm -f '{file}-wal' '{file}-shm' && chown --reference='{folder}' '{file}'"
+            "{file}: {what}; stop the service, restore a backup, start the service: test -f BACKUP && rm -f '{file}-journal' '{file}-wal' && install --mode=600 BACKUP '{file}' && chown --reference='{folder}' '{file}'"
         )
     }
 }
@@ -212,6 +246,11 @@ const NOTADB: i32 = 26;
 fn code(error: &sqlx::Error) -> Option<i32> {
     let code: i32 = error.as_database_error()?.code()?.parse().ok()?;
     Some(code & 0xff)
+}
+
+/// Whether another process holds the lock.
+pub(super) fn is_locked(error: &sqlx::Error) -> bool {
+    code(error) == Some(BUSY)
 }
 
 /// Whether the error shows that the file is damaged. A missing table does too: migrations made all of them before any call.

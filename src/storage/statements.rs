@@ -7,8 +7,7 @@
 use std::array;
 
 use futures_util::TryStreamExt as _;
-use sqlx::pool::PoolConnection;
-use sqlx::{AssertSqlSafe, Postgres, Row as _, Sqlite};
+use sqlx::{AssertSqlSafe, PgConnection, Row as _, SqliteConnection};
 use time::format_description::well_known::Rfc3339;
 use time::{OffsetDateTime, UtcOffset};
 use uuid::Uuid;
@@ -39,10 +38,10 @@ const WRITE_AUDIT: &str = "INSERT INTO apply_audit_logs \
     ON CONFLICT (id) DO UPDATE SET outcome = excluded.outcome, error_details = excluded.error_details, \
     files_written = excluded.files_written, reload_results = excluded.reload_results";
 
-/// A connection from a pool.
+/// A connection to either database.
 pub(super) enum Connection {
-    Postgres(PoolConnection<Postgres>),
-    Sqlite(PoolConnection<Sqlite>),
+    Postgres(PgConnection),
+    Sqlite(SqliteConnection),
 }
 
 /// Runs `$statement` on either kind of connection; `$id` is the type of its identifiers.
@@ -51,12 +50,12 @@ macro_rules! ask {
         match $either {
             Connection::Postgres(connection) => {
                 type $id = Uuid;
-                let $connection = &mut **connection;
+                let $connection = &mut *connection;
                 $statement
             }
             Connection::Sqlite(connection) => {
                 type $id = Hyphenated;
-                let $connection = &mut **connection;
+                let $connection = &mut *connection;
                 $statement
             }
         }
@@ -130,7 +129,7 @@ impl Connection {
             "{limits} SELECT users.id, users.tenant_id, users.name, users.email, {created_at}, extensions.number, extensions.secret \
             FROM users FULL JOIN extensions ON extensions.user_id = users.id ORDER BY extensions.number"
         );
-        // To the end, also if a row is damaged: the connection goes back to its pool.
+        // To the end, also if a row is damaged: the connection is used again.
         let users: Vec<_> = ask!(self, |connection, _Id| {
             let rows = sqlx::raw_sql(AssertSqlSafe(sql)).fetch(connection);
             rows.map_ok(|row| parse(array::from_fn(|column| row.try_get_unchecked(column).unwrap_or_default())))

@@ -333,7 +333,7 @@ fn settings_and_the_database() {
     Table::of(&settings).says("the database", "failure", &["major version 2", "install the release"]);
     postgres::psql(&url, "UPDATE _sqlx_migrations SET version = 1001");
     cluster.stop();
-    Table::of(&settings).says("the database", "failure", &["can't be used", "DATABASE_URL"]);
+    Table::of(&settings).says("the database", "failure", &["can't be used: 127.0.0.1:", "that its server is running"]);
     cluster.boot();
     Table::of(&settings).nothing_fails();
 }

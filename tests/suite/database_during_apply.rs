@@ -16,7 +16,7 @@ use crate::support::{Answer, Asterisk, Portal, Postgres, postgres, secs, wait_un
 
 /// The threads and files of a portal's writes to SQLite.
 fn to_sqlite(portal: &Portal) -> Selection {
-    let files = ["portal.db", "portal.db-wal", "portal.db-shm"].map(|name| portal.data_dir().join(name));
+    let files = ["portal.db", "portal.db-journal"].map(|name| portal.data_dir().join(name));
     let paths = files.iter().flat_map(|file| ["-P".to_owned(), file.display().to_string()]);
     Selection(portal.pid(), ["-f".to_owned()].into_iter().chain(paths).collect())
 }
@@ -28,9 +28,9 @@ fn to_postgres(portal: &Portal) -> Selection {
 
 type Check = fn(&Succession, Option<&Answer>, &str);
 
-/// The fault at each write to the file, its log and its index, of whatever kind.
+/// The fault at each write to the file and its journal, of whatever kind.
 fn at_each_write_to_sqlite(fault: &str, check: Check) {
-    let calls = ["write", "writev", "pwrite64", "pwritev", "fsync", "fdatasync", "ftruncate", "fallocate"];
+    let calls = ["write", "writev", "pwrite64", "pwritev", "fsync", "fdatasync", "ftruncate", "fallocate", "unlink"];
     at_each_of_sqlite(&calls, fault, check);
 }
 

@@ -130,6 +130,48 @@ fn one_that_crashes_and_restarts_in_the_middle_of_writes_loses_no_confirmed_user
 }
 
 #[test]
+fn eleven_restarts_under_four_writers_lose_no_confirmed_user() {
+    let cluster = Postgres::start(&Options::default());
+    let portal = Portal::start(&settings(&cluster.new_database()));
+    let created = created_during(&portal, |created| {
+        for _ in 0..11 {
+            let before = created();
+            wait_until(secs(20), "users are created", || created() > before + 5);
+            cluster.restart();
+        }
+    });
+    all_are_there(&portal, &created);
+    // What was reported as unknown may be there too.
+    let log = portal.log();
+    let unknown = log.matches("maybe_written=true").count();
+    let there = portal.users().len();
+    assert!(
+        (created.len()..=created.len() + unknown).contains(&there),
+        "{} and {unknown} unknown: {there}",
+        created.len()
+    );
+}
+
+#[test]
+fn a_database_that_is_dropped_and_made_anew_is_filled_after_a_restart_alone() {
+    let cluster = Postgres::start(&Options::default());
+    let url = cluster.new_database();
+    let name = url.rsplit('/').next().expect("a name");
+    let portal = Portal::start(&settings(&url));
+    portal.create_user("Alice", "alice@example.com");
+    cluster.admin(&format!("DROP DATABASE {name} WITH (FORCE)"));
+    unavailable(&portal, &ALL, "The server has no such database");
+    cluster.admin(&format!("CREATE DATABASE {name} OWNER portal"));
+    unavailable(&portal, &ALL, "lacks the portal's tables");
+    assert_eq!(psql(&url, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"), "0", "and it makes none");
+    portal.stop();
+    portal.boot();
+    assert_eq!(portal.users(), [json!(null); 0]);
+    let bob = portal.create_user("Bob", "bob@example.com");
+    assert_eq!((&bob["extension"]["number"], portal.users().len()), (&json!(1000), 1));
+}
+
+#[test]
 fn on_a_full_disk_it_is_a_503_until_there_is_space_again() {
     let disk = SmallDisk::new(postgres_user(), 16);
     let cluster = Postgres::start(&Options::default());

@@ -30,16 +30,20 @@ fn database(portal: &Portal) -> PathBuf {
 struct Locked(Child);
 
 impl Locked {
+    /// Against writes alone.
     fn new(file: &Path) -> Self {
+        Self::by(file, "BEGIN IMMEDIATE")
+    }
+
+    fn by(file: &Path, sql: &str) -> Self {
         let mut sqlite3 = Command::new("sqlite3");
         sqlite3.args(["-cmd", ".timeout 5000"]).arg(file).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut shell = sqlite3.spawn().expect("start sqlite3");
         lab::guard(shell.id());
         let commands = shell.stdin.as_mut().expect("its input");
-        writeln!(commands, "BEGIN EXCLUSIVE;\nSELECT 'locked';").expect("lock it");
-        let mut answer = String::new();
-        BufReader::new(shell.stdout.as_mut().expect("its output")).read_line(&mut answer).expect("an answer");
-        assert_eq!(answer, "locked\n");
+        writeln!(commands, "{sql};\nSELECT 'locked';").expect("lock it");
+        let mut answers = BufReader::new(shell.stdout.as_mut().expect("its output")).lines().map_while(Result::ok);
+        assert!(answers.any(|answer| answer == "locked"), "{sql}");
         Self(shell)
     }
 }
@@ -80,25 +84,113 @@ fn locked_or_read_only_it_is_a_503_for_writes_and_recovers() {
     let alice = portal.create_user("Alice", "alice@example.com");
 
     let locked = Locked::new(&file);
-    unavailable(&portal, &WRITES, "The database's file is locked");
-    assert_eq!(portal.users(), std::slice::from_ref(&alice), "reads go on");
+    thread::scope(|scope| {
+        scope.spawn(|| unavailable(&portal, &WRITES, "The database's file is locked"));
+        assert_eq!(portal.users(), std::slice::from_ref(&alice), "reads go on");
+    });
     drop(locked);
     recovers(&portal, "locked@example.com");
+    let locked = Locked::by(&file, "BEGIN EXCLUSIVE");
+    unavailable(&portal, &ALL, "The database's file is locked");
+    drop(locked);
+    recovers(&portal, "exclusive@example.com");
+    // It reads, so nobody can end a write.
+    let locked = Locked::by(&file, "BEGIN; SELECT count(*) FROM users");
+    unavailable(&portal, &INSERTS, "nothing was changed. The database's file is locked");
+    drop(locked);
+    recovers(&portal, "read@example.com");
 
-    let with = |suffix: &str| PathBuf::from(format!("{}{suffix}", file.display()));
-    // Not the -shm: the kernel ends whoever writes to a part of memory that is such a file.
-    let immutable = Immutable::new(vec![with(""), with("-wal"), portal.data_dir()]);
-    unavailable(&portal, &INSERTS, "read");
-    // Once more, on a connection that was opened meanwhile.
-    unavailable(&portal, &INSERTS, "The database's file or its disk is read-only");
+    let immutable = Immutable::new(vec![file.clone(), portal.data_dir()]);
+    unavailable(&portal, &INSERTS, "its folder or its disk is read-only");
     assert!(portal.users().contains(&alice), "reads go on");
+    drop(immutable);
+    let created = portal.create_user("Bob", "readonly@example.com");
+    assert!(portal.users().contains(&created), "it is over for each connection");
+}
+
+#[test]
+fn a_read_only_file_or_folder_is_a_warning_at_start_and_fails_in_check() {
+    let portal = Portal::start(&without_asterisk());
+    let alice = portal.create_user("Alice", "alice@example.com");
+    for path in [database(&portal), portal.data_dir()] {
+        portal.stop();
+        let immutable = Immutable::new(vec![path.clone()]);
+        let started = portal.log().len();
+        portal.boot();
+        let words = format!("can't write to {}: ", path.display());
+        let line = portal.log()[started..].lines().find(|line| line.contains(" WARN ")).map(str::to_owned);
+        assert!(line.as_ref().is_some_and(|line| line.contains(&words)), "{line:?}");
+        unavailable(&portal, &INSERTS, "");
+        assert_eq!(portal.users(), std::slice::from_ref(&alice), "reads go on");
+        let report = String::from_utf8(run(&["check"], portal.settings()).stdout).expect("a report");
+        let database = report.lines().find(|line| line.contains("the database")).expect("a line about the database");
+        assert!(database.starts_with("FAIL") && database.contains(&words), "{report}");
+        drop(immutable);
+    }
+    recovers(&portal, "after@example.com");
+}
+
+/// What a backup script, `rm` and an administrator do to it between two writes.
+#[test]
+fn between_two_writes_there_is_one_file_and_a_copy_of_it_is_a_backup() {
+    let portal = Portal::start(&without_asterisk());
+    let (file, backup) = (database(&portal), portal.work_dir().join("backup.db"));
+    let names = || fs::read_dir(portal.data_dir()).expect("list it").flatten().map(|entry| entry.file_name());
+    for index in 0..50 {
+        portal.create_user("User", &format!("user{index}@example.com"));
+        assert!(names().eq(["portal.db"]), "{:?}", names().collect::<Vec<_>>());
+    }
+    let users = portal.users();
+    fs::copy(&file, &backup).expect("copy it");
+    for suffix in ["-wal", "-shm", "-journal"] {
+        let _ = fs::remove_file(format!("{}{suffix}", file.display()));
+    }
+    // As many writes before the restore as after it, which another process has not seen.
+    let url = format!("sqlite://{}", file.display());
+    let second = Portal::start(&without_asterisk().with("DATABASE_URL", url));
+    for round in ["before", "after"] {
+        let mut created = Vec::new();
+        for index in 0..5 {
+            created.push(portal.create_user("User", &format!("{round}{index}@example.com")));
+        }
+        assert_eq!(second.users(), [&users[..], &created].concat(), "{round}");
+        portal.kill();
+        portal.boot();
+        assert_eq!(portal.users(), [&users[..], &created].concat(), "{round}, after a start");
+        // Over the file of a service that runs.
+        fs::copy(&backup, &file).expect("restore it");
+        assert_eq!(sqlite(&portal, "PRAGMA integrity_check"), "ok");
+    }
+    assert_eq!(portal.users(), users);
+}
+
+#[test]
+fn a_write_ahead_log_is_ended_by_the_start_or_the_start_fails() {
+    let portal = Portal::start(&without_asterisk());
+    let (file, alice) = (database(&portal), portal.create_user("Alice", "alice@example.com"));
+    let mode = || sqlite(&portal, "PRAGMA journal_mode");
+    portal.stop();
+    // As release 0.1 left it.
+    assert_eq!(sqlite(&portal, "PRAGMA journal_mode = WAL"), "wal");
+    let open = Locked::by(&file, "SELECT count(*) FROM users");
+    let refused = run(&["serve"], portal.settings());
+    let stderr = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(1) && stderr.contains("its write-ahead log can't be ended"), "{stderr}");
+    run(&["check"], portal.settings());
+    drop(open);
+    assert_eq!(mode(), "wal", "check changes nothing");
+    portal.boot();
+    assert_eq!((mode().as_str(), portal.users()), ("delete", vec![alice]));
+
+    // Another program begins one while the service runs.
+    assert_eq!(sqlite(&portal, "PRAGMA journal_mode = WAL"), "wal");
+    let create = || portal.request("POST", "/users", Some(&json!({"name": "Bob", "email": "bob@example.com"})));
+    wait_until(secs(5), "it is noticed", || create().status == 503);
+    unavailable(&portal, &ALL, "restart the service");
     portal.stop();
     portal.boot();
-    unavailable(&portal, &INSERTS, "read-only");
-    assert!(portal.users().contains(&alice), "a start does not mind");
-    drop(immutable);
-    recovers(&portal, "readonly@example.com");
-    assert_eq!(portal.users().len(), 3);
+    assert_eq!(mode(), "delete");
+    recovers(&portal, "after@example.com");
 }
 
 #[test]
@@ -143,7 +235,7 @@ fn creates_that_wait_for_the_lock_are_each_taken_or_refused_and_a_refused_one_le
     assert!(numbers.into_iter().eq(1995..2000), "the last ones");
     let rows = "SELECT (SELECT count(*) FROM users) || ' ' || (SELECT count(*) FROM extensions)";
     assert_eq!(sqlite_file(&file, rows), "1000 1000", "whoever is refused is not there");
-    let written = || fs::read(portal.data_dir().join("portal.db-wal")).expect("what was committed");
+    let written = || fs::read(&file).expect("what was committed");
     let before = written();
     let refused = portal.request("POST", "/users", Some(&json!({"name": "Late", "email": "late@example.org"})));
     assert_eq!(refused.status, 409);
@@ -170,9 +262,8 @@ fn a_file_moved_away_during_a_wait_for_its_lock_is_not_written_to() {
 /// The thread that writes to the database.
 fn writer(portal: &Portal) -> u32 {
     let threads = fs::read_dir(format!("/proc/{}/task", portal.pid())).expect("its threads").flatten();
-    let writer = threads.filter(|thread| {
-        fs::read_to_string(thread.path().join("comm")).is_ok_and(|name| name.trim() == "sqlite-writer")
-    });
+    let writer = threads
+        .filter(|thread| fs::read_to_string(thread.path().join("comm")).is_ok_and(|name| name.trim() == "sqlite"));
     let writers: Vec<u32> = writer.filter_map(|thread| thread.file_name().to_str()?.parse().ok()).collect();
     assert_eq!(writers.len(), 1, "one thread writes");
     writers[0]
@@ -190,8 +281,8 @@ fn a_write_that_was_reported_as_failed_is_not_made_later() {
     assert_eq!(portal.users(), [&alice, &bob].map(Clone::clone));
 
     // Given up while it has the lock: its first look at what somebody else changed takes longer.
-    let files = ["", "-wal"].map(|suffix| format!("{}{suffix}", database(&portal).display()));
-    let slow = ["-P", &files[0], "-P", &files[1], "-e", "trace=pread64", "-e", "inject=pread64:delay_enter=6s:when=1"];
+    let file = database(&portal).display().to_string();
+    let slow = ["-P", &file, "-e", "trace=pread64", "-e", "inject=pread64:delay_enter=6s:when=1"];
     for (operation, next) in [("POST /users", "first@example.com"), (&delete, "second@example.com")] {
         sqlite(&portal, "UPDATE tenants SET name = name || '.'");
         let ((), calls) = strace::under(writer(&portal), &slow, || {
@@ -211,11 +302,10 @@ fn a_write_that_was_reported_as_failed_is_not_made_later() {
 fn a_create_whose_flush_takes_too_long_is_reported_as_unknown_and_is_written() {
     let portal = Portal::start(&without_asterisk());
     portal.create_user("Alice", "alice@example.com");
-    let log = portal.data_dir().join("portal.db-wal").display().to_string();
-    let slow = ["-f", "-P", &log, "-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:delay_enter=6s:when=1"];
+    let file = database(&portal).display().to_string();
+    let slow = ["-f", "-P", &file, "-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:delay_enter=6s:when=1"];
     strace::under(portal.pid(), &slow, || {
         unavailable(&portal, &["POST /users"], "it is unknown whether the user was created");
-        assert_eq!(portal.users().len(), 1, "reads go on");
         wait_until(secs(10), "it is done", || portal.users().len() == 2);
     });
     portal.create_user("Bob", "bob@example.com");
@@ -263,8 +353,13 @@ fn on_a_full_disk_it_is_a_503_until_there_is_space_again() {
     let created = created_during(&portal, |created| {
         wait_until(secs(20), "users are created", || created() > 10);
         disk.fill();
-        for _ in 0..3 {
-            unavailable(&portal, &INSERTS, "disk of the database's file is full");
+        // The end of a journal leaves space for a few more.
+        for index in 0..3 {
+            wait_until(secs(20), "a create is refused", || {
+                let body = json!({"name": "x".repeat(255), "email": format!("full{index}@example.com")});
+                let answer = portal.request("POST", "/users", Some(&body));
+                answer.status == 503 && answer.text.contains("disk of the database's file is full")
+            });
         }
         disk.free();
         let before = created();
@@ -306,7 +401,8 @@ fn deleted_or_moved_away_it_is_a_503_and_no_new_file_takes_its_place() {
     assert!(!file.exists(), "no new file");
     // Another one in its place is not the one that was answered from.
     fs::copy(&backup, &file).expect("copy a backup");
-    unavailable(&portal, &ALL, advice);
+    unavailable(&portal, &ALL, "file was replaced: restart the service to use the one that is there");
+    assert!(portal.log().contains(&format!("{}: it was replaced", file.display())), "{}", portal.log());
     restore(&portal, &backup);
     assert_eq!(portal.users(), users);
     portal.create_user("After", "after@example.com");
@@ -320,7 +416,6 @@ fn damaged_it_is_a_503_or_a_refusal_to_start() {
         portal.create_user(&"x".repeat(255), &format!("user{index}@example.com"));
     }
     sqlite(&portal, &format!(".backup '{}'", backup.display()));
-    sqlite(&portal, "PRAGMA wal_checkpoint(TRUNCATE)");
     let users = portal.users();
     portal.stop();
     portal.boot();

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::fixtures::{Database, account, id, try_apply};
+use crate::fixtures::{Database, SetWhenDropped, account, id, try_apply, without_asterisk};
 use crate::support::{Asterisk, Portal, secs, wait_until};
 
 const CLIENTS: usize = 64;
@@ -45,6 +45,42 @@ fn a_minute_of_it_on_postgres() {
     let settings = Database::Postgres.settings(&asterisk);
     let portals = [Portal::start(&settings), Portal::start(&settings)];
     load(&asterisk, portals.each_ref());
+}
+
+/// On two processes, so that the lock is contended from outside too.
+#[test]
+fn sixteen_writers_beside_eight_readers_of_sqlite_are_each_answered() {
+    const EACH: usize = 20;
+    let (_folder, url) = Database::Sqlite.shared();
+    let portals = [(); 2].map(|()| Portal::start(&without_asterisk().with("DATABASE_URL", &url)));
+    let (done, listed) = (AtomicBool::new(false), AtomicU64::new(0));
+    thread::scope(|scope| {
+        for reader in 0..8 {
+            let (portal, done, listed) = (&portals[reader % 2], &done, &listed);
+            scope.spawn(move || {
+                while !done.load(Ordering::Relaxed) {
+                    portal.users();
+                    listed.fetch_add(1, Ordering::Relaxed);
+                    thread::sleep(Duration::from_millis(20));
+                }
+            });
+        }
+        let _ended = SetWhenDropped(&done);
+        let creates = |writer: usize| {
+            let portal = &portals[writer % 2];
+            move || {
+                for index in 0..EACH {
+                    portal.create_user("User", &format!("{writer}.{index}@example.com"));
+                }
+            }
+        };
+        let writers: Vec<_> = (0..16).map(|writer| scope.spawn(creates(writer))).collect();
+        for writer in writers {
+            writer.join().expect("each create is answered 201");
+        }
+    });
+    assert_eq!(portals[0].users().len(), 16 * EACH);
+    assert!(listed.into_inner() > 100, "the readers were held up");
 }
 
 fn load(asterisk: &Asterisk, portals: [&Portal; 2]) {

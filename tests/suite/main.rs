@@ -9,6 +9,7 @@ mod browser;
 mod calls;
 mod check;
 mod commands;
+mod connections;
 mod contract;
 mod contributing;
 mod database_during_apply;

@@ -27,7 +27,7 @@ fn refused(url: &str, words: &[&str]) -> String {
     }
     assert!(!stderr.contains("at line ") && !checked.contains("at line "), "{stderr} {checked}");
     let sql = stderr.split_once("run: ").map(|(_, sql)| sql.trim_end());
-    sql.map(|sql| sql.split("; look at DATABASE_URL").next().unwrap_or(sql).to_owned()).unwrap_or_default()
+    sql.map(|sql| sql.split("; The ").next().unwrap_or(sql).to_owned()).unwrap_or_default()
 }
 
 #[test]

@@ -77,8 +77,7 @@ fn no_file_is_ever_open_to_others_whatever_the_umask() {
     let names: BTreeSet<_> = seen.keys().chain(&written).filter_map(|path| path.file_name()?.to_str()).collect();
     for name in [
         "portal.db",
-        "portal.db-wal",
-        "portal.db-shm",
+        "portal.db-journal",
         ".pbx-portal.lock",
         "generated_endpoints.conf",
         ".generated_endpoints.conf.final.tmp",

@@ -222,9 +222,6 @@ fn a_database_that_came_back_from_a_backup() {
 
     scene.portal.stop();
     std::fs::copy(&backup, &database).expect("restore the backup");
-    for left in ["portal.db-wal", "portal.db-shm"] {
-        let _ = std::fs::remove_file(database.with_file_name(left));
-    }
     scene.portal.boot();
     assert_eq!(scene.portal.users().last().map(account), Some(account(&first_owner)), "as it was");
     assert_eq!(evicted(&scene.portal.apply("suite")), [scene.number.as_str()]);

@@ -141,7 +141,12 @@ impl Postgres {
 
     /// The certificate authority of a cluster with TLS, for `sslrootcert`.
     pub fn ca_file(&self) -> PathBuf {
-        self.folder.path().join("ca.pem")
+        self.file("ca.pem")
+    }
+
+    /// A file of [`Postgres::certify`].
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
     }
 
     /// Stops it by a fast shutdown: it does not wait for its clients.
@@ -228,19 +233,29 @@ impl Postgres {
         write_file(&self.data().join("pg_hba.conf"), postgres_user(), 0o600, &hba);
     }
 
-    /// An authority, and the server's key and certificate under the names that PostgreSQL looks for.
+    /// An authority, and a certificate of it for the server.
     fn make_certificates(&self) {
-        let script = r#"
-            openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj "/CN=lab authority" -keyout ca.key -out ca.pem
-            openssl req -new -newkey rsa:2048 -nodes -subj /CN=localhost -keyout server.key -out server.csr
-            printf 'subjectAltName=IP:127.0.0.1,DNS:localhost\nbasicConstraints=CA:FALSE\n' >server.ext
-            openssl x509 -req -in server.csr -days 30 -CA ca.pem -CAkey ca.key -CAcreateserial -extfile server.ext -out server.crt
-            chown postgres server.key server.crt
-            chmod 600 server.key
-            mv server.key server.crt data/
-        "#;
+        self.certify(&format!(
+            "openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj '/CN=lab authority' -keyout ca.key -out ca.pem\n{}",
+            Self::certificate("IP:127.0.0.1,DNS:localhost", 30)
+        ));
+    }
+
+    /// A script for [`Postgres::certify`]: a certificate of the cluster's authority.
+    pub fn certificate(names: &str, days: i32) -> String {
+        format!(
+            "openssl req -new -newkey rsa:2048 -nodes -subj /CN=localhost -keyout server.key -out server.csr
+            printf 'subjectAltName={names}\nbasicConstraints=CA:FALSE\n' >server.ext
+            openssl x509 -req -in server.csr -days {days} -CA ca.pem -CAkey ca.key -CAcreateserial -extfile server.ext -out server.crt"
+        )
+    }
+
+    /// Runs a script that makes `server.key` and `server.crt`, and puts them where PostgreSQL looks for them.
+    pub fn certify(&self, script: &str) {
+        let script =
+            format!("{script}\nchown postgres server.key\nchmod 600 server.key\ncp -p server.key server.crt data/");
         let mut command = Command::new("sh");
-        command.args(["-ec", script]).current_dir(self.folder.path());
+        command.args(["-ec", &script]).current_dir(self.folder.path());
         run("make the certificates", &mut command);
     }
 
@@ -248,7 +263,8 @@ impl Postgres {
         self.folder.path().join("data")
     }
 
-    fn sockets(&self) -> PathBuf {
+    /// The folder of its local socket.
+    pub fn sockets(&self) -> PathBuf {
         self.folder.path().join("run")
     }
 
