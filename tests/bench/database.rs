@@ -103,8 +103,8 @@ impl Database {
                 }
             });
         };
-        // As durable as the portal's own connections.
-        ask(".timeout 5000\nPRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;".to_owned());
+        // As durable as the portal's own connection; the journal's mode is the file's.
+        ask(".timeout 5000\nPRAGMA synchronous = EXTRA; PRAGMA foreign_keys = ON;".to_owned());
         let took = timed(|| ask(statements.join("\n")));
         drop(input);
         assert!(process.wait().expect("its end").success(), "sqlite3");

@@ -15,7 +15,8 @@ use serde_json::json;
 use crate::fixtures::{
     ALL, WRITES, all_are_there, created_during, id, recovers, sqlite, sqlite_file, unavailable, without_asterisk,
 };
-use crate::support::lab::{self, SmallDisk};
+use crate::operations::commands;
+use crate::support::lab::{self, SmallDisk, User};
 use crate::support::portal::run;
 use crate::support::{Portal, secs, strace, wait_until};
 
@@ -162,6 +163,36 @@ fn between_two_writes_there_is_one_file_and_a_copy_of_it_is_a_backup() {
         assert_eq!(sqlite(&portal, "PRAGMA integrity_check"), "ok");
     }
     assert_eq!(portal.users(), users);
+}
+
+/// With the commands of docs/operations.md.
+#[test]
+fn a_restore_after_a_kill_in_the_middle_of_a_write_is_not_undone() {
+    let portal = Portal::start(&without_asterisk());
+    let (file, backup) = (database(&portal), portal.work_dir().join("backup.db"));
+    let alice = portal.create_user("Alice", "alice@example.com");
+    fs::copy(&file, &backup).expect("copy it");
+    portal.create_user("Bob", "bob@example.com");
+    let path = file.display().to_string();
+    let kill = ["-f", "-P", &path, "-e", "trace=pwrite64", "-e", "inject=pwrite64:signal=KILL:when=2"];
+    strace::under(portal.pid(), &kill, || {
+        let body = json!({"name": "Carol", "email": "carol@example.com"});
+        assert!(portal.try_request("POST", "/users", Some(&body)).is_err(), "it was killed");
+    });
+    assert!(file.with_extension("db-journal").exists(), "in the middle of a write");
+    let document = commands("docs/operations.md");
+    let block = document.iter().find(|block| block.heading == "Restore SQLite").expect("the commands");
+    let User(owner) = lab::PORTAL;
+    let script = block.text.replace("/root/pbx-portal-backup.db", &backup.display().to_string());
+    let script = script.replace("/var/lib/pbx-portal/portal.db", &path);
+    let script = script.replace("-o pbx-portal -g pbx-portal", &format!("-o {owner} -g {owner}"));
+    let lines: Vec<_> = script.lines().filter(|line| !line.starts_with("systemctl")).collect();
+    assert!(lines.len() == 2 && lines.iter().all(|line| line.contains(&path)), "{lines:?}");
+    let status = Command::new("sh").args(["-ec", &lines.join("\n")]).status().expect("run sh");
+    assert!(status.success());
+    portal.boot();
+    assert_eq!(portal.users(), [alice]);
+    recovers(&portal, "after@example.com");
 }
 
 #[test]
