@@ -4,7 +4,7 @@
 //!
 //! 1. **Lock** this host's files ([`crate::host::lock`]). If another apply holds them, refuse; no audit row is written.
 //! 2. **Audit first**: the row says "interrupted" until step 9, so a crash leaves a true row. If it cannot be written, nothing
-//!    else is done.
+//!    else is done; if it may be written all the same, it is completed to say so.
 //! 3. **Snapshot** of all users; both files are rendered in memory.
 //! 4. **Look before touching**: check for all that is known to make an apply fail. Find the numbers that **change hands**: a phone of
 //!    a former owner may be registered as them ([`ownership`]).
@@ -50,7 +50,7 @@ use crate::host::lock::HostLock;
 use crate::preflight::probes::Host;
 use crate::render::{self, ObjectType};
 use crate::settings::Settings;
-use crate::storage::{self, AuditEntry, Storage};
+use crate::storage::{self, AuditEntry, Storage, StorageError};
 pub use outcome::{Applied, ApplyError, FailedApply};
 use outcome::{Progress, ReloadResults};
 use ownership::Before;
@@ -110,7 +110,15 @@ impl Applier {
             files_written: json!([]),
             reload_results: json!(ReloadResults::default()),
         };
-        self.storage.write_audit(row.clone()).await.map_err(ApplyError::Unavailable)?;
+        if let Err(failure) = self.storage.write_audit(row.clone()).await {
+            if let StorageError::Unavailable { maybe_written: true, .. } = failure {
+                row.error_details = Some(
+                    "the database did not confirm this row in time, and nothing was touched; apply again".to_owned(),
+                );
+                self.complete_later(row, service);
+            }
+            return Err(ApplyError::Unavailable(failure));
+        }
         info!(audit_log_id = %row.id, "apply begins");
 
         let mut progress = Progress::new();
@@ -133,10 +141,14 @@ impl Applier {
         let finished = self.storage.write_audit(row.clone()).await;
         let audit_log_id = row.id;
         if finished.is_err() {
-            // This apply's event loop ends with it.
-            self.tasks.spawn_on(retry_audit(self.storage.clone(), row, self.stopping.clone()), service);
+            self.complete_later(row, service);
         }
         progress.conclude(audit_log_id, outcome, finished)
+    }
+
+    /// Writes the audit row as soon as the database takes it. On the service's event loop, because the apply's own ends with it.
+    fn complete_later(&self, row: AuditEntry, service: &Handle) {
+        self.tasks.spawn_on(retry_audit(self.storage.clone(), row, self.stopping.clone()), service);
     }
 
     /// Steps 3 to 8; returns the number of users.
