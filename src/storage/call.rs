@@ -23,6 +23,9 @@ const IDLE: Duration = Duration::from_mins(10);
 /// How long a server that refused one more connection is not asked for it again.
 const FULL: Duration = Duration::from_mins(1);
 
+/// How long a server may count a connection that was closed.
+const CLOSING: Duration = Duration::from_secs(1);
+
 /// How to reach each kind of database.
 pub(super) enum Database {
     Postgres(postgres::Server),
@@ -183,6 +186,7 @@ impl Pool {
     /// Waits for a place, and takes a connection that is idle, or opens one. If the server allows fewer than there are places, this
     /// waits for one of those that are open.
     async fn lease(&self, reused: &mut bool) -> Result<Lease, Failure> {
+        let patience = Instant::now() + CLOSING;
         loop {
             let place = self.places.clone().acquire_owned().await.expect("it is never closed");
             self.database.check()?;
@@ -208,6 +212,10 @@ impl Pool {
                         sleep(FULL).await;
                         drop(place);
                     });
+                }
+                (Err(error), _) if postgres::is_full(&error) && Instant::now() < patience => {
+                    drop(counted); // This one will return nothing.
+                    sleep(CLOSING / 20).await;
                 }
                 (Err(error), Database::Postgres(server)) => return Err(server.cannot_be_reached(&error).into()),
             }

@@ -77,11 +77,13 @@ fn fewer_than_it_wants_are_shared_whoever_allows_no_more() {
 
 #[test]
 fn a_mode_that_ends_is_over_for_each_connection() {
-    let cluster = Postgres::start(&Options::default());
+    let cluster = Postgres::start(&Options { hba: "host all all 127.0.0.1/32 trust\n".into(), ..Options::default() });
     let url = cluster.new_database();
     let name = database_of(&url);
     let portal = Portal::start(&settings(&url));
     assert_eq!(refused(&portal, "before"), 0);
+    // A session that is closed counts until the server has noticed that.
+    cluster.admin("ALTER ROLE portal CONNECTION LIMIT 1");
     for (on, advice) in
         [("default_transaction_read_only = on", "is read-only"), ("search_path = nowhere", "lacks the portal's tables")]
     {
@@ -95,6 +97,7 @@ fn a_mode_that_ends_is_over_for_each_connection() {
             }
         });
         cluster.admin(&format!("ALTER DATABASE {name} RESET ALL"));
+        portal.create_user("First", &format!("{}@example.com", &on[..6]));
         assert_eq!(refused(&portal, &on[..6]), 0, "after {on}: {}", portal.log());
     }
 }
