@@ -5,7 +5,7 @@
 //! that only had to wait. So this is a queue of our own.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -32,15 +32,22 @@ pub(super) enum Database {
     Sqlite(sqlite::File),
 }
 
-/// The connections to a database. Calls queue for them: first come, first served.
+/// The connections to a database.
 pub(super) struct Pool {
     pub(super) database: Database,
+    queue: Queue,
+    /// SQLite has a connection of its own for reads: another process may let nobody write.
+    reads: Queue,
+    /// Counts the connections that are open or being opened: each has a clone.
+    counter: Arc<()>,
+}
+
+/// Calls queue for connections: first come, first served.
+struct Queue {
     /// One for each connection that may be open.
     places: Arc<Semaphore>,
     /// The connections that no call uses, and since when.
     idle: Mutex<Vec<(Open, Instant)>>,
-    /// Counts the connections that are open or being opened: each has a clone.
-    counter: Arc<()>,
 }
 
 /// An open connection.
@@ -107,14 +114,14 @@ impl Pool {
             Database::Postgres(_) => postgres::CONNECTIONS,
             Database::Sqlite(_) => sqlite::CONNECTIONS,
         };
-        let places = Arc::new(Semaphore::new(connections));
-        Self { database, places, idle: Mutex::default(), counter: Arc::default() }
+        let queue = || Queue { places: Arc::new(Semaphore::new(connections)), idle: Mutex::default() };
+        Self { database, queue: queue(), reads: queue(), counter: Arc::default() }
     }
 
     /// Runs `work` on a connection, within [`DEADLINE`]: in a transaction, unless it only reads.
     ///
     /// What fails before it commits has changed nothing. It is repeated on a new connection if it failed on one that was open
-    /// before, and until the deadline while SQLite's file is locked.
+    /// before, and until the deadline while another process locks SQLite's file.
     pub(super) async fn call<T>(
         &self,
         access: Access,
@@ -125,13 +132,14 @@ impl Pool {
         let called = timeout_at(deadline, async {
             loop {
                 attempt = Attempt::default();
-                let failure = match self.attempt(access, &work, &mut attempt).await {
+                let failure = match self.attempt(access, &work, &mut attempt, deadline).await {
                     Err(Failure::Statement(error)) => error,
                     done => return done,
                 };
-                self.close_idle();
-                let is_locked = self.database.is_locked(&failure) && Instant::now() + 2 * sqlite::LOCK_WAIT < deadline;
-                if attempt.committing || !(attempt.reused || is_locked) {
+                // What one connection failed of, the others may have too: the server's end, or a setting that is over.
+                self.queue.idle().clear();
+                self.reads.idle().clear();
+                if attempt.committing || !(attempt.reused || self.database.is_worth_waiting_for(&failure, deadline)) {
                     return Err(failure.into());
                 }
             }
@@ -154,16 +162,29 @@ impl Pool {
         access: Access,
         work: &impl for<'c> Fn(&'c mut Connection) -> Work<'c, T>,
         attempt: &mut Attempt,
+        deadline: Instant,
     ) -> Result<T, Failure> {
-        let mut lease = self.lease(&mut attempt.reused).await?;
+        let is_own_read = access == Access::Read && matches!(self.database, Database::Sqlite(_));
+        let queue = if is_own_read { &self.reads } else { &self.queue };
+        let mut lease = self.lease(queue, access, &mut attempt.reused).await?;
+        let _reading = match &self.database {
+            Database::Sqlite(file) if is_own_read => Some(file.commits.read().await),
+            _ => None,
+        };
         let connection = &mut lease.open.as_mut().expect("it is there until it is returned").connection;
         match (&self.database, access) {
-            (Database::Sqlite(file), _) => file.begin(connection, access).await?,
+            (Database::Sqlite(file), _) => file.begin(connection, access, deadline).await?,
             (Database::Postgres(_), Access::Create) => connection.execute(postgres::BEGIN_CREATE).await?,
             (Database::Postgres(_), Access::Write) => connection.execute(postgres::BEGIN).await?,
             (Database::Postgres(_), Access::Read) => {}
         }
-        let done = work(connection).await;
+        let done = loop {
+            match work(connection).await {
+                Err(Failure::Statement(error))
+                    if is_own_read && self.database.is_worth_waiting_for(&error, deadline) => {}
+                done => break done,
+            }
+        };
         // The connection may be broken. It is closed, which rolls back.
         if let Err(Failure::Statement(_)) = done {
             return done;
@@ -172,25 +193,27 @@ impl Pool {
             return done;
         }
         if access != Access::Read && done.is_ok() {
-            attempt.committing = true;
-            let committed = connection.execute("COMMIT").await;
-            // A commit that finds SQLite's file locked has not begun.
-            attempt.committing = !committed.as_ref().is_err_and(|error| self.database.is_locked(error));
-            committed?;
+            match &self.database {
+                Database::Sqlite(file) => file.commit(connection, &mut attempt.committing, deadline).await?,
+                Database::Postgres(_) => {
+                    attempt.committing = true;
+                    connection.execute("COMMIT").await?;
+                }
+            }
         }
         self.database.check()?;
-        self.idle().extend(lease.open.take().map(|open| (open, Instant::now())));
+        queue.idle().extend(lease.open.take().map(|open| (open, Instant::now())));
         done
     }
 
     /// Waits for a place, and takes a connection that is idle, or opens one. If the server allows fewer than there are places, this
     /// waits for one of those that are open.
-    async fn lease(&self, reused: &mut bool) -> Result<Lease, Failure> {
+    async fn lease(&self, queue: &Queue, access: Access, reused: &mut bool) -> Result<Lease, Failure> {
         let patience = Instant::now() + CLOSING;
         loop {
-            let place = self.places.clone().acquire_owned().await.expect("it is never closed");
+            let place = queue.places.clone().acquire_owned().await.expect("it is never closed");
             self.database.check()?;
-            let idle = self.idle().pop();
+            let idle = queue.idle().pop();
             if let Some((open, _)) = idle.filter(|(_, since)| since.elapsed() < IDLE) {
                 *reused = true;
                 return Ok(Lease { open: Some(open), place: Some(place) });
@@ -198,7 +221,7 @@ impl Pool {
             let counted = self.counter.clone();
             let opened = match &self.database {
                 Database::Postgres(server) => server.connect().await.map(Connection::Postgres),
-                Database::Sqlite(file) => file.connect().await.map(Connection::Sqlite),
+                Database::Sqlite(file) => file.connect(access).await.map(Connection::Sqlite),
             };
             match (opened, &self.database) {
                 (Ok(connection), _) => {
@@ -221,14 +244,11 @@ impl Pool {
             }
         }
     }
+}
 
-    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<(Open, Instant)>> {
+impl Queue {
+    fn idle(&self) -> MutexGuard<'_, Vec<(Open, Instant)>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What one connection failed of, the others may have too: the server's end, or a setting that is over.
-    fn close_idle(&self) {
-        self.idle().clear();
     }
 }
 
@@ -241,8 +261,8 @@ impl Database {
         }
     }
 
-    fn is_locked(&self, error: &sqlx::Error) -> bool {
-        matches!(self, Self::Sqlite(_)) && sqlite::is_locked(error)
+    fn is_worth_waiting_for(&self, error: &sqlx::Error, deadline: Instant) -> bool {
+        matches!(self, Self::Sqlite(_)) && sqlite::is_worth_waiting_for(error, deadline)
     }
 }
 

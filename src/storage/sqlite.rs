@@ -1,10 +1,11 @@
-//! SQLite: a file in its rollback journal, and one connection. Calls queue for it, so they do not lock each other out. What a call
-//! is, is in [`super::call`]; which number is taken is in [`super::statements`].
+//! SQLite: a file in its rollback journal, a connection that writes and one that reads. What a call is, is in [`super::call`]; which
+//! number is taken is in [`super::statements`].
 //!
 //! - **One file.** Between two writes there is nothing beside it, so that a copy is a backup. A write-ahead log would hold what was
 //!   confirmed last, and be lost with a file that looks like no part of the database.
-//! - **The lock.** Another process may hold it, so a call that finds it taken is repeated until the deadline. SQLite would sleep up
-//!   to 100 ms between two tries, and another process that writes without pause would take the lock each time.
+//! - **The lock.** A commit waits until nobody reads, and nobody reads meanwhile. Calls of this process take turns ([`File::commits`]).
+//!   Another process may hold the lock, so what finds it taken is repeated until the deadline. SQLite would sleep up to 100 ms between
+//!   two tries, and another process that writes without pause would take the lock each time.
 //! - **The file.** It may be deleted, replaced or damaged, so [`File::check`] looks when a call takes the connection, when it has the
 //!   write lock, and at its end. A file that is put back is used again. One that is overwritten in place keeps its inode, and
 //!   [`File::begin`] forgets what it read of the former content.
@@ -19,21 +20,25 @@ use std::time::Duration;
 use rustix::fs::Access as Right;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection};
-use tokio::time::timeout;
+use tokio::sync::RwLock;
+use tokio::time::{Instant, timeout};
 
 use super::call::{Access, Failure, NoAnswer, text};
 use super::statements::Connection;
 use super::{DEADLINE, Inspection, LOOK_AND_TRY_AGAIN, StorageError, run_migrations};
 use crate::account::user_name;
 
-/// More of them would lock each other out, and could keep what they read of a file that was overwritten since.
+/// For writes, and as many for reads.
 pub(super) const CONNECTIONS: usize = 1;
 
 /// How many rows the connection's thread reads ahead: a whole list, so that it never waits for us.
 const ROWS_AHEAD: usize = 1000;
 
-/// How long one statement waits for the lock: for another process that reads a long list, but not for one that writes without pause.
-pub(super) const LOCK_WAIT: Duration = Duration::from_millis(20);
+/// How long one try waits for the lock.
+const LOCK_WAIT: Duration = Duration::from_millis(5);
+
+/// How long before the deadline no further try and no commit begins, so that it is known what came of the last one.
+const MARGIN: Duration = Duration::from_millis(100);
 
 const RESTORE_ADVICE: &str = "The database's file is damaged, or not in its place: stop the service, restore a backup, start the service; its log shows the command.";
 const REPLACED_ADVICE: &str =
@@ -43,6 +48,8 @@ const REPLACED_ADVICE: &str =
 pub(super) struct File {
     path: PathBuf,
     options: SqliteConnectOptions,
+    /// Held shared by a read, and alone by a commit.
+    pub(super) commits: RwLock<()>,
     /// The device and inode of the file that was migrated; unset for the command `check`, which migrates none.
     started_on: OnceLock<(u64, u64)>,
     /// What SQLite said when it found damage.
@@ -59,9 +66,9 @@ impl File {
             .foreign_keys(true)
             .busy_timeout(LOCK_WAIT)
             .row_buffer_size(ROWS_AHEAD)
-            .thread_name(|_| "sqlite".to_owned())
             .disable_statement_logging();
-        Self { path: path.to_owned(), options, started_on: OnceLock::new(), damage: OnceLock::new() }
+        let (started_on, damage) = (OnceLock::new(), OnceLock::new());
+        Self { path: path.to_owned(), options, commits: RwLock::default(), started_on, damage }
     }
 
     /// Creates the file, and its folder with mode 0700, if they are missing. Nothing else creates them, so a file that vanishes
@@ -146,18 +153,42 @@ impl File {
         Ok(Inspection::new(format!("SQLite {version}"), schema, None)?)
     }
 
-    pub(super) async fn connect(&self) -> sqlx::Result<SqliteConnection> {
-        self.options.connect().await
+    pub(super) async fn connect(&self, access: Access) -> sqlx::Result<SqliteConnection> {
+        let thread = if access == Access::Read { "sqlite-reader" } else { "sqlite-writer" };
+        self.options.clone().thread_name(|_| thread.to_owned()).connect().await
     }
 
     /// Begins a transaction with the write lock, unless the call only reads. Forgets what the connection read before: of a file that
     /// was overwritten in place, SQLite takes the new content for the old one if both were changed as often.
-    pub(super) async fn begin(&self, connection: &mut Connection, access: Access) -> Result<(), Failure> {
-        let begin =
-            if access == Access::Read { "PRAGMA shrink_memory" } else { "PRAGMA shrink_memory; BEGIN IMMEDIATE" };
-        connection.execute(begin).await?;
+    pub(super) async fn begin(
+        &self,
+        connection: &mut Connection,
+        access: Access,
+        deadline: Instant,
+    ) -> Result<(), Failure> {
+        connection.execute("PRAGMA shrink_memory").await?;
+        if access != Access::Read {
+            locking(connection, "BEGIN IMMEDIATE", deadline).await?;
+        }
         // The file may have been replaced while this waited for the lock.
         Ok(self.check()?)
+    }
+
+    pub(super) async fn commit(
+        &self,
+        connection: &mut Connection,
+        committing: &mut bool,
+        deadline: Instant,
+    ) -> sqlx::Result<()> {
+        let _alone = self.commits.write().await;
+        if Instant::now() + MARGIN > deadline {
+            return Err(NoAnswer);
+        }
+        *committing = true;
+        let committed = locking(connection, "COMMIT", deadline).await;
+        // A commit that finds the file locked has not begun.
+        *committing = !committed.as_ref().is_err_and(is_locked);
+        committed
     }
 
     /// Fails if the file is known to be damaged, or is no longer the one that the service was started on.
@@ -248,9 +279,24 @@ fn code(error: &sqlx::Error) -> Option<i32> {
     Some(code & 0xff)
 }
 
+/// Runs a statement that takes a lock.
+async fn locking(connection: &mut Connection, sql: &'static str, deadline: Instant) -> sqlx::Result<()> {
+    loop {
+        match connection.execute(sql).await {
+            Err(error) if is_worth_waiting_for(&error, deadline) => {}
+            done => return done,
+        }
+    }
+}
+
 /// Whether another process holds the lock.
-pub(super) fn is_locked(error: &sqlx::Error) -> bool {
+fn is_locked(error: &sqlx::Error) -> bool {
     code(error) == Some(BUSY)
+}
+
+/// Whether another process holds the lock, and there is time to try again and to report that.
+pub(super) fn is_worth_waiting_for(error: &sqlx::Error, deadline: Instant) -> bool {
+    is_locked(error) && Instant::now() + MARGIN < deadline
 }
 
 /// Whether the error shows that the file is damaged. A missing table does too: migrations made all of them before any call.

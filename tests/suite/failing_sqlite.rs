@@ -293,8 +293,9 @@ fn a_file_moved_away_during_a_wait_for_its_lock_is_not_written_to() {
 /// The thread that writes to the database.
 fn writer(portal: &Portal) -> u32 {
     let threads = fs::read_dir(format!("/proc/{}/task", portal.pid())).expect("its threads").flatten();
-    let writer = threads
-        .filter(|thread| fs::read_to_string(thread.path().join("comm")).is_ok_and(|name| name.trim() == "sqlite"));
+    let writer = threads.filter(|thread| {
+        fs::read_to_string(thread.path().join("comm")).is_ok_and(|name| name.trim() == "sqlite-writer")
+    });
     let writers: Vec<u32> = writer.filter_map(|thread| thread.file_name().to_str()?.parse().ok()).collect();
     assert_eq!(writers.len(), 1, "one thread writes");
     writers[0]

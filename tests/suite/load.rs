@@ -17,7 +17,7 @@ const CLIENTS: usize = 64;
 /// Each client's users at most: all of them together stay well below the pool of 1000.
 const USERS: usize = 8;
 
-/// Handles of the connections: eight of PostgreSQL, or one of SQLite with its files.
+/// Handles of the connections: eight of PostgreSQL, or two of SQLite, each with its files.
 const CONNECTIONS: usize = 12;
 
 /// When everything that a process makes once has been made.
