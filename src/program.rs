@@ -146,7 +146,7 @@ fn warn_of(settings: &Settings, secrets: &Secrets, dotenv: &Dotenv) {
     }
     if geteuid().is_root() {
         warn!(
-            "the service runs as root, so whoever may write in its two folders can use root's rights; run it as a user of its own, such as the package's pbx-portal"
+            "the service runs as root, so any user who can write to its two folders can become root; run it as a user of its own, such as the package's pbx-portal"
         );
     }
 }

@@ -4,10 +4,10 @@
 //!
 //! 1. **Lock** this host's files ([`crate::host::lock`]). If another apply holds them, refuse; no audit row is written.
 //! 2. **Audit first**: the row says "interrupted" until step 9, so a crash leaves a true row. If it cannot be written, nothing
-//!    else is done; if it may be written all the same, it is completed to say so.
+//!    else happens; if the database did not confirm it, it is updated later to say so.
 //! 3. **Snapshot** of all users; both files are rendered in memory.
 //! 4. **Look before touching**: check for all that is known to make an apply fail. Find the numbers that **change hands**: a phone of
-//!    a former owner may be registered as them ([`ownership`]).
+//!    a former owner may be registered as them ([`ownership`]). A number that nobody had is one of them, too.
 //! 5. **Prepare**: write and flush the temporary files: both as they will be and, if numbers change hands, the endpoints without
 //!    these. Up to here, Asterisk and its files are unchanged.
 //! 6. **Take away** the numbers that change hands ([`take_away`]). Afterwards each of them belongs to nobody: it has no endpoint, auth
@@ -17,9 +17,9 @@
 //! 9. **Finish** the audit row, then release the lock. If the database does not take the row, it is retried until the service stops.
 //!
 //! Taking away comes before giving, so a former owner's phone and the new owner never have the number at once. If no number changes
-//! hands, there is no step 6.
+//! hands, there is no step 6. If Asterisk does not get it done in time, the apply gives everything else, and fails.
 //!
-//! If a step fails, the apply ends: what is on disk stays, and the row says why. The next apply starts from what Asterisk and the
+//! If another step fails, the apply ends: what is on disk stays, and the row says why. The next apply starts from what Asterisk and the
 //! disk say. A client that hangs up does not end an apply.
 
 mod outcome;
@@ -55,8 +55,8 @@ pub use outcome::{Applied, ApplyError, FailedApply};
 use outcome::{Progress, ReloadResults};
 use ownership::Before;
 
-/// How many times the bound of one command steps 3 to 8 may take. It cannot interrupt a flush to the disk.
-const PATIENCE: u32 = 5;
+/// Steps 3 to 8 may take as long as this many commands. A flush to the disk is not interrupted.
+const COMMANDS_WITHIN: u32 = 5;
 
 /// Between two attempts to complete an audit row.
 const AUDIT_RETRY: Duration = Duration::from_secs(2);
@@ -125,7 +125,7 @@ impl Applier {
         let steps = async {
             // Held until the audit row is finished.
             let lock = lock.as_ref().map_err(|error| anyhow!("{error}"))?;
-            let bound = self.host.command.bound * PATIENCE;
+            let bound = self.host.command.bound * COMMANDS_WITHIN;
             timeout(bound, self.steps(lock, &mut progress)).await.unwrap_or_else(|_| {
                 bail!(
                     "Asterisk is too slow: the apply was given up after {} s; look at the machine's load and at 'core show locks', then apply again",
@@ -197,6 +197,7 @@ impl Run<'_> {
         );
         let before = Before::new(self.host, &main?, in_force?, served?)?;
         if !before.changing_hands(&self.users).is_empty() {
+            // A running reload may have read an older file, and put it in force later.
             self.host.command.wait_until_none_runs(control).await?;
         }
         let former = before.in_file.len();
@@ -244,7 +245,7 @@ impl Run<'_> {
 
     /// Step 8. Afterwards it is known that Asterisk serves the snapshot, no more and no less.
     async fn prove(&mut self, before: &Before) -> Result<()> {
-        let differences = proof::differences(&self.host.control, &self.users, &before.numbers()).await?;
+        let differences = proof::differences(&self.host.control, &self.users, &before.had_an_owner()).await?;
         if !differences.is_empty() {
             let found = format!("Asterisk does not serve what the database holds: {}", differences.join("; "));
             return Err(self.not_proven(found).await);

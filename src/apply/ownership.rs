@@ -5,7 +5,8 @@
 //!
 //! A secret belongs to one user for ever. So if the secret in force is not the snapshot's, the number has another owner now, whatever
 //! happened in between. If none is in force, Asterisk was restarted on a configuration that it refuses, or nobody has the number.
-//! Then our file may come into force at any moment, and whoever it names has the number.
+//! Then our file decides, because Asterisk may load it at any time. The file names a new owner only after the number was taken away
+//! from the former one ([`super::take_away`]), so an owner whom it names has no former owner's registration to fear.
 
 use std::collections::BTreeMap;
 
@@ -31,7 +32,7 @@ pub(super) struct Before {
 }
 
 impl Before {
-    /// Takes our file from what Asterisk reads in `main`. Reads it by itself if Asterisk does not; an absent one is empty. Fails if
+    /// Uses our file as Asterisk reads it in `main`. If Asterisk does not, reads it directly; a missing one counts as empty. Fails if
     /// Asterisk does not show the secrets in force as they are.
     pub(super) fn new(host: &Host, main: &MainFiles, in_force: Secrets, served: Numbers) -> Result<Self> {
         let mut before = Self { in_force, in_file: Secrets::new(), served, sections: Numbers::new() };
@@ -56,7 +57,7 @@ impl Before {
     }
 
     /// The numbers that had an owner.
-    pub(super) fn numbers(&self) -> Numbers {
+    pub(super) fn had_an_owner(&self) -> Numbers {
         &self.served | &self.sections
     }
 
@@ -70,8 +71,8 @@ impl Before {
         users.iter().filter(changes).map(|user| user.extension.number).collect()
     }
 
-    /// If Asterisk hid the secrets, every number would change hands in every apply. A hidden one has another form than ours, or is
-    /// the same for two numbers, while our file has secrets as the portal makes them.
+    /// If Asterisk masked the secrets, every number would change hands in every apply. A masked one has not the form of ours, or is
+    /// equal for two numbers to which our file gives different secrets.
     fn ensure_secrets_are_shown(&self) -> Result<()> {
         let mut numbers: BTreeMap<&str, ExtensionNumber> = BTreeMap::new();
         for (number, shown) in &self.in_force {

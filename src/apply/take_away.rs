@@ -1,14 +1,14 @@
 //! Taking numbers away: afterwards each of them belongs to nobody, so that it can be given to its new owner.
 //!
 //! The promise is that a former owner's phone never rings for the new owner. It rests on four facts, in this order, and none of
-//! them is a time:
+//! them depends on a delay:
 //!
 //! 1. A phone registers, or is called, as a number only while Asterisk has an endpoint, an auth and an AOR of that number.
 //!    [`Run::remove_objects`] sees that there is none: whatever a dialplan dials, nobody rings, and no further registration is accepted.
 //! 2. Asterisk may have accepted a registration just before. [`queues::work_off`] waits until each such registration has its row.
 //! 3. [`Run::delete_and_commit`] deletes these rows. Once Asterisk has committed that, it cannot go back to anything that has them: not
 //!    after a failed commit, not after a kill.
-//! 4. Only then does a file on the disk name the new owner.
+//! 4. Only then is a file published that names the new owner.
 //!
 //! If this service or Asterisk dies in between, the new secret is neither in force nor in the file, so the next apply starts here
 //! again.
@@ -22,7 +22,7 @@ use std::time::Duration;
 use anyhow::{Error, Result, anyhow, bail};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{PATIENCE, Run};
+use super::{COMMANDS_WITHIN, Run};
 use crate::asterisk::in_force::objects;
 use crate::asterisk::{queues, registrations, reload};
 use crate::domain::{ExtensionNumber, Numbers, some_of};
@@ -47,8 +47,8 @@ impl Run<'_> {
         without: Prepared,
     ) -> Result<Option<Error>> {
         self.remove_objects(changing, sections, without).await?;
-        // Two bounds of a command are left for giving and the proof.
-        let until = Instant::now() + GIVE_UP_AFTER.min(self.host.command.bound * (PATIENCE - 2));
+        // Two commands are left for giving and the proof.
+        let until = Instant::now() + GIVE_UP_AFTER.min(self.host.command.bound * (COMMANDS_WITHIN - 2));
         let held_back = |cause: &str| {
             let numbers = some_of(changing);
             anyhow!("{cause}; until then nobody has these numbers, and calls to them get 480: {numbers}")
@@ -61,7 +61,7 @@ impl Run<'_> {
                 )));
             }
         }
-        self.list_evicted(|number| changing.contains(number)).await?;
+        self.note_evictions(|number| changing.contains(number)).await?;
         match timeout_at(until, self.delete_and_commit(changing)).await {
             Ok(committed) => committed?,
             Err(_) => {
@@ -118,11 +118,11 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Evicts the registrations of numbers without a user. Without an AOR they reach nobody, so it does not matter whether Asterisk
-    /// takes that back: an apply that gives the number away takes it away first.
+    /// Evicts the registrations of numbers without a user. Asterisk may roll this back, which is harmless: without an AOR no call uses
+    /// the row, and an apply that gives the number away deletes it first.
     pub(super) async fn evict_without_user(&mut self, served_before: &Numbers) -> Result<()> {
         let users = self.numbers.clone();
-        let mut freed = self.list_evicted(|number| !users.contains(number)).await?;
+        let mut freed = self.note_evictions(|number| !users.contains(number)).await?;
         freed.extend(served_before - &users);
         if !freed.is_empty() {
             registrations::delete(&self.host.control, &freed).await?;
@@ -131,8 +131,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Records, for the answer, the registrations of the numbers that are about to be evicted. Returns these numbers.
-    async fn list_evicted(&mut self, evicted: impl Fn(&ExtensionNumber) -> bool) -> Result<Numbers> {
+    /// Records, for the answer, the registrations that are about to be evicted. Returns their numbers.
+    async fn note_evictions(&mut self, evicted: impl Fn(&ExtensionNumber) -> bool) -> Result<Numbers> {
         let mut registered = registrations::list(&self.host.control).await?;
         registered.retain(|registration| evicted(&registration.number));
         let numbers = registered.iter().map(|registration| registration.number).collect();
@@ -140,7 +140,7 @@ impl Run<'_> {
         Ok(numbers)
     }
 
-    /// Nobody can end a subscription from outside, and a phone refreshes it without its password.
+    /// Warns of live subscriptions. Nobody can end one from outside, and a phone refreshes it without its password.
     async fn warn_of_subscriptions(&mut self, taken: &Numbers) -> Result<()> {
         let watching = &registrations::numbers_with_subscriptions(&self.host.control).await? & taken;
         if !watching.is_empty() {

@@ -3,10 +3,10 @@
 //! Asterisk handles a REGISTER in one task of one queue, from its authentication to its row in the database. So once each queue
 //! has worked off what was in it, every registration that was accepted before has its row.
 //!
-//! For each queue Asterisk shows how many tasks are done and how many wait. The one that runs is in neither number, and another may
-//! move from one to the other while the row is printed. So a queue has worked off what was in it once the done ones have grown by
-//! those that waited, [`plus two`](IN_NEITHER_COLUMN). Two pings put two more tasks at the end of each queue, so that this
-//! comes true for an idle queue, too. The answer of a ping proves nothing: all pings wait on one condition, which the task of
+//! For each queue Asterisk shows how many tasks are processed and how many wait. The one that runs is in neither number, and another
+//! may move from one to the other while the row is printed. So a queue has finished its earlier tasks once `processed` has grown by
+//! `waiting` and [two](IN_NEITHER_COLUMN). Two pings put two more tasks at the end of each queue, so that this comes true for an
+//! idle queue, too. The answer of a ping proves nothing: all pings wait on one condition, which the task of
 //! any of them signals, and after five seconds a ping gives up with the same words.
 
 use std::collections::BTreeMap;
