@@ -112,6 +112,8 @@ async fn carry_out(command: &Command, settings: &Settings, secrets: Secrets, dot
         preview(&host, &storage, &mut findings).await;
         return Ok(report(&Report::new(secrets.database.to_string(), findings), *json));
     }
+    // A setting that is ignored may be the reason why the database can't be used.
+    warn_of(settings, &secrets, dotenv);
     let found = migrate(&storage).await?;
     if let Some(advice) = found.advice {
         warn!(connection = found.server, advice, "the database is connected");
@@ -121,7 +123,6 @@ async fn carry_out(command: &Command, settings: &Settings, secrets: Secrets, dot
     if matches!(command, Command::Migrate(_)) {
         println!("The database's tables are up to date.");
     } else {
-        warn_of(settings, &secrets, dotenv);
         serve(settings, secrets, storage).await?;
     }
     Ok(ExitCode::SUCCESS)

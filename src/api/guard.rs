@@ -25,7 +25,7 @@ pub(super) const OTHER_HOST: ApiError = ApiError::new(
 );
 pub(super) const THROUGH_PROXY: ApiError = ApiError::new(
     Phrase::Forbidden,
-    "This request came through a proxy, which may open the API to everybody; set PORTAL_API_TOKEN, or say PORTAL_ALLOW_UNAUTHENTICATED=true.",
+    "This request came through a proxy, which may open the API to everybody; set PORTAL_API_TOKEN, or say PORTAL_ALLOW_UNAUTHENTICATED=true and set PORTAL_HOST to the name that clients use.",
 );
 
 /// How requests are authorized.

@@ -28,12 +28,14 @@ pub mod preview;
 mod proof;
 mod take_away;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Error, Result, anyhow, bail};
 use serde_json::json;
 use tokio::join;
 use tokio::runtime::{Builder, Handle};
+use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -67,6 +69,8 @@ pub struct Applier {
     storage: Storage,
     host: Host,
     host_name: String,
+    /// Held by the one audit row that is being retried: many of them would take all connections.
+    audit_retry: Arc<Mutex<()>>,
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
@@ -83,7 +87,14 @@ struct Run<'a> {
 impl Applier {
     /// Work that outlives its request runs in `tasks`. Once `stopping` is cancelled, no audit row is retried.
     pub fn new(settings: &Settings, storage: Storage, tasks: TaskTracker, stopping: CancellationToken) -> Self {
-        Self { storage, host: Host::new(settings), host_name: settings.host.clone(), tasks, stopping }
+        Self {
+            storage,
+            host: Host::new(settings),
+            host_name: settings.host.clone(),
+            audit_retry: Arc::default(),
+            tasks,
+            stopping,
+        }
     }
 
     /// Applies, to the end even if the caller goes away. After a panic the audit row still says "interrupted", which is true.
@@ -148,7 +159,8 @@ impl Applier {
 
     /// Writes the audit row as soon as the database takes it. On the service's event loop, because the apply's own ends with it.
     fn complete_later(&self, row: AuditEntry, service: &Handle) {
-        self.tasks.spawn_on(retry_audit(self.storage.clone(), row, self.stopping.clone()), service);
+        self.tasks
+            .spawn_on(retry_audit(self.storage.clone(), row, self.audit_retry.clone(), self.stopping.clone()), service);
     }
 
     /// Steps 3 to 8; returns the number of users.
@@ -254,9 +266,9 @@ impl Run<'_> {
         if self.users.is_empty() {
             self.host.includes(&MainFiles::read(&self.host.config_dir)?)?;
         }
-        for warning in phones::kept_out(&self.host.control).await? {
-            self.progress.warn(warning);
-        }
+        // What can only warn does not fail an apply that is proven.
+        let warnings = phones::kept_out(&self.host.control).await;
+        warnings.unwrap_or_else(|error| vec![error.to_string()]).into_iter().for_each(|text| self.progress.warn(text));
         self.progress.done("proof");
         Ok(())
     }
@@ -276,8 +288,9 @@ impl Run<'_> {
     }
 }
 
-async fn retry_audit(storage: Storage, row: AuditEntry, stopping: CancellationToken) {
+async fn retry_audit(storage: Storage, row: AuditEntry, turn: Arc<Mutex<()>>, stopping: CancellationToken) {
     while stopping.run_until_cancelled(sleep(AUDIT_RETRY)).await.is_some() {
+        let _turn = turn.lock().await;
         match storage.write_audit(row.clone()).await {
             Ok(()) => return info!(audit_log_id = %row.id, "the audit row is completed"),
             Err(error) => warn!(audit_log_id = %row.id, %error, "the audit row can't be completed yet"),

@@ -24,8 +24,8 @@ use super::permissions::{self, COMMANDS};
 /// Takes the place of a command in errors about the greeting, which Asterisk sends before any command.
 const GREETING: &str = "(its greeting)";
 
-/// The most that is read of what Asterisk prints on one connection: far more than it has for a pool of 1000 numbers.
-const MAX_ANSWER_BYTES: u64 = 16 * 1024 * 1024;
+/// The most that is read of what Asterisk prints on one connection: a listing of some 100,000 registrations.
+const MAX_ANSWER_BYTES: u64 = 64 * 1024 * 1024;
 
 /// The most that an error quotes of what Asterisk printed.
 pub(super) const MAX_QUOTED_CHARS: usize = 200;

@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use anyhow::{Result, anyhow, bail, ensure};
+use rustix::fs::getxattr;
 use tokio::try_join;
 
 use super::probes::{Host, Probed, Trouble};
@@ -167,6 +168,10 @@ impl Host {
 fn closed_to<'a>(asterisk: &Server, file: &'a Path) -> Option<&'a Path> {
     let may = |path: &Path, bit: u32| {
         let Ok(found) = fs::metadata(path) else { return true };
+        // With an access list, the mode does not tell who may read.
+        if getxattr(path, "system.posix_acl_access", &mut [0; 1024][..]).is_ok() {
+            return true;
+        }
         let shift = match (found.uid() == asterisk.uid, asterisk.groups.contains(&found.gid())) {
             (true, _) => 6,
             (_, true) => 3,

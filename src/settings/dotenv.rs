@@ -67,7 +67,9 @@ impl Dotenv {
                     !name.starts_with("PORTAL_"),
                     "line {number}: there is no setting {name}; correct or remove it"
                 );
-                dotenv.warnings.push(format!(".env sets {name} (line {number}), which is no setting; remove the line"));
+                dotenv.warnings.push(format!(
+                    ".env sets {name} (line {number}), which is no setting of the service and is ignored; remove the line (for PostgreSQL, write what it says into DATABASE_URL)"
+                ));
             }
             let twice = dotenv.values.insert(name.to_owned(), value.to_owned());
             ensure!(twice.is_none(), "line {number} sets {name} a second time; remove one of the two lines");

@@ -38,7 +38,7 @@ pub(super) struct Pool {
     queue: Queue,
     /// SQLite has a connection of its own for reads: another process may let nobody write.
     reads: Queue,
-    /// Counts the connections that are open or being opened: each has a clone.
+    /// Counts the open connections: each has a clone.
     counter: Arc<()>,
 }
 
@@ -218,26 +218,24 @@ impl Pool {
                 *reused = true;
                 return Ok(Lease { open: Some(open), place: Some(place) });
             }
-            let counted = self.counter.clone();
             let opened = match &self.database {
                 Database::Postgres(server) => server.connect().await.map(Connection::Postgres),
                 Database::Sqlite(file) => file.connect(access).await.map(Connection::Sqlite),
             };
             match (opened, &self.database) {
                 (Ok(connection), _) => {
-                    let open = Some(Open { connection, _counted: counted });
+                    let open = Some(Open { connection, _counted: self.counter.clone() });
                     return Ok(Lease { open, place: Some(place) });
                 }
                 (Err(error), Database::Sqlite(_)) => return Err(error.into()),
                 // Somebody else has a connection, and will return it.
-                (Err(error), _) if postgres::is_full(&error) && Arc::strong_count(&self.counter) > 2 => {
+                (Err(error), _) if postgres::is_full(&error) && Arc::strong_count(&self.counter) > 1 => {
                     tokio::spawn(async move {
                         sleep(FULL).await;
                         drop(place);
                     });
                 }
                 (Err(error), _) if postgres::is_full(&error) && Instant::now() < patience => {
-                    drop(counted); // This one will return nothing.
                     sleep(CLOSING / 20).await;
                 }
                 (Err(error), Database::Postgres(server)) => return Err(server.cannot_be_reached(&error).into()),

@@ -98,7 +98,7 @@ impl File {
         };
         let failed = |error: &sqlx::Error| match code(error) {
             // It may pass, so the start tries again.
-            Some(BUSY) if self.log().exists() => StorageError::unavailable(
+            Some(BUSY) if self.has_log() => StorageError::unavailable(
                 format!("{}: its write-ahead log can't be ended while another process has it open", path.display()),
                 "End the process that uses the database's file (fuser -v on that file), then start again.",
             ),
@@ -207,7 +207,7 @@ impl File {
                 ),
                 REPLACED_ADVICE,
             )),
-            Ok(_) if self.log().exists() => Err(StorageError::unavailable(
+            Ok(_) if self.has_log() => Err(StorageError::unavailable(
                 format!(
                     "{path}: another program gave it a write-ahead log, {}; restart the service, which ends it",
                     self.log().display()
@@ -216,6 +216,11 @@ impl File {
             )),
             Ok(_) => Ok(()),
         }
+    }
+
+    /// Whether there is such a log. SQLite leaves an empty one where it is, and ignores it.
+    fn has_log(&self) -> bool {
+        self.log().metadata().is_ok_and(|log| log.len() > 0)
     }
 
     /// The write-ahead log of another program, or of release 0.1.

@@ -25,7 +25,7 @@ fn other(name: &str, value: &str) -> Option<String> {
 #[test]
 fn each_is_reported_mended_or_named() {
     let (asterisk, folder) = (Asterisk::start(), Folder::new("script"));
-    let deaf = "test -e \"$here/deaf\" && [ \"$2\" = 'pjsip reload' ] && exec echo reloaded\nexec $asterisk \"$@\"\n";
+    let deaf = "test -e \"$here/deaf\" && [ \"$2\" = 'pjsip reload' ] && exec echo \"Module 'res_pjsip.so' reloaded successfully.\"\nexec $asterisk \"$@\"\n";
     let program = script(&asterisk, &folder, deaf);
     let portal = Portal::start(&Settings::of(&asterisk).with("ASTERISK_BIN", program.display()));
     let (number, secret) = account(&portal.create_user("Alice", "alice@example.com"));

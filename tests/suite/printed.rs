@@ -63,13 +63,13 @@ fn on_the_control_socket_it_has_a_bound() {
     portal.create_user("Alice", "alice@example.com");
     portal.apply("suite");
     asterisk.stop();
-    // Thirty megabytes of registrations that are none.
-    let rows = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000) \
+    // Eighty megabytes of registrations that are none.
+    let rows = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2700) \
          INSERT INTO astdb SELECT '/registrar/contact/x' || i, printf('%.*c', 30000, 'x') FROM n";
     sqlite_file(&asterisk.etc().with_file_name("db").join("astdb.sqlite3"), rows);
     asterisk.boot();
-    let failed = failed_apply(&portal, &["printed more than 16 MiB in answer to 'database show registrar/contact'"]);
-    assert!(text_of(&failed) < 100_000 && peak(&portal) < 100, "{} MiB", peak(&portal));
+    let failed = failed_apply(&portal, &["printed more than 64 MiB in answer to 'database show registrar/contact'"]);
+    assert!(text_of(&failed) < 100_000 && peak(&portal) < 220, "{} MiB", peak(&portal));
     asterisk.rx("database deltree registrar/contact");
     portal.apply("suite");
 }

@@ -3,10 +3,10 @@
 //!
 //! A release that does not know one of the questions keeps no phone out by it.
 
-use std::fs;
 use std::net::IpAddr;
 
 use anyhow::Result;
+use rustix::system::sysinfo;
 
 use super::modules;
 use crate::asterisk::control::{Control, IDENTITY};
@@ -70,7 +70,7 @@ fn identify(shown: &str) -> Option<String> {
         } else if let Some(network) = line.strip_prefix("Match: ").filter(|network| may_hold_phones(network)) {
             let (name, endpoint) = names.rsplit_once('/').unwrap_or((names, ""));
             return Some(format!(
-                "the identify {name} matches {network}, so Asterisk takes a phone in there for {endpoint} and answers its REGISTER with 403; write only that endpoint's own addresses into its match= (pjsip.conf, type=identify), then run 'pjsip reload' in Asterisk"
+                "the identify {name} matches {network}, so if phones are in there, Asterisk takes them for {endpoint} and answers their REGISTER with 403; write only that endpoint's own addresses into its match= (pjsip.conf, type=identify), then run 'pjsip reload' in Asterisk"
             ));
         }
     }
@@ -92,15 +92,16 @@ fn may_hold_phones(network: &str) -> bool {
 }
 
 /// The limits of asterisk.conf that are reached right now, as `increase_call_count` of `main/pbx.c` compares them.
+#[expect(clippy::cast_precision_loss, reason = "loads and sizes that a limit is compared with")]
 fn limits(shown: &str) -> Vec<String> {
     let number = |text: &str| text.split_whitespace().next()?.parse::<f64>().ok().filter(|limit| *limit > 0.0);
     let limit = |name| number(value(shown, name)?);
     // `1 of 2 max active calls (50.00% of capacity)`
     let calls = shown.lines().find(|line| line.contains(" max active call")).and_then(number).unwrap_or_default();
-    let load = fs::read_to_string("/proc/loadavg").ok().and_then(|text| number(&text)).unwrap_or_default();
-    let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kib = |name| value(&memory, name).and_then(number).unwrap_or_default();
-    let free = (kib("MemFree") + kib("Buffers")) / 1024.0;
+    // Not from /proc, of which the service's unit shows only the processes. Asterisk asks the kernel, too.
+    let now = sysinfo();
+    let load = now.loads[0] as f64 / 65536.0;
+    let free = (now.freeram + now.bufferram) as f64 * f64::from(now.mem_unit) / 1024.0 / 1024.0;
     let reached = [
         limit("Maximum calls").filter(|most| calls >= *most).map(|most| format!("maxcalls = {most}: {calls} are up")),
         limit("Maximum load average")
