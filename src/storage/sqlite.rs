@@ -10,7 +10,7 @@
 //!   write lock, and at its end. A file that is put back is used again. One that is overwritten in place keeps its inode, and
 //!   [`File::begin`] forgets what it read of the former content.
 
-use std::fs::DirBuilder;
+use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
@@ -91,6 +91,10 @@ impl File {
             run_migrations(sqlx::migrate!("migrations/sqlite"), &mut *transaction).await?;
             transaction.commit().await?;
             let _ = connection.close().await;
+            // In this mode, SQLite leaves an empty one where it is, and ignores it.
+            if self.log().metadata().is_ok_and(|log| log.len() == 0) {
+                let _ = fs::remove_file(self.log());
+            }
             let identity = identity(path).map_err(sqlx::Error::from)?;
             self.started_on.get_or_init(|| identity);
             inspection.advice = self.read_only();
@@ -98,7 +102,7 @@ impl File {
         };
         let failed = |error: &sqlx::Error| match code(error) {
             // It may pass, so the start tries again.
-            Some(BUSY) if self.has_log() => StorageError::unavailable(
+            Some(BUSY) if self.log().exists() => StorageError::unavailable(
                 format!("{}: its write-ahead log can't be ended while another process has it open", path.display()),
                 "End the process that uses the database's file (fuser -v on that file), then start again.",
             ),
@@ -207,7 +211,7 @@ impl File {
                 ),
                 REPLACED_ADVICE,
             )),
-            Ok(_) if self.has_log() => Err(StorageError::unavailable(
+            Ok(_) if self.log().exists() => Err(StorageError::unavailable(
                 format!(
                     "{path}: another program gave it a write-ahead log, {}; restart the service, which ends it",
                     self.log().display()
@@ -216,11 +220,6 @@ impl File {
             )),
             Ok(_) => Ok(()),
         }
-    }
-
-    /// Whether there is such a log. SQLite leaves an empty one where it is, and ignores it.
-    fn has_log(&self) -> bool {
-        self.log().metadata().is_ok_and(|log| log.len() > 0)
     }
 
     /// The write-ahead log of another program, or of release 0.1.

@@ -222,6 +222,12 @@ fn a_write_ahead_log_is_ended_by_the_start_or_the_start_fails() {
     portal.boot();
     assert_eq!(mode(), "delete");
     recovers(&portal, "after@example.com");
+
+    // An empty one that a restored file has beside it.
+    portal.stop();
+    fs::write(file.with_file_name("portal.db-wal"), "").expect("make an empty log");
+    portal.boot();
+    recovers(&portal, "again@example.com");
 }
 
 #[test]
