@@ -123,12 +123,11 @@ pub fn evicted(applied: &Value) -> Vec<String> {
 
 /// The keys of all registrations, with what a phone that registers again does not change.
 pub fn registered(asterisk: &Asterisk) -> Vec<String> {
-    let row = |row: &str| {
-        let (key, value) = row.strip_prefix("/registrar/contact/")?.split_once(": ")?;
-        let value: Value = serde_json::from_str(value).ok()?;
-        Some(format!("{key} {} {}", value["uri"], value["call_id"]))
+    let row = |(key, json): &(String, String)| {
+        let value: Value = serde_json::from_str(json).expect("JSON");
+        format!("{key} {} {}", value["uri"], value["call_id"])
     };
-    asterisk.rx("database show registrar/contact").lines().filter_map(row).collect()
+    asterisk.contacts().iter().map(row).collect()
 }
 
 /// Waits until users can be created again, and creates one.
@@ -262,8 +261,7 @@ pub fn sqlite_file(file: &Path, sql: &str) -> String {
 
 /// How many registrations Asterisk keeps for a number.
 pub fn registrations(asterisk: &Asterisk, number: &str) -> usize {
-    let rows = asterisk.rx("database show registrar/contact");
-    rows.lines().filter(|row| row.starts_with(&format!("/registrar/contact/{number};"))).count()
+    asterisk.contacts().iter().filter(|(key, _)| key.split(';').next() == Some(number)).count()
 }
 
 pub fn serves(asterisk: &Asterisk, number: &str) -> bool {

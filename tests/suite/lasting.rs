@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::fixtures::{
     Reader, SetWhenDropped, account, commit, evicted, failed_apply, host, id, registered, registrations, script,
 };
-use crate::support::asterisk::Options;
+use crate::support::asterisk::{Options, Step};
 use crate::support::lab::Folder;
 use crate::support::portal::Settings;
 use crate::support::{Asterisk, Phone, Portal, secs, strace, wait_until};
@@ -37,7 +37,7 @@ impl Scene {
     }
 
     fn that_holds_requests() -> Self {
-        let asterisk = Asterisk::start_with(&Options { holds_requests: true, ..Options::default() });
+        let asterisk = Asterisk::start_with(&Options { holds: true, ..Options::default() });
         let portal = Portal::start(&Settings::of(&asterisk));
         Self::of(asterisk, portal)
     }
@@ -52,9 +52,9 @@ impl Scene {
     /// The old phone's registration is accepted, and held in its queue. Asterisk gives a task to the first of its threads that has the
     /// fewest waiting. So the thread that handles it gets another that waits, and is left alone: a reload goes to the next.
     fn hold<'s>(&'s self, old: &'s Phone, threads: &'s thread::Scope<'s, '_>) {
-        self.asterisk.hold_requests();
+        self.asterisk.hold(Step::Requests);
         threads.spawn(|| old.register());
-        wait_until(secs(10), "it is held", || self.asterisk.held() > 0);
+        wait_until(secs(10), "it is held", || self.asterisk.held(Step::Requests) > 0);
         threads.spawn(|| self.stays.register());
         wait_until(secs(10), "another waits", || self.queues("taskpool/s:pjsip", WAITING) > 0);
     }
@@ -163,7 +163,7 @@ fn a_registration_that_was_accepted_before_is_worked_off_before_the_number_is_gi
         wait_until(secs(20), "the apply pings the queues, or does not wait", || {
             scene.queues("pjsip/distributor", PROCESSED) > done + 10 || applying.is_finished()
         });
-        scene.asterisk.release_requests();
+        scene.asterisk.release(Step::Requests);
         assert_eq!(evicted(&applying.join().expect("an answer")), [scene.number.as_str()]);
     });
     scene.silent(&old, 480, "worked off");
@@ -179,7 +179,7 @@ fn a_queue_that_does_not_move_is_named_and_the_number_is_nobodys() {
         let words =
             ["does not finish the SIP requests", "core show taskprocessors", "calls to them get 480", &scene.number];
         failed_apply(&scene.portal, &words);
-        scene.asterisk.release_requests();
+        scene.asterisk.release(Step::Requests);
     });
     scene.silent(&old, 480, "after it moved");
     scene.portal.apply("suite");

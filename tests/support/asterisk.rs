@@ -1,14 +1,17 @@
 //! A real Asterisk 22 with a configuration, a control socket and ports of its own, run as the user [`lab::ASTERISK`].
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv6Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard};
 
 use super::lab::{self, Folder, Ports, install_program, make_dir, write_file};
-use super::process::{Process, Signal, command_as, run_within};
+use super::process::{Process, Signal, command_as};
 use super::{secs, wait_until};
 
 const ENDPOINTS: &str = "pjsip.d/synergycall/generated_endpoints.conf";
@@ -36,8 +39,17 @@ pub struct Options {
     pub without_transport: bool,
     /// Listen for SIP over UDP on `[::1]`, too.
     pub ipv6: bool,
-    /// Let [`Asterisk::hold_requests`] work.
-    pub holds_requests: bool,
+    /// Let [`Asterisk::hold`] work.
+    pub holds: bool,
+}
+
+/// Where a thread of Asterisk can be held; `hold.c` says how.
+#[derive(Debug, Clone, Copy)]
+pub enum Step {
+    /// A SIP request whose password is right stays in the queue that it came in, before it is handled.
+    Requests,
+    /// A reload of several modules waits behind the first that Asterisk drops because another reload is running.
+    Drops,
 }
 
 /// A running Asterisk. Drop stops it.
@@ -46,7 +58,7 @@ pub struct Asterisk {
     sip: SocketAddr,
     process: Mutex<Option<Process>>,
     ports: Ports,
-    holds_requests: bool,
+    holds: bool,
     _folder: Option<Folder>,
 }
 
@@ -75,8 +87,8 @@ impl Asterisk {
         if let Some(port) = options.sip_port {
             sip.set_port(port);
         }
-        let holds_requests = options.holds_requests;
-        let asterisk = Self { dir, sip, process: Mutex::new(None), ports, holds_requests, _folder: folder };
+        let holds = options.holds;
+        let asterisk = Self { dir, sip, process: Mutex::new(None), ports, holds, _folder: folder };
         asterisk.configure(options);
         asterisk.boot();
         asterisk
@@ -120,27 +132,82 @@ impl Asterisk {
         fs::read_to_string(self.dir.join("log/messages.log")).unwrap_or_default()
     }
 
-    /// What `asterisk -rx` prints, standard output and error.
+    /// What Asterisk prints for a command. Asks over its control socket, which takes less than a millisecond; `asterisk -rx` takes
+    /// twenty and prints the same.
+    #[track_caller]
     pub fn rx(&self, command: &str) -> String {
-        let output = run_within(secs(30), Command::new(self.bin()).args(["-rx", command]));
-        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+        self.try_rx(command).unwrap_or_else(|error| panic!("{command}: {error}\n{}", self.console()))
+    }
+
+    /// Like [`Asterisk::rx`]; fails if nobody listens on the control socket.
+    pub fn try_rx(&self, command: &str) -> io::Result<String> {
+        let mut socket = UnixStream::connect(self.run_dir().join("asterisk.ctl"))?;
+        socket.set_read_timeout(Some(secs(30)))?;
+        socket.write_all(format!("cli quit after {command}\0").as_bytes())?;
+        let mut answer = Vec::new();
+        socket.read_to_end(&mut answer)?;
+        let answer = String::from_utf8_lossy(&answer).replace('\0', "");
+        let (_greeting, printed) = answer.split_once('\n').unwrap_or_default();
+        Ok(printed.to_owned())
+    }
+
+    /// What Asterisk lists for a command, whole: it drops lines if the reader is slow. `parse` returns `None` for such a listing, which
+    /// is then read again.
+    #[track_caller]
+    fn listing<T>(&self, command: &str, parse: impl Fn(&str) -> Option<T>) -> T {
+        for _ in 0..10 {
+            if let Some(parsed) = parse(&self.rx(command)) {
+                return parsed;
+            }
+        }
+        panic!("'{command}' is truncated ten times:\n{}", self.rx(command));
     }
 
     /// The endpoints in force, sorted.
+    #[track_caller]
     pub fn endpoints(&self) -> Vec<String> {
-        let listing = self.rx("pjsip show endpoints");
-        let names = listing.lines().filter_map(|line| line.strip_prefix(" Endpoint:  ")?.split(['/', ' ']).next());
-        sorted(names.filter(|name| !name.starts_with('<')))
+        self.listing("pjsip show endpoints", |listing| {
+            let names = listing.lines().filter_map(|line| line.strip_prefix(" Endpoint:  ")?.split(['/', ' ']).next());
+            let names = sorted(names.filter(|name| !name.starts_with('<')));
+            let is_whole = match listing.lines().find_map(|line| line.strip_prefix("Objects found: ")) {
+                Some(count) => count.trim().parse() == Ok(names.len()),
+                None => listing.contains("No objects found."),
+            };
+            is_whole.then_some(names)
+        })
     }
 
-    /// The extensions in force that have a priority 1, sorted.
+    /// The extensions in force, sorted.
+    #[track_caller]
     pub fn routed(&self) -> Vec<String> {
-        let listing = self.rx("dialplan show synergy-internal");
-        sorted(
-            listing
-                .lines()
-                .filter_map(|line| line.trim_start().strip_prefix('\'')?.split_once("' =>").map(|row| row.0)),
-        )
+        self.routing().into_keys().collect()
+    }
+
+    /// The extensions in force, with what the first line of each shows.
+    #[track_caller]
+    pub fn routing(&self) -> BTreeMap<String, String> {
+        self.listing("dialplan show synergy-internal", |listing| {
+            let rows = listing.lines().filter_map(|line| line.trim_start().strip_prefix('\'')?.split_once("' =>"));
+            let rows: BTreeMap<_, _> = rows.map(|(name, first)| (name.to_owned(), first.to_owned())).collect();
+            // `-= 2 extensions (4 priorities) in 1 context. =-`
+            let trailer = listing.lines().find_map(|line| line.strip_prefix("-= ")?.split_once(" extension"));
+            let is_whole = match trailer {
+                Some((count, _)) => count.parse() == Ok(rows.len()),
+                None => listing.contains("There is no existence of 'synergy-internal' context"),
+            };
+            is_whole.then_some(rows)
+        })
+    }
+
+    /// The registrations in Asterisk's database: the key of each, such as `1000;@` and a hash, and its JSON.
+    #[track_caller]
+    pub fn contacts(&self) -> Vec<(String, String)> {
+        self.listing("database show registrar/contact", |listing| {
+            let rows = listing.lines().filter_map(|row| row.strip_prefix("/registrar/contact/")?.split_once(": "));
+            let rows: Vec<_> = rows.map(|(key, json)| (key.trim_end().to_owned(), json.to_owned())).collect();
+            let trailer = listing.lines().find_map(|line| line.strip_suffix(" results found."));
+            (trailer?.parse() == Ok(rows.len())).then_some(rows)
+        })
     }
 
     /// Writes a configuration file as its administrator, its name relative to [`Asterisk::etc`].
@@ -159,7 +226,7 @@ impl Asterisk {
             if let Some(status) = self.process().as_mut().and_then(Process::ended) {
                 panic!("Asterisk ended while it booted, {status}:\n{}", self.console());
             }
-            self.rx("core waitfullybooted").contains("fully booted")
+            self.try_rx("core waitfullybooted").is_ok_and(|answer| answer.contains("fully booted"))
         });
     }
 
@@ -183,30 +250,33 @@ impl Asterisk {
     pub fn begin_to_boot(&self) {
         let mut command = command_as(lab::ASTERISK, &[], self.bin());
         command.arg("-f").current_dir(&self.dir);
-        if self.holds_requests {
-            command.env("LD_PRELOAD", self.hold().with_file_name("hold.so")).env("PBX_HOLD", self.hold());
+        if self.holds {
+            command.env("LD_PRELOAD", self.etc().join("hold.so")).env("PBX_HOLD", self.etc().join("hold"));
         }
         let process = Process::start(&mut command, &self.dir.join("log/console"));
         *self.process() = Some(process);
     }
 
-    fn hold(&self) -> PathBuf {
-        self.dir.join("etc/hold")
+    /// From now on threads are held at this step.
+    pub fn hold(&self, at: Step) {
+        let _ = fs::remove_file(self.hold_file(at).with_added_extension("held"));
+        write_file(&self.hold_file(at), lab::ASTERISK, 0o640, "");
     }
 
-    /// From now on each SIP request whose password is right stays in the queue that it came in, before it is handled.
-    pub fn hold_requests(&self) {
-        let _ = fs::remove_file(self.hold().with_extension("held"));
-        self.write_config("hold", "");
+    /// How many were held.
+    pub fn held(&self, at: Step) -> u64 {
+        fs::metadata(self.hold_file(at).with_added_extension("held")).map_or(0, |file| file.len())
     }
 
-    /// How many requests are held.
-    pub fn held(&self) -> u64 {
-        fs::metadata(self.hold().with_extension("held")).map_or(0, |file| file.len())
+    pub fn release(&self, at: Step) {
+        fs::remove_file(self.hold_file(at)).expect("let them go on");
     }
 
-    pub fn release_requests(&self) {
-        fs::remove_file(self.hold()).expect("release the requests");
+    fn hold_file(&self, at: Step) -> PathBuf {
+        self.etc().join(match at {
+            Step::Requests => "hold.requests",
+            Step::Drops => "hold.drops",
+        })
     }
 
     pub fn restart(&self) {
@@ -252,13 +322,13 @@ impl Asterisk {
         write_file(&wrapper, lab::ASTERISK, 0o644, &root.wrapper(&self.etc()));
         install_program(&wrapper, &self.bin());
         self.write_config("asterisk.conf", &root.asterisk_conf(&self.dir));
-        if self.holds_requests {
-            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/hold_requests.c");
+        if self.holds {
+            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/hold.c");
+            let library = self.etc().join("hold.so");
             let mut compiler = Command::new("cc");
-            compiler.args(["-shared", "-fPIC", "-o"]).arg(self.hold().with_file_name("hold.so")).arg(source);
+            compiler.args(["-shared", "-fPIC", "-o"]).arg(&library).arg(source);
             assert!(compiler.status().expect("run cc").success(), "a library can't be compiled");
-            fs::set_permissions(self.hold().with_file_name("hold.so"), fs::Permissions::from_mode(0o755))
-                .expect("chmod");
+            fs::set_permissions(library, fs::Permissions::from_mode(0o755)).expect("chmod");
         }
         self.write_config("logger.conf", "[logfiles]\nmessages.log => notice,warning,error\n");
         self.write_config("modules.conf", &format!("{MODULES}{}", options.modules));
