@@ -26,8 +26,8 @@ run: setup ## the portal and an Asterisk to play with, until Ctrl-C
 	cargo test --locked --test demo --no-run
 	@trap '' INT; cargo test --locked --quiet --test demo -- run # the demo alone minds the Ctrl-C
 
-test: setup $(CARGO_DEB) ## all tests, the demo among them
-	cargo test --locked
+test: setup $(CARGO_DEB) ## all tests, the demo among them; says how long that takes
+	@lab/test.sh
 
 bench: setup ## how fast it is, beside its floors; writes docs/performance.md
 	cargo test --locked --release --test bench

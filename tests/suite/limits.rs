@@ -88,6 +88,7 @@ fn fill(portal: &Portal) {
 
 #[test]
 fn hundreds_of_slow_clients_hold_up_nobody_and_are_gone_in_time() {
+    let _one_at_a_time = lab::measuring();
     let portal = Portal::start(&Settings::default());
     fill(&portal);
     assert_eq!(portal.users().len(), 1000);
@@ -103,6 +104,7 @@ fn hundreds_of_slow_clients_hold_up_nobody_and_are_gone_in_time() {
                 assert_eq!(portal.users().len(), 1000);
                 slowest = slowest.max(asked.elapsed());
                 served += 1;
+                std::thread::sleep(Duration::from_millis(100));
             }
             (slowest, served)
         });
@@ -158,6 +160,7 @@ fn hundreds_of_slow_clients_hold_up_nobody_and_are_gone_in_time() {
 
 #[test]
 fn with_few_file_handles_serves_in_turn_and_recovers_from_having_none() {
+    let _one_at_a_time = lab::measuring();
     let asterisk = Asterisk::start();
     let portal = Portal::prepare(&Settings::of(&asterisk));
     portal.boot_through(&["prlimit", "--nofile=64:64"]);

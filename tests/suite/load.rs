@@ -1,4 +1,4 @@
-//! 64 clients on two processes for a minute, on each database, with applies all the while.
+//! 64 clients on two processes for half a minute, on each database, with applies all the while.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::fixtures::{Database, SetWhenDropped, account, id, try_apply, without_asterisk};
-use crate::support::{Asterisk, Portal, secs, wait_until};
+use crate::support::{Asterisk, Portal, lab, secs, wait_until};
 
 const CLIENTS: usize = 64;
 
@@ -21,9 +21,9 @@ const USERS: usize = 8;
 const CONNECTIONS: usize = 12;
 
 /// When everything that a process makes once has been made.
-const WARM: Duration = secs(20);
+const WARM: Duration = secs(10);
 
-const END: Duration = secs(60);
+const END: Duration = secs(30);
 
 const BETWEEN_APPLIES: Duration = secs(1);
 
@@ -31,7 +31,8 @@ const BETWEEN_APPLIES: Duration = secs(1);
 const BETWEEN_REQUESTS: Duration = Duration::from_millis(500);
 
 #[test]
-fn a_minute_of_it_on_sqlite() {
+fn half_a_minute_of_it_on_sqlite() {
+    let _one_at_a_time = lab::measuring();
     let asterisk = Asterisk::start();
     let first = Portal::start(&Database::Sqlite.settings(&asterisk));
     let url = format!("sqlite://{}/portal.db", first.data_dir().display());
@@ -40,7 +41,8 @@ fn a_minute_of_it_on_sqlite() {
 }
 
 #[test]
-fn a_minute_of_it_on_postgres() {
+fn half_a_minute_of_it_on_postgres() {
+    let _one_at_a_time = lab::measuring();
     let asterisk = Asterisk::start();
     let settings = Database::Postgres.settings(&asterisk);
     let portals = [Portal::start(&settings), Portal::start(&settings)];

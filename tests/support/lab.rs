@@ -8,7 +8,9 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Instant;
 
 /// A user and a group of one number that need no line in /etc/passwd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +66,7 @@ pub struct Folder(PathBuf);
 impl Folder {
     pub fn new(name: &str) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(1);
+        TIMED.with(|_| ());
         let path = process_folder().join(format!("{}-{name}", NEXT.fetch_add(1, Ordering::Relaxed)));
         fs::create_dir(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         Self(path)
@@ -77,6 +80,35 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Held by a test that measures time or memory: they run one after another.
+pub fn measuring() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How long the test on this thread takes, from its first folder to its end. `make test` shows the slowest.
+struct Timed {
+    test: String,
+    began: Instant,
+}
+
+thread_local! {
+    static TIMED: Option<Timed> = {
+        // A test's thread has its name; threads that it starts have none.
+        let test = thread::current().name().filter(|name| name.contains("::")).map(str::to_owned);
+        test.map(|test| Timed { test, began: Instant::now() })
+    };
+}
+
+impl Drop for Timed {
+    fn drop(&mut self) {
+        let Some(times) = std::env::var_os("PBX_TIMES") else { return };
+        let line = format!("{:7.1} s  {}\n", self.began.elapsed().as_secs_f64(), self.test);
+        let file = OpenOptions::new().create(true).append(true).open(times);
+        let _ = file.and_then(|mut file| file.write_all(line.as_bytes()));
     }
 }
 

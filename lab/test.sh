@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Runs all tests. Most of them wait for something most of the time, so several run at a time on each core. Says beforehand how long
+# that takes, and afterwards which tests took longest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((3 * $(nproc)))}
+export PBX_TIMES=$PWD/target/test-times # the lab writes a line for each test
+last=target/test-seconds
+
+cargo test --locked --no-run
+if [[ -s $last ]]; then
+    echo "test: $RUST_TEST_THREADS at a time; the last run took $(<"$last") seconds"
+else
+    echo "test: $RUST_TEST_THREADS at a time; some five minutes on two cores"
+fi
+: >"$PBX_TIMES"
+SECONDS=0
+status=0
+cargo test --locked || status=$?
+echo "test: $SECONDS seconds; the slowest ten:"
+sort --numeric-sort --reverse "$PBX_TIMES" | head --lines=10
+((status)) || echo "$SECONDS" >"$last"
+exit "$status"
