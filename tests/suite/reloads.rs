@@ -4,10 +4,10 @@
 use std::collections::VecDeque;
 use std::fs;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use crate::fixtures::{SetWhenDropped, account, evicted, failed_apply, host, id, registrations, script, try_apply};
+use crate::fixtures::{account, evicted, failed_apply, host, id, registrations, script, try_apply};
+use crate::support::asterisk::{Options, Step};
 use crate::support::lab::Folder;
 use crate::support::portal::Settings;
 use crate::support::process::Signal;
@@ -25,41 +25,63 @@ fn crowd(portal: &Portal) -> Vec<serde_json::Value> {
 
 const DROPPED: &str = "already in progress";
 
+/// Makes a reload of `res_pjsip_notify.so` go on as long as there is a file `busy`; then there is `busy.begun` too.
+fn can_be_busy(asterisk: &Asterisk) -> PathBuf {
+    let busy = asterisk.etc().join("busy");
+    let wait = format!("test -e {0} && touch {0}.begun\nwhile test -e {0}; do sleep 0.02; done\n", busy.display());
+    asterisk.write_config("busy.sh", &wait);
+    asterisk.write_config("pjsip_notify.conf", &format!("#exec \"sh {}.sh\"\n", busy.display()));
+    asterisk.edit_config("asterisk.conf", |text| format!("{text}\n[options]\nexecincludes=yes\n"));
+    asterisk.restart();
+    busy
+}
+
 #[test]
 fn dropped_reloads_of_all_modules_or_of_one_are_retried() {
-    let (asterisk, folder) = (Asterisk::start(), Folder::new("script"));
-    let keeping = "out=$(mktemp \"$here/XXXXXX.out\")\n$asterisk \"$@\" >\"$out\"\ncat \"$out\"\n";
+    let asterisk = Asterisk::start_with(&Options { holds: true, ..Options::default() });
+    let (busy, folder) = (can_be_busy(&asterisk), Folder::new("script"));
+    let begun = busy.with_added_extension("begun");
+    let keeping = "[ \"$2\" = 'pjsip reload' ] || exec $asterisk \"$@\"
+touch \"$here/begun\"
+while test -e \"$here/hold\"; do sleep 0.02; done
+$asterisk \"$@\" | tee -a \"$here/printed\"
+";
     let program = script(&asterisk, &folder, keeping);
+    let [hold, reloads, printed] = ["hold", "begun", "printed"].map(|name| folder.path().join(name));
     let portal = Portal::start(&Settings::of(&asterisk).with("ASTERISK_BIN", program.display()));
-    let mut users = crowd(&portal);
-    portal.apply("suite");
-    // What each command of the portal printed, if Asterisk dropped something: whether all of it.
-    let dropped = || {
-        let files = fs::read_dir(folder.path()).expect("list").map(|file| file.expect("a file").path());
-        let texts = files.filter(|file| file.extension().is_some_and(|end| end == "out")).map(fs::read_to_string);
-        let texts = texts.map(|text| text.expect("what was printed")).filter(|text| text.contains(DROPPED));
-        texts.map(|text| !text.contains("reloaded successfully")).collect::<Vec<_>>()
-    };
-    let done = AtomicBool::new(false);
-    thread::scope(|scope| {
-        // `dialplan reload` is never dropped, and makes nobody else's be.
-        for command in ["pjsip reload", "module reload res_pjsip_notify.so"] {
-            let (asterisk, done) = (&asterisk, &done);
-            scope.spawn(move || {
-                while !done.load(Ordering::Relaxed) {
-                    asterisk.rx(command);
-                }
-            });
-        }
-        let _done = SetWhenDropped(&done);
-        // Most are dropped whole; one in some fifteen applies meets the end of the other reload.
-        wait_until(secs(300), "reloads are dropped, some whole and some in part", || {
-            portal.delete_user(id(&users.pop().expect("a user")));
-            assert_eq!(portal.apply("suite")["users_applied"].as_u64(), u64::try_from(users.len()).ok());
-            [true, false].iter().all(|whole| dropped().contains(whole))
+    let retried = || portal.log().matches("Asterisk dropped the reload; it is retried").count();
+    for (round, dropped) in ["all", "one"].into_iter().enumerate() {
+        portal.create_user("User", &format!("{dropped}@example.com"));
+        fs::write(&hold, "").expect("hold the reload");
+        thread::scope(|scope| {
+            let applying = scope.spawn(|| portal.apply("suite"));
+            wait_until(secs(20), "the apply begins to reload", || reloads.exists());
+            asterisk.write_config("busy", "");
+            let other = scope.spawn(|| asterisk.rx("module reload res_pjsip_notify.so"));
+            wait_until(secs(20), "somebody else reloads", || begun.exists());
+            if dropped == "one" {
+                asterisk.hold(Step::Drops);
+            }
+            fs::remove_file(&hold).expect("let the apply reload");
+            if dropped == "one" {
+                wait_until(secs(20), "the first module's is dropped", || asterisk.held(Step::Drops) > 0);
+                fs::remove_file(&busy).expect("end the other reload");
+                other.join().expect("an answer");
+                asterisk.release(Step::Drops);
+            } else {
+                wait_until(secs(20), "it is retried", || retried() > round);
+                fs::remove_file(&busy).expect("end the other reload");
+            }
+            assert_eq!(applying.join().expect("an answer")["users_applied"], round + 1);
         });
-    });
-    assert_eq!(portal.log().matches("Asterisk dropped the reload; it is retried").count(), dropped().len());
+        let text = fs::read_to_string(&printed).expect("what the reloads printed");
+        let (first, _) = text.split_at(text.find("Module 'res_pjsip.so' reloaded").expect("the retry"));
+        assert_eq!(first.contains("reloaded successfully"), dropped == "one", "{dropped}: {text}");
+        assert!(first.contains(DROPPED) && retried() > round, "{dropped}: {text}");
+        for file in [&begun, &reloads, &printed] {
+            fs::remove_file(file).expect("for the next round");
+        }
+    }
 }
 
 #[test]
