@@ -5,11 +5,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::fixtures::{SetWhenDropped, account, evicted, host, id, registrations};
+use crate::scenes::{Step, kill_at};
 use crate::support::sipp::{Caller, HAMMERING_AT_ONCE, Phones, call};
-use crate::support::{Asterisk, Phone, Portal, secs, strace, wait_until};
+use crate::support::{Asterisk, Phone, Portal, secs, wait_until};
 
 /// Each user makes the reloads, and so the time in which something could go wrong, longer; without any, it is shortest.
 const OTHER_USERS: usize = 200;
@@ -104,7 +105,7 @@ fn the_old_phone_never_rings_for_the_new_owner() {
 }
 
 #[test]
-fn nor_while_an_administrator_reloads_again_and_again() {
+fn the_old_phone_never_rings_while_an_administrator_reloads_again_and_again() {
     let mut scene = Scene::new(OTHER_USERS);
     for pause in [0, 20, 50, 80, 110] {
         let (phone, caller) = scene.change_hands();
@@ -127,28 +128,18 @@ fn nor_while_an_administrator_reloads_again_and_again() {
 }
 
 #[test]
-fn nor_after_a_crash_and_an_administrators_own_reload() {
+fn the_old_phone_never_rings_after_a_crash_and_an_administrators_own_reload() {
     let mut scene = Scene::new(OTHER_USERS);
-    // Where the apply is killed after it has taken the number away, and whether the new secret is on disk then.
-    for (point, on_disk) in
-        [("rename:signal=KILL:when=2", false), ("fsync:signal=KILL:when=2", true), ("rename:signal=KILL:when=3", true)]
+    // Whether the new secret is on disk then.
+    for (step, on_disk) in [(Step::GiveEndpoints, false), (Step::FlushGivenEndpoints, true), (Step::GiveRouting, true)]
     {
         let (phone, caller) = scene.change_hands();
-        let (call, inject) = (point.split(':').next().unwrap_or_default(), format!("inject={point}"));
-        // Of the folder, the second flush comes after the endpoints are given; the database and temporary files have flushes, too.
-        let endpoints = scene.asterisk.endpoints_file();
-        let folder = endpoints.parent().expect("a folder").to_string_lossy().into_owned();
-        let trace = format!("trace={call}");
-        let all = ["-f", "-e", &trace, "-e", &inject];
-        let arguments = if call == "fsync" { [&all[..], &["-P", &folder]].concat() } else { all.to_vec() };
-        let body = json!({"triggered_by": "killed"});
-        let apply = || scene.portal.try_request("POST", "/apply", Some(&body)).is_err();
-        assert!(strace::under(scene.portal.pid(), &arguments, apply).0, "{point}: no answer");
+        kill_at(step, &scene.asterisk, &scene.portal);
         let secret = account(&scene.owner).1;
         let endpoints = std::fs::read_to_string(scene.asterisk.endpoints_file()).expect("the endpoints");
         let auth = scene.asterisk.rx(&format!("pjsip show auth {}", scene.number));
-        assert_eq!(endpoints.contains(&secret), on_disk, "{point}");
-        assert!(auth.contains("Unable to find object"), "{point}: it is nobody's");
+        assert_eq!(endpoints.contains(&secret), on_disk, "{step:?}");
+        assert!(auth.contains("Unable to find object"), "{step:?}: it is nobody's");
         scene.silent(&phone, &caller);
 
         for reload in ["dialplan reload", "pjsip reload"] {
@@ -163,7 +154,7 @@ fn nor_after_a_crash_and_an_administrators_own_reload() {
 }
 
 #[test]
-fn nor_does_one_that_registers_as_fast_as_it_can_hold_up_the_apply() {
+fn a_phone_that_registers_as_fast_as_it_can_does_not_hold_up_the_apply() {
     let scene = Scene::new(OTHER_USERS);
     let (number, secret) = account(&scene.owner);
     let phone = Phone::new(&scene.asterisk, &number, &secret);

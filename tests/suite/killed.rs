@@ -293,7 +293,7 @@ fn by_sigterm_at_each_step_after_which_it_finishes() {
 const BY_A_CLIENT_THAT_GOES: &str = r#"{"triggered_by":"gone"}"#;
 
 #[test]
-fn by_no_client_that_hangs_up_at_whatever_moment() {
+fn a_client_that_hangs_up_at_whatever_moment_ends_no_apply() {
     let scene = Succession::on(Database::Sqlite);
     for milliseconds in (0..100).step_by(7) {
         let client = scene.portal.begin_post("/apply", BY_A_CLIENT_THAT_GOES);
@@ -308,7 +308,7 @@ fn by_no_client_that_hangs_up_at_whatever_moment() {
 }
 
 #[test]
-fn nor_by_a_stop_after_its_client_has_gone() {
+fn an_apply_whose_client_has_gone_ends_before_a_stop() {
     let mut scene = Succession::on(Database::Sqlite);
     scene.next();
     scene.asterisk.signal(Signal::STOP);

@@ -6,15 +6,16 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::fixtures::{
     Reader, SetWhenDropped, account, commit, evicted, failed_apply, host, id, registered, registrations, script,
 };
+use crate::scenes::{self, kill_at};
 use crate::support::asterisk::{Options, Step};
 use crate::support::lab::Folder;
 use crate::support::portal::Settings;
-use crate::support::{Asterisk, Phone, Portal, secs, strace, wait_until};
+use crate::support::{Asterisk, Phone, Portal, secs, wait_until};
 
 /// Columns of a listing of Asterisk's queues.
 const PROCESSED: usize = 1;
@@ -206,10 +207,7 @@ fn an_asterisk_that_is_killed_after_the_answer_brings_nobody_back() {
 fn a_new_owner_who_registers_while_an_apply_is_repeated_stays_registered() {
     let mut scene = Scene::new();
     let old = scene.change_hands();
-    let kill = ["-f", "-b", "execve", "-e", "trace=rename", "-e", "inject=rename:signal=KILL:when=3"];
-    let body = json!({"triggered_by": "killed"});
-    let killed = || scene.portal.try_request("POST", "/apply", Some(&body)).is_err();
-    assert!(strace::under(scene.portal.pid(), &kill, killed).0, "killed between the two files that give the number");
+    kill_at(scenes::Step::GiveRouting, &scene.asterisk, &scene.portal);
     scene.asterisk.rx("pjsip reload");
     scene.portal.kill();
     scene.portal.boot();

@@ -3,6 +3,17 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+// A whole server takes longest, so these begin first: tests begin in the order of their names.
+#[path = "from_source.rs"]
+mod a_server_from_source;
+#[path = "operations.rs"]
+mod a_server_operations;
+#[path = "package.rs"]
+mod a_server_package;
+use a_server_from_source as from_source;
+use a_server_operations as operations;
+use a_server_package as package;
+
 mod applies;
 mod astdb_backup;
 mod browser;
@@ -23,7 +34,6 @@ mod failover;
 mod faults;
 mod fixtures;
 mod foreign_hands;
-mod from_source;
 mod hammering;
 mod hand_edited;
 mod histories;
@@ -43,9 +53,7 @@ mod modules;
 mod names;
 mod nat;
 mod no_mass_eviction;
-mod operations;
 mod options_in_force;
-mod package;
 mod poolers;
 mod principles;
 mod printed;

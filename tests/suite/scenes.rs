@@ -14,6 +14,33 @@ use crate::support::{Answer, Asterisk, Portal, Postgres, secs, wait_until};
 /// fault at a thread's second call would hit `asterisk -rx` as well.
 pub const ALL_BUT_PROGRAMS: [&str; 3] = ["-f", "-b", "execve"];
 
+/// A step of an apply that hands a number over. It renames three files: the endpoints without that number, which takes it away, then
+/// the endpoints and the routing, which give it. It flushes the folder of the endpoints after each rename in it.
+#[derive(Debug, Clone, Copy)]
+pub enum Step {
+    GiveEndpoints,
+    FlushGivenEndpoints,
+    GiveRouting,
+}
+
+/// Applies, and kills the portal when it comes to this step, which is not done.
+#[track_caller]
+pub fn kill_at(step: Step, asterisk: &Asterisk, portal: &Portal) {
+    let endpoints = asterisk.endpoints_file();
+    let folder = endpoints.parent().expect("a folder").to_string_lossy();
+    let (call, when, of) = match step {
+        Step::GiveEndpoints => ("rename", 2, &[][..]),
+        // The database and the temporary files are flushed, too.
+        Step::FlushGivenEndpoints => ("fsync", 2, &["-P", &folder][..]),
+        Step::GiveRouting => ("rename", 3, &[][..]),
+    };
+    let (trace, inject) = (format!("trace={call}"), format!("inject={call}:signal=KILL:when={when}"));
+    let arguments = [&ALL_BUT_PROGRAMS[..], &["-e", &trace, "-e", &inject], of].concat();
+    let body = json!({"triggered_by": "killed"});
+    let killed = || portal.try_request("POST", "/apply", Some(&body)).is_err();
+    assert!(strace::under(portal.pid(), &arguments, killed).0, "{step:?}: there is an answer");
+}
+
 /// A number that gets a new owner before each apply. It has no phone.
 pub struct Succession {
     pub asterisk: Asterisk,

@@ -2,13 +2,14 @@
 
 use std::net::SocketAddr;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::fixtures::{TWO_OF_ONE_NAME, account, evicted, failed_apply, host, id, registrations, sqlite};
+use crate::scenes::{Step, kill_at};
 use crate::support::asterisk::Options;
 use crate::support::portal::Settings;
 use crate::support::sipp::{Called, Link, Phones, call, register};
-use crate::support::{Asterisk, Portal, secs, strace, wait_until};
+use crate::support::{Asterisk, Portal, secs, wait_until};
 
 /// A number whose owner has a phone, and somebody who calls it.
 struct Scene {
@@ -121,7 +122,7 @@ fn a_deleted_users_phone_is_out_and_gets_no_more_options_reused_or_not() {
 }
 
 #[test]
-fn over_tcp_and_ipv6_as_over_udp() {
+fn a_phone_over_tcp_or_ipv6_is_evicted_as_one_over_udp() {
     let mut scene = Scene::of(Asterisk::start_with(&Options { ipv6: true, ..Options::default() }));
     let (ipv4, ipv6) = (scene.asterisk.sip(), scene.asterisk.sip6());
     for (link, server, uri) in [
@@ -163,7 +164,7 @@ fn each_of_several_contacts_of_a_number_is_evicted() {
 }
 
 #[test]
-fn whatever_happens_between_the_delete_and_the_next_apply() {
+fn a_number_changes_hands_whatever_happens_between_the_delete_and_the_next_apply() {
     let mut scene = Scene::of(Asterisk::start());
     let between: [(&str, Happens); 6] = [
         ("an apply that Asterisk refuses", |scene| {
@@ -300,11 +301,7 @@ fn a_number_that_is_nobodys_rings_nobody_whatever_the_dialplan_dials() {
     let (phone, secret) = (scene.phone(), scene.secret());
     scene.delete();
     scene.reuse();
-    // Where the endpoints would be given.
-    let kill = ["-f", "-e", "trace=rename", "-e", "inject=rename:signal=KILL:when=2"];
-    let body = json!({"triggered_by": "killed"});
-    let killed = || scene.portal.try_request("POST", "/apply", Some(&body)).is_err();
-    assert!(strace::under(scene.portal.pid(), &kill, killed).0, "no answer");
+    kill_at(Step::GiveEndpoints, &scene.asterisk, &scene.portal);
     let rung = phone.requests("INVITE", &scene.number);
     let nobodys = |what: &str| {
         assert_eq!(register(&scene.asterisk, (&scene.number, &secret)), 401, "{what}");

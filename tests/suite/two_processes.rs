@@ -145,7 +145,7 @@ fn a_killed_holder_leaves_the_lock_to_the_other_at_once() {
 }
 
 #[test]
-fn nor_does_a_reload_that_outlives_its_holder_keep_the_lock() {
+fn a_reload_that_outlives_its_holder_does_not_keep_the_lock() {
     let (host, [begun, hold]) = Host::that_holds_reloads();
     let [holder, other] = &host.portals;
     let user = other.create_user("Alice", "alice@example.com");
