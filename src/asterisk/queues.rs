@@ -17,11 +17,15 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use tokio::select;
 use tokio::time::sleep;
+use tracing::info;
 
 use super::control::Control;
 
 /// Between two looks at the queues.
 const NEXT_LOOK: Duration = Duration::from_millis(5);
+
+/// Before pings that failed are sent again.
+const PING_RETRY: Duration = Duration::from_millis(100);
 
 /// The task that runs, and one that may move while a row is printed.
 const IN_NEITHER_COLUMN: u64 = 2;
@@ -60,11 +64,16 @@ async fn until_worked_off(control: &Control, before: &Queues) -> Result<()> {
     Ok(())
 }
 
-/// Does not end. A ping that fails, because its queue does not move, leaves the decision to the counters.
+/// Does not end. Pings that fail, because Asterisk closed the connection or a queue does not move, are sent again; more of them do no
+/// harm. The counters decide.
 async fn ping_twice(control: &Control, queues: &Queues) -> Infallible {
     let ping = |name: &String| format!("core ping taskprocessor {name}");
     let once: Vec<_> = queues.keys().map(ping).collect();
-    let _ = control.ask(&[once.clone(), once].concat()).await;
+    let twice = [once.clone(), once].concat();
+    while let Err(error) = control.ask(&twice).await {
+        info!(%error, "the pings of Asterisk's queues failed; they are sent again");
+        sleep(PING_RETRY).await;
+    }
     pending().await
 }
 
