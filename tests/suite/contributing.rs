@@ -98,7 +98,7 @@ fn names_a_target_that_serves_until_ctrl_c() {
 
 /// The project's folder, and the cargo that runs this test, which sudo may have removed from `PATH`. Without what that cargo says of
 /// this package, because build scripts that see it run again.
-fn in_a_developers_shell(command: &mut Command) -> &mut Command {
+pub fn in_a_developers_shell(command: &mut Command) -> &mut Command {
     let cargo = env::var_os("CARGO").map(PathBuf::from);
     let folders = cargo.iter().filter_map(|cargo| cargo.parent().map(Path::to_owned));
     let path = env::var_os("PATH").unwrap_or_default();

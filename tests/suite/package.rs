@@ -7,6 +7,7 @@ use std::process::Command;
 use pbx_control_portal::help::documented;
 use serde_json::Value;
 
+use crate::contributing::in_a_developers_shell;
 use crate::fixtures::{TWO_OF_ONE_NAME, account, failed_apply, id};
 use crate::support::portal::Settings;
 use crate::support::process::run_within;
@@ -100,12 +101,9 @@ pub fn package(machine: &Machine, version: &str) -> String {
         "--no-build --profile={profile} --strip --fast --quiet --deb-version={version} --output={}",
         file.display()
     );
-    // Under sudo the developer's cargo is not in the PATH.
-    let tools = Path::new(env!("CARGO")).parent().expect("a folder").display();
-    let path = format!("{tools}:{}", std::env::var("PATH").unwrap_or_default());
     let mut make = Command::new("make");
-    make.args(["--silent", "deb", &format!("DEB_OPTIONS={options}")]).env("PATH", path);
-    let output = run_within(secs(600), make.current_dir(env!("CARGO_MANIFEST_DIR")));
+    in_a_developers_shell(make.args(["--silent", "deb", &format!("DEB_OPTIONS={options}")]));
+    let output = run_within(secs(600), &mut make);
     assert!(output.status.success(), "make deb: {}", String::from_utf8_lossy(&output.stderr));
     std::fs::copy(file, machine.file(&format!("/root/{name}"))).expect("copy the package");
     format!("/root/{name}")
