@@ -15,7 +15,7 @@ cargo test --locked --no-run
 if [[ -s $last ]]; then
     echo "test: $RUST_TEST_THREADS at a time; the last run took $(<"$last") seconds"
 else
-    echo "test: $RUST_TEST_THREADS at a time; no run has been timed here yet; some minutes"
+    echo "test: $RUST_TEST_THREADS at a time; five minutes on two cores"
 fi
 : >"$PBX_TIMES"
 SECONDS=0

@@ -2,7 +2,7 @@
 //!
 //! The option `rewrite_contact` replaces the address in a phone's `Contact` by the one that the phone registers from. A phone can get
 //! round that (each way was seen on 22.10): by a `maddr` parameter or a `Route` header in the URI, which Asterisk obeys, and by a second
-//! `Contact`, which `rewrite_contact` leaves as it is. A second one cannot be told from a first one, unless its address is a name, or
+//! `Contact`, which `rewrite_contact` leaves as it is. A second one is recognised only if its address is a name, or
 //! one by which Asterisk knows somebody else, such as a trunk.
 
 use std::collections::BTreeSet;

@@ -36,7 +36,7 @@ fn refused(portal: &Portal, round: &str) -> usize {
 }
 
 #[test]
-fn fewer_than_it_wants_are_shared_whoever_allows_no_more() {
+fn fewer_than_it_wants_are_shared() {
     let cluster = Postgres::start(&Options::default());
     let url = cluster.new_database();
     let name = database_of(&url);
