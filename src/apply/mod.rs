@@ -205,7 +205,7 @@ impl Run<'_> {
         let (main, in_force, served) = join!(
             self.host.probe_before_apply(),
             objects::secrets(control, &self.numbers),
-            objects::numbers(control, ObjectType::Endpoint)
+            objects::numbers(control, ObjectType::Auth)
         );
         let before = Before::new(self.host, &main?, in_force?, served?)?;
         if !before.changing_hands(&self.users).is_empty() {

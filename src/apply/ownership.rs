@@ -25,7 +25,7 @@ pub(super) struct Before {
     in_force: Secrets,
     /// The secrets in our file, also if somebody edited it.
     pub(super) in_file: Secrets,
-    /// The numbers that have an endpoint in force.
+    /// The numbers that have an auth in force.
     pub(super) served: Numbers,
     /// The numbers that have a section in our file.
     pub(super) sections: Numbers,

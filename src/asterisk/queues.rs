@@ -22,7 +22,7 @@ use tracing::info;
 use super::control::Control;
 
 /// Between two looks at the queues.
-const NEXT_LOOK: Duration = Duration::from_millis(5);
+const NEXT_LOOK: Duration = Duration::from_millis(1);
 
 /// Before pings that failed are sent again.
 const PING_RETRY: Duration = Duration::from_millis(100);
