@@ -30,10 +30,10 @@ use support::{Asterisk, Portal, Postgres};
 const ROUNDS: usize = 25;
 const USERS: usize = 1000;
 /// The numbers of users of which one is replaced, with the limits of that apply if nobody is registered, and if the former phone is.
-/// Taking the number away costs one reload of one module, and some twenty small questions.
+/// Taking the number away costs a reload of one module, and some small questions.
 const REPLACED: [(usize, f64, f64); 2] = [(100, 3.6, 3.7), (USERS, 3.5, 3.5)];
 /// The numbers of users, with the limit of an apply that changes nothing. Beside the proof, it asks who had which number before, and
-/// what keeps phones out: a fifth of the bare reloads on two cores.
+/// what keeps phones out.
 const SIZES: [(usize, Option<f64>); 5] = [(1, None), (100, Some(2.7)), (250, None), (500, None), (USERS, Some(2.5))];
 const QUERIES: usize = 100;
 const CREATING_CLIENTS: [usize; 3] = [1, 16, 64];
