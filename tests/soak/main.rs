@@ -201,24 +201,28 @@ fn once(
         }
         Kind::Registration => {
             let others = &accounts[2 + CALLED..];
-            let registers = || sipp::register(asterisk, others[index % others.len()]);
-            // A reload between the challenge and the phone's answer makes Asterisk challenge again; phones answer that at once.
-            let status = match registers() {
-                401 => registers(),
-                status => status,
-            };
+            let status = challenged(|| sipp::register(asterisk, others[index % others.len()]));
             if status != 200 {
                 return Err(format!("REGISTER: {status}"));
             }
         }
         Kind::Call => {
-            let status = sipp::call(asterisk, accounts[0], accounts[2 + index % CALLED].0);
+            let status = challenged(|| sipp::call(asterisk, accounts[0], accounts[2 + index % CALLED].0));
             if status != 200 {
                 return Err(format!("INVITE: {status}"));
             }
         }
     }
     Ok(true)
+}
+
+/// A reload between Asterisk's challenge and the phone's answer makes Asterisk challenge again. Phones answer that at once; SIPp's
+/// scenarios end, and are begun anew.
+fn challenged(request: impl Fn() -> u16) -> u16 {
+    match request() {
+        401 => request(),
+        status => status,
+    }
 }
 
 fn account(user: &Value) -> (String, String) {
