@@ -12,6 +12,7 @@ use rustix::fs::Mode;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, geteuid, set_dumpable_behavior, setrlimit};
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -98,9 +99,8 @@ fn start(format: &mut LogFormat) -> Result<ExitCode> {
         Err(error) => return refuse_setting(error.to_string()),
     };
     start_log(settings.log_format, settings.log_level);
-    // One thread: applies and SQLite, which block, have threads of their own.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.context("no event loop can be started")?.block_on(carry_out(&command, settings, secrets, &dotenv))
+    let runtime = Runtime::new().context("no event loop can be started")?;
+    runtime.block_on(carry_out(&command, settings, secrets, &dotenv))
 }
 
 /// Checks, migrates or serves.

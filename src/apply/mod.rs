@@ -34,7 +34,7 @@ use std::time::Duration;
 use anyhow::{Error, Result, anyhow, bail};
 use serde_json::json;
 use tokio::join;
-use tokio::runtime::{Builder, Handle};
+use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -99,18 +99,16 @@ impl Applier {
 
     /// Applies, to the end even if the caller goes away. After a panic the audit row still says "interrupted", which is true.
     pub async fn apply(&self, triggered_by: Name) -> Result<Applied, ApplyError> {
-        let (applier, service, request) = (self.clone(), Handle::current(), Span::current());
-        // The service has one thread. Flushing a file would block it, so an apply has a thread of its own; with the service's event
-        // loop, each answer of Asterisk would wake that one thread first, so an apply has an event loop of its own, too.
-        let run = move || {
-            let event_loop = Builder::new_current_thread().enable_all().build().expect("an event loop");
-            event_loop.block_on(applier.run(triggered_by, &service).instrument(request))
-        };
+        let applier = self.clone();
+        let request = Span::current();
+        let event_loop = Handle::current();
+        // It reads, writes and flushes files, which blocks, so it has a thread of its own.
+        let run = move || event_loop.block_on(applier.run(triggered_by).instrument(request));
         self.tasks.spawn_blocking(run).await.expect("the apply panicked")
     }
 
     /// Steps 1, 2 and 9, around the others.
-    async fn run(&self, triggered_by: Name, service: &Handle) -> Result<Applied, ApplyError> {
+    async fn run(&self, triggered_by: Name) -> Result<Applied, ApplyError> {
         let lock = HostLock::try_acquire(&self.host.files).transpose().ok_or(ApplyError::InProgress)?;
         let mut row = AuditEntry {
             id: Uuid::new_v4(),
@@ -126,7 +124,7 @@ impl Applier {
                 row.error_details = Some(
                     "the database did not confirm this row in time, and nothing was touched; apply again".to_owned(),
                 );
-                self.complete_later(row, service);
+                self.complete_later(row);
             }
             return Err(ApplyError::Unavailable(failure));
         }
@@ -152,15 +150,14 @@ impl Applier {
         let finished = self.storage.write_audit(row.clone()).await;
         let audit_log_id = row.id;
         if finished.is_err() {
-            self.complete_later(row, service);
+            self.complete_later(row);
         }
         progress.conclude(audit_log_id, outcome, finished)
     }
 
-    /// Writes the audit row as soon as the database takes it. On the service's event loop, because the apply's own ends with it.
-    fn complete_later(&self, row: AuditEntry, service: &Handle) {
-        self.tasks
-            .spawn_on(retry_audit(self.storage.clone(), row, self.audit_retry.clone(), self.stopping.clone()), service);
+    /// Writes the audit row as soon as the database takes it.
+    fn complete_later(&self, row: AuditEntry) {
+        self.tasks.spawn(retry_audit(self.storage.clone(), row, self.audit_retry.clone(), self.stopping.clone()));
     }
 
     /// Steps 3 to 8; returns the number of users.

@@ -19,7 +19,6 @@ use std::time::Duration;
 use serde_json::Value;
 use sqlx::migrate::{Migrate, MigrateError, Migrator};
 use time::OffsetDateTime;
-use tokio::runtime::Handle;
 use uuid::{Uuid, uuid};
 
 use crate::domain::{Email, ExtensionNumber, Name, Secret, User};
@@ -44,8 +43,6 @@ pub const LOOK_AND_TRY_AGAIN: &str = "Look at the service's log, then try again.
 #[derive(Clone)]
 pub struct Storage {
     pool: Arc<Pool>,
-    /// Connections belong to the runtime that opened them.
-    runtime: Handle,
 }
 
 /// Why a call failed.
@@ -126,13 +123,13 @@ async fn run_migrations(mut migrator: Migrator, transaction: &mut impl Migrate) 
 }
 
 impl Storage {
-    /// Prepares to use the database, on the runtime that this is called in. Nothing is connected yet.
+    /// Prepares to use the database. Nothing is connected yet.
     pub fn new(url: &DatabaseUrl) -> Self {
         let database = match url {
             DatabaseUrl::Postgres(options) => Database::Postgres(postgres::Server::new(options)),
             DatabaseUrl::Sqlite(file) => Database::Sqlite(sqlite::File::new(file)),
         };
-        Self { pool: Arc::new(Pool::new(database)), runtime: Handle::current() }
+        Self { pool: Arc::new(Pool::new(database)) }
     }
 
     /// Makes or upgrades the tables. [`StorageError::Unavailable`] may end by itself.
@@ -181,7 +178,7 @@ impl Storage {
         work: impl for<'c> Fn(&'c mut Connection) -> Work<'c, T> + Send + Sync + 'static,
     ) -> Result<T, StorageError> {
         let pool = self.pool.clone();
-        let task = self.runtime.spawn(async move { pool.call(access, work).await });
+        let task = tokio::spawn(async move { pool.call(access, work).await });
         task.await.unwrap_or_else(|panic| {
             let (reason, advice) = (panic.to_string(), LOOK_AND_TRY_AGAIN);
             Err(StorageError::Unavailable { reason, advice, maybe_written: true })

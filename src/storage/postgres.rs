@@ -3,12 +3,9 @@
 //! Nothing outlasts a transaction, because a PgBouncer may lend another server connection to the next one.
 
 use std::env::{home_dir, var_os};
-use std::future::poll_fn;
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
-use std::pin::pin;
-use std::task::Poll;
 
 use sqlx::error::DatabaseError;
 use sqlx::migrate::Migrator;
@@ -22,9 +19,6 @@ use crate::settings::{address, is_this_machine};
 
 /// Enough to keep a server busy. Ten hosts stay well below the default limit of a server, 100.
 pub(super) const CONNECTIONS: usize = 8;
-
-/// How often [`eagerly`] polls: 320 rounds of the hash, some hundred microseconds.
-const POLLS_A_TURN: u32 = 64;
 
 /// The time-outs end a transaction whose host hangs, so that it does not block other hosts.
 pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; \
@@ -226,18 +220,7 @@ impl Server {
 }
 
 async fn connect(options: &PgConnectOptions) -> sqlx::Result<PgConnection> {
-    timeout(DEADLINE, eagerly(PgConnection::connect_with(options))).await.unwrap_or(Err(NoAnswer))
-}
-
-/// Opens a connection. sqlx hashes the password for it, and yields 800 times meanwhile. On a busy event loop each time costs a turn,
-/// so a connection could take seconds. So it is polled many times in each turn.
-async fn eagerly<T>(opening: impl Future<Output = T>) -> T {
-    let mut opening = pin!(opening);
-    poll_fn(|context| {
-        let mut polls = (0..POLLS_A_TURN).map(|_| opening.as_mut().poll(context));
-        polls.find(Poll::is_ready).unwrap_or(Poll::Pending)
-    })
-    .await
+    timeout(DEADLINE, PgConnection::connect_with(options)).await.unwrap_or(Err(NoAnswer))
 }
 
 /// Whether each migration was run, with the same text.
