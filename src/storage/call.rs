@@ -11,11 +11,9 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::statements::Connection;
-use super::{DEADLINE, StorageError, postgres, sqlite};
-
-/// What a database that does not answer in time fails with.
-pub(super) use sqlx::Error::PoolTimedOut as NoAnswer;
+use super::error::{DEADLINE, Failure, StorageError, no_answer};
+use super::statements::{Access, Connection};
+use super::{postgres, sqlite};
 
 /// A firewall may forget a connection that was idle for longer.
 const IDLE: Duration = Duration::from_mins(10);
@@ -56,49 +54,8 @@ struct Open {
     _counted: Arc<()>,
 }
 
-/// What a call does.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Access {
-    /// Reads, by one message.
-    Read,
-    /// Writes, in a transaction.
-    Write,
-    /// Writes, and holds the lock that creates queue on.
-    Create,
-}
-
-/// Why a call failed.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(super) enum Failure {
-    Statement(#[from] sqlx::Error),
-    /// The statements worked but the call must not go on; or there is no connection; or SQLite's file was replaced or damaged.
-    Refused(#[from] StorageError),
-}
-
-impl Failure {
-    /// The error for the caller. `explain` says what an error of a statement means.
-    pub(super) fn explained(self, explain: impl FnOnce(&sqlx::Error) -> StorageError) -> StorageError {
-        match self {
-            Self::Statement(error) => explain(&error),
-            Self::Refused(refusal) => refusal,
-        }
-    }
-}
-
 /// The statements of a call.
 pub(super) type Work<'c, T> = Pin<Box<dyn Future<Output = Result<T, Failure>> + Send + 'c>>;
-
-/// The database's own message.
-pub(super) fn text(error: &sqlx::Error) -> String {
-    match error {
-        sqlx::Error::Database(refusal) => refusal.message().to_owned(),
-        sqlx::Error::Io(cause) => cause.to_string(),
-        sqlx::Error::Tls(cause) => cause.to_string(),
-        NoAnswer => "no answer in time".to_owned(),
-        other => other.to_string(),
-    }
-}
 
 /// How far a call has come.
 #[derive(Default)]
@@ -144,7 +101,7 @@ impl Pool {
                 }
             }
         });
-        let called = called.await.unwrap_or_else(|_| Err(NoAnswer.into()));
+        let called = called.await.unwrap_or_else(|_| Err(no_answer().into()));
         called.map_err(|failure| {
             let mut failure = failure.explained(|error| match &self.database {
                 Database::Postgres(server) => server.explain(error),

@@ -3,123 +3,35 @@
 //! A [`call`] is the same on both databases. What differs is in [`postgres`] and [`sqlite`]: how to connect, how to begin, what an
 //! error means. Why so is in `docs/architecture.md`.
 //!
-//! - **Time.** Each call but a migration ends within [`DEADLINE`], whatever the database does.
+//! - **Time.** Each call but a migration ends within [`error::DEADLINE`], whatever the database does.
 //! - **Truth.** A call that fails before it sends COMMIT has changed nothing, and says so. After that, it is unknown.
 //! - **Connections.** A connection is used again only outside a transaction. After any other end it is closed. A client that hangs
 //!   up cancels nothing, because each call is a task of its own.
 
 mod call;
+mod error;
 mod postgres;
+mod schema;
 mod sqlite;
 mod statements;
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use serde_json::Value;
-use sqlx::migrate::{Migrate, MigrateError, Migrator};
-use time::OffsetDateTime;
-use uuid::{Uuid, uuid};
+use uuid::Uuid;
 
 use crate::domain::{Email, ExtensionNumber, Name, Secret, User};
 use crate::settings::DatabaseUrl;
-use call::{Access, Database, Pool, Work};
-use statements::Connection;
-
-/// The one tenant, made by the first migration.
-pub const DEFAULT_TENANT: Uuid = uuid!("a0000000-0000-0000-0000-000000000000");
-
-/// The bound of one call. The API promises an answer within 5 seconds.
-pub const DEADLINE: Duration = Duration::from_millis(4250);
-
-/// The schema's major version, the thousands of a migration's number. Within one, migrations only add, so that a binary runs on any
-/// newer schema of it.
-const SCHEMA_MAJOR_VERSION: i64 = 1;
-
-/// The advice for an error without one of its own.
-pub const LOOK_AND_TRY_AGAIN: &str = "Look at the service's log, then try again.";
+use call::{Database, Pool, Work};
+pub use error::{LOOK_AND_TRY_AGAIN, StorageError};
+pub use schema::Inspection;
+pub use statements::AuditEntry;
+pub(crate) use statements::now;
+use statements::{Access, Connection};
 
 /// The database behind the service.
 #[derive(Clone)]
 pub struct Storage {
     pool: Arc<Pool>,
-}
-
-/// Why a call failed.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum StorageError {
-    /// It cannot be reached, did not answer in time, or failed. That may end by itself.
-    #[error("{reason}; {advice}")]
-    Unavailable {
-        /// The database's message, for the log; never a URL, a password or a value.
-        reason: String,
-        advice: &'static str,
-        /// Whether a write may have happened all the same; [`Pool::call`] sets it.
-        maybe_written: bool,
-    },
-    /// At start: it can be reached but not used, or a migration failed and was rolled back.
-    #[error("the database can't be used: {0}")]
-    Unusable(String),
-    /// Somebody edited a row by hand: which one, and how to correct it.
-    #[error("{0}")]
-    DamagedRow(String),
-    #[error("the e-mail address belongs to another user")]
-    EmailInUse,
-    #[error("all extensions from 1000 to 1999 are taken")]
-    PoolExhausted,
-    #[error("there is no such user")]
-    UserNotFound,
-}
-
-impl StorageError {
-    /// A failure. [`Pool::call`] sets `maybe_written` later.
-    fn unavailable(reason: String, advice: &'static str) -> Self {
-        Self::Unavailable { reason, advice, maybe_written: false }
-    }
-}
-
-/// What a database says about itself.
-pub struct Inspection {
-    /// Product and version, and how the service is connected.
-    pub server: String,
-    /// The number of the latest migration; `None` before the first.
-    pub schema: Option<i64>,
-    /// What is not as it should be though the service starts, and what to do.
-    pub advice: Option<String>,
-}
-
-impl Inspection {
-    fn new(server: String, schema: Option<i64>, advice: Option<String>) -> Result<Self, StorageError> {
-        let major = schema.unwrap_or_default() / 1000;
-        if major > SCHEMA_MAJOR_VERSION {
-            return Err(StorageError::Unusable(format!(
-                "its schema is of major version {major}, this program's is {SCHEMA_MAJOR_VERSION}; install the release that made it"
-            )));
-        }
-        Ok(Self { server, schema, advice })
-    }
-}
-
-/// A row of the audit log while its apply runs: what is true if the service dies now.
-#[derive(Clone)]
-pub struct AuditEntry {
-    pub id: Uuid,
-    pub triggered_at: OffsetDateTime,
-    pub triggered_by: Name,
-    pub host: String,
-    /// `None` for a success.
-    pub error_details: Option<String>,
-    pub files_written: Value,
-    pub reload_results: Value,
-}
-
-/// Runs the migrations that are missing. The caller holds a lock, and a transaction that it commits.
-async fn run_migrations(mut migrator: Migrator, transaction: &mut impl Migrate) -> sqlx::Result<()> {
-    migrator.set_ignore_missing(true).set_locking(false);
-    migrator.run_direct(None, transaction, false).await.map_err(|error| match error {
-        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => error,
-        other => other.into(),
-    })
 }
 
 impl Storage {
@@ -184,10 +96,4 @@ impl Storage {
             Err(StorageError::Unavailable { reason, advice, maybe_written: true })
         })
     }
-}
-
-/// Now, to the millisecond. Both databases keep that, so a list shows the same time as the answer to a create.
-pub(crate) fn now() -> OffsetDateTime {
-    let now = OffsetDateTime::now_utc();
-    now.replace_millisecond(now.millisecond()).expect("a millisecond of the clock")
 }

@@ -13,8 +13,8 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::{ConnectOptions as _, Connection as _, FromRow, PgConnection, Row as _};
 use tokio::time::timeout;
 
-use super::call::{Failure, NoAnswer, text};
-use super::{DEADLINE, Inspection, LOOK_AND_TRY_AGAIN, StorageError, run_migrations};
+use super::error::{DEADLINE, Failure, LOOK_AND_TRY_AGAIN, StorageError, no_answer, text};
+use super::schema::{Inspection, run_migrations};
 use crate::settings::{address, is_this_machine};
 
 /// Enough to keep a server busy. Ten hosts stay well below the default limit of a server, 100.
@@ -76,7 +76,7 @@ impl Server {
             let _ = connection.close().await;
             inspected
         };
-        let inspected = timeout(DEADLINE, inspecting).await.unwrap_or_else(|_| Err(NoAnswer.into()));
+        let inspected = timeout(DEADLINE, inspecting).await.unwrap_or_else(|_| Err(no_answer().into()));
         inspected.map_err(|failure| failure.explained(|error| self.explain(error)))
     }
 
@@ -125,7 +125,7 @@ impl Server {
     pub(super) fn explain(&self, error: &sqlx::Error) -> StorageError {
         match error {
             // It names the address.
-            sqlx::Error::Io(_) | NoAnswer => self.cannot_be_reached(error),
+            sqlx::Error::Io(_) => self.cannot_be_reached(error),
             _ => StorageError::unavailable(text(error), advice(error)),
         }
     }
@@ -136,7 +136,6 @@ impl Server {
             // An invalid certificate is invalid data; a file may be missing. A socket may be missing until the server is up.
             sqlx::Error::Io(cause) if cause.kind() == ErrorKind::NotFound => self.options.get_socket().is_some(),
             sqlx::Error::Io(cause) => !matches!(cause.kind(), ErrorKind::InvalidData | ErrorKind::PermissionDenied),
-            NoAnswer => true,
             // The server starts or stops, or is out of connections.
             _ => is_full(error) || matches!(sqlstate(error).get(..2), Some("57" | "53")),
         };
@@ -220,7 +219,7 @@ impl Server {
 }
 
 async fn connect(options: &PgConnectOptions) -> sqlx::Result<PgConnection> {
-    timeout(DEADLINE, PgConnection::connect_with(options)).await.unwrap_or(Err(NoAnswer))
+    timeout(DEADLINE, PgConnection::connect_with(options)).await.unwrap_or_else(|_| Err(no_answer()))
 }
 
 /// Whether each migration was run, with the same text.
@@ -282,7 +281,7 @@ const CERTIFICATE: [(&str, &str); 6] = [
 fn advice(error: &sqlx::Error) -> &'static str {
     let why = text(error);
     match sqlstate(error).as_str() {
-        _ if matches!(error, sqlx::Error::Io(_) | NoAnswer) => NO_ANSWER,
+        _ if matches!(error, sqlx::Error::Io(_)) => NO_ANSWER,
         "42P01" | "42703" | "3F000" | "23503" => {
             "The database lacks the portal's tables or rows: it is another one than before. Bring the right one back; only for a new one restart the service, which makes them."
         }

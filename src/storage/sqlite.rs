@@ -23,9 +23,9 @@ use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection};
 use tokio::sync::RwLock;
 use tokio::time::{Instant, timeout};
 
-use super::call::{Access, Failure, NoAnswer, text};
-use super::statements::Connection;
-use super::{DEADLINE, Inspection, LOOK_AND_TRY_AGAIN, StorageError, run_migrations};
+use super::error::{DEADLINE, Failure, LOOK_AND_TRY_AGAIN, StorageError, no_answer, text};
+use super::schema::{Inspection, run_migrations};
+use super::statements::{Access, Connection};
 use crate::account::user_name;
 
 /// For writes, and as many for reads.
@@ -123,7 +123,7 @@ impl File {
             let inspection = self.inspected(&mut options.connect().await?).await?;
             self.read_only().map_or(Ok(inspection), |why| Err(Failure::Refused(StorageError::Unusable(why))))
         };
-        let inspected = timeout(DEADLINE, inspecting).await.unwrap_or_else(|_| Err(NoAnswer.into()));
+        let inspected = timeout(DEADLINE, inspecting).await.unwrap_or_else(|_| Err(no_answer().into()));
         inspected.map_err(|failure| failure.explained(|error| self.explain(error)))
     }
 
@@ -186,7 +186,7 @@ impl File {
     ) -> sqlx::Result<()> {
         let _alone = self.commits.write().await;
         if Instant::now() + MARGIN > deadline {
-            return Err(NoAnswer);
+            return Err(no_answer());
         }
         *committing = true;
         let committed = locking(connection, "COMMIT", deadline).await;
@@ -248,7 +248,7 @@ impl File {
             Some(IOERR) => "The database's file can't be read or written: look at its disk, then try again.",
             Some(FULL) => "The disk of the database's file is full: free some of it, then try again.",
             Some(CANTOPEN) => "The database's file can't be opened: look at its owner and its folder, then try again.",
-            None if matches!(error, NoAnswer) => {
+            _ if matches!(error, sqlx::Error::Io(cause) if cause.kind() == io::ErrorKind::TimedOut) => {
                 "The database's file is locked, or its disk does not answer: look for another process that uses it (fuser -v on that file), and at the disk, then try again."
             }
             _ => LOOK_AND_TRY_AGAIN,

@@ -7,14 +7,14 @@
 use std::array;
 
 use futures_util::TryStreamExt as _;
+use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgConnection, Row as _, SqliteConnection};
 use time::format_description::well_known::Rfc3339;
 use time::{OffsetDateTime, UtcOffset};
-use uuid::Uuid;
 use uuid::fmt::Hyphenated;
+use uuid::{Uuid, uuid};
 
-use super::call::Failure;
-use super::{AuditEntry, DEFAULT_TENANT, StorageError, now};
+use super::error::{Failure, StorageError};
 use crate::domain::{Email, Extension, ExtensionNumber, Name, Secret, User};
 
 /// Inserts nothing if the address is taken. A violation of its index would put it into PostgreSQL's log.
@@ -37,6 +37,33 @@ const WRITE_AUDIT: &str = "INSERT INTO apply_audit_logs \
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8) \
     ON CONFLICT (id) DO UPDATE SET outcome = excluded.outcome, error_details = excluded.error_details, \
     files_written = excluded.files_written, reload_results = excluded.reload_results";
+
+/// The one tenant, made by the first migration.
+pub const DEFAULT_TENANT: Uuid = uuid!("a0000000-0000-0000-0000-000000000000");
+
+/// A row of the audit log while its apply runs: what is true if the service dies now.
+#[derive(Clone)]
+pub struct AuditEntry {
+    pub id: Uuid,
+    pub triggered_at: OffsetDateTime,
+    pub triggered_by: Name,
+    pub host: String,
+    /// `None` for a success.
+    pub error_details: Option<String>,
+    pub files_written: Value,
+    pub reload_results: Value,
+}
+
+/// What a call does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    /// Reads, by one message.
+    Read,
+    /// Writes, in a transaction.
+    Write,
+    /// Writes, and holds the lock that creates queue on.
+    Create,
+}
 
 /// A connection to either database.
 pub(super) enum Connection {
@@ -182,4 +209,10 @@ fn parse(row: [Option<&str>; 7]) -> Result<User, String> {
             .and_then(|time| time.checked_to_offset(UtcOffset::UTC).filter(|time| time.year() >= 0))
             .ok_or_else(|| user("created_at", "must be a time such as 2026-11-21T08:00:00Z"))?,
     })
+}
+
+/// Now, to the millisecond. Both databases keep that, so a list shows the same time as the answer to a create.
+pub(crate) fn now() -> OffsetDateTime {
+    let now = OffsetDateTime::now_utc();
+    now.replace_millisecond(now.millisecond()).expect("a millisecond of the clock")
 }

@@ -1,0 +1,77 @@
+//! Why a call of the database fails.
+
+use std::io;
+use std::time::Duration;
+
+/// The bound of one call. The API promises an answer within 5 seconds.
+pub(super) const DEADLINE: Duration = Duration::from_millis(4250);
+
+/// The error of a database that does not answer in time.
+pub(super) fn no_answer() -> sqlx::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "no answer in time").into()
+}
+
+/// The advice for an error without one of its own.
+pub const LOOK_AND_TRY_AGAIN: &str = "Look at the service's log, then try again.";
+
+/// Why a call failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StorageError {
+    /// It cannot be reached, did not answer in time, or failed. That may end by itself.
+    #[error("{reason}; {advice}")]
+    Unavailable {
+        /// The database's message, for the log; never a URL, a password or a value.
+        reason: String,
+        advice: &'static str,
+        /// Whether a write may have happened all the same.
+        maybe_written: bool,
+    },
+    /// At start: it can be reached but not used, or a migration failed and was rolled back.
+    #[error("the database can't be used: {0}")]
+    Unusable(String),
+    /// Somebody edited a row by hand: which one, and how to correct it.
+    #[error("{0}")]
+    DamagedRow(String),
+    #[error("the e-mail address belongs to another user")]
+    EmailInUse,
+    #[error("all extensions from 1000 to 1999 are taken")]
+    PoolExhausted,
+    #[error("there is no such user")]
+    UserNotFound,
+}
+
+impl StorageError {
+    /// A failure before anything was written.
+    pub(super) fn unavailable(reason: String, advice: &'static str) -> Self {
+        Self::Unavailable { reason, advice, maybe_written: false }
+    }
+}
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) enum Failure {
+    Statement(#[from] sqlx::Error),
+    /// The statements worked but the call must not go on; or there is no connection; or SQLite's file was replaced or damaged.
+    Refused(#[from] StorageError),
+}
+
+impl Failure {
+    /// The error for the caller. `explain` says what an error of a statement means.
+    pub(super) fn explained(self, explain: impl FnOnce(&sqlx::Error) -> StorageError) -> StorageError {
+        match self {
+            Self::Statement(error) => explain(&error),
+            Self::Refused(refusal) => refusal,
+        }
+    }
+}
+
+/// The database's own message.
+pub(super) fn text(error: &sqlx::Error) -> String {
+    match error {
+        sqlx::Error::Database(refusal) => refusal.message().to_owned(),
+        sqlx::Error::Io(cause) => cause.to_string(),
+        sqlx::Error::Tls(cause) => cause.to_string(),
+        other => other.to_string(),
+    }
+}
