@@ -134,7 +134,7 @@ impl Applier {
         let steps = async {
             // Held until the audit row is finished.
             let lock = lock.as_ref().map_err(|error| anyhow!("{error}"))?;
-            let bound = self.host.command.bound * COMMANDS_WITHIN;
+            let bound = self.host.command.ends_within * COMMANDS_WITHIN;
             timeout(bound, self.steps(lock, &mut progress)).await.unwrap_or_else(|_| {
                 bail!(
                     "Asterisk is too slow: the apply was given up after {} s; look at the machine's load and at 'core show locks', then apply again",

@@ -43,7 +43,6 @@ async fn object_differences(
 ) -> Result<Differences> {
     let users: BTreeMap<_, _> = users.iter().map(|user| (user.extension.number, user)).collect();
     let asked: Numbers = users.keys().chain(before).copied().collect();
-    let asked: Vec<_> = asked.into_iter().collect();
     let differing = |number, shown: &Options| {
         let user = users.get(&number)?;
         Some(differing_options(kind, user, shown))

@@ -48,7 +48,7 @@ impl Run<'_> {
     ) -> Result<Option<Error>> {
         self.remove_objects(changing, sections, without).await?;
         // Two commands are left for giving and the proof.
-        let until = Instant::now() + GIVE_UP_AFTER.min(self.host.command.bound * (COMMANDS_WITHIN - 2));
+        let until = Instant::now() + GIVE_UP_AFTER.min(self.host.command.ends_within * (COMMANDS_WITHIN - 2));
         let held_back = |cause: &str| {
             let numbers = some_of(changing);
             anyhow!("{cause}; until then nobody has these numbers, and calls to them get 480: {numbers}")

@@ -10,10 +10,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Result;
 
+use super::command::Command;
 use super::control::Control;
-use super::in_force::complete;
-
-const IDENTIFIES: &str = "pjsip show identifies";
+use super::in_force::rows;
 
 /// SIP's own port.
 const PORT: u16 = 5060;
@@ -23,7 +22,7 @@ pub type Known = BTreeSet<(IpAddr, Option<u16>)>;
 
 /// The addresses by which Asterisk knows who calls. Networks are left out: phones may be in them.
 pub async fn known(control: &Control) -> Result<Known> {
-    control.listing(&[IDENTIFIES], parse).await
+    control.listing(&[Command::IDENTIFIES], parse).await
 }
 
 /// Whether Asterisk sends calls to this contact elsewhere than to the address from which the phone registered.
@@ -53,8 +52,7 @@ fn parse(text: &str) -> Option<Known> {
     if text.contains("No such command") {
         return Some(Known::new());
     }
-    let rows = text.lines().filter(|line| line.starts_with(" Identify:  ") && !line.contains("  <"));
-    complete(text, rows.count())?;
+    rows(text, " Identify:  ")?;
     let hosts = text.lines().filter_map(|line| {
         let (address, bits) = line.strip_prefix("      Match: ")?.trim().rsplit_once('/')?;
         endpoint(address).filter(|(ip, _)| bits == if ip.is_ipv4() { "32" } else { "128" })

@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio::try_join;
 use tracing::info;
 
-use super::permissions::{self, COMMANDS};
+use super::command::{Command, lines_to_add};
 
 /// Takes the place of a command in errors about the greeting, which Asterisk sends before any command.
 const GREETING: &str = "(its greeting)";
@@ -30,21 +30,18 @@ const MAX_ANSWER_BYTES: u64 = 64 * 1024 * 1024;
 /// The most that an error quotes of what Asterisk printed.
 pub(super) const MAX_QUOTED_CHARS: usize = 200;
 
-/// How often a truncated listing is tried.
-pub(super) const READINGS: usize = 10;
+/// How often a truncated listing is read.
+const READINGS: usize = 10;
 
-/// Between two attempts to read a truncated listing.
-const LISTING_RETRY: Duration = Duration::from_millis(10);
+/// Between two readings of a truncated listing.
+const LISTING_PAUSE: Duration = Duration::from_millis(10);
 
-/// How long to wait when two other connections are waiting to be accepted (Asterisk's queue is then full), or when the socket is new.
-const CONNECT_RETRY: Duration = Duration::from_millis(1);
+/// Before the next attempt, if two other connections wait to be accepted (Asterisk's queue is then full), or if the socket is new.
+const CONNECT_PAUSE: Duration = Duration::from_millis(1);
 
 /// Asterisk makes its socket, looks up its group, and only then gives it that group and its mode. It may refuse us that long, but
-/// not for half of a command's bound: then the refusal is reported.
-const SOCKET_OPEN_WITHIN: Duration = Duration::from_secs(5);
-
-/// Shows the [`Identity`].
-pub(super) const IDENTITY: &str = "core show settings";
+/// not for half the time of a command: then the refusal is reported.
+const SOCKET_OPENS_WITHIN: Duration = Duration::from_secs(5);
 
 /// Which Asterisk answers: equal in all answers of one that runs.
 #[derive(Debug, PartialEq, Eq)]
@@ -56,7 +53,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// `None` if the answer is not whole.
+    /// Reads what [`Command::SETTINGS`] prints; `None` if that is not complete.
     pub fn parse(text: &str) -> Option<Self> {
         let value = |name: &str| {
             let line = text.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':'));
@@ -86,19 +83,19 @@ impl Server {
 #[derive(Debug, Clone)]
 pub struct Control {
     socket: PathBuf,
-    bound: Duration,
+    answers_within: Duration,
 }
 
 /// The error of an answer that cannot be parsed. Quotes its beginning, but never of auths, which show secrets.
 pub(super) fn unexpected(command: &str, answer: &str) -> Error {
-    let beginning: String = answer.trim().chars().filter(|c| *c != '\0').take(MAX_QUOTED_CHARS).collect();
-    let shown = match beginning.as_str() {
+    let printed = answer.trim().replace('\0', "");
+    let found = match printed.as_str() {
         "" => "it is empty",
         _ if command.contains("show auth") => "it is not whole",
-        shown => shown,
+        printed => printed,
     };
     anyhow!(
-        "Asterisk gave an unexpected answer to '{command}': {shown}; look at Asterisk's own log (messages.log), then apply again"
+        "Asterisk gave an unexpected answer to '{command}': {found:.MAX_QUOTED_CHARS$}; look at Asterisk's own log (messages.log), then apply again"
     )
 }
 
@@ -110,7 +107,7 @@ pub(super) fn ensure_not_refused(answer: &str) -> Result<()> {
             bail!(
                 "Asterisk does not let the portal's user run '{:.MAX_QUOTED_CHARS$}' (cli_permissions.conf); add these lines to it: {}; then run 'cli reload permissions' in Asterisk, and apply again",
                 rest.strip_suffix("' command").unwrap_or(rest),
-                permissions::lines_to_add()
+                lines_to_add()
             );
         }
         ensure!(
@@ -122,54 +119,48 @@ pub(super) fn ensure_not_refused(answer: &str) -> Result<()> {
 }
 
 impl Control {
-    /// The control socket in `run_dir`; `bound` is how long a command may take.
-    pub fn new(run_dir: &Path, bound: Duration) -> Self {
-        Self { socket: run_dir.join("asterisk.ctl"), bound }
+    /// The control socket in `run_dir`; `answers_within` is how long Asterisk may take for what one connection asks.
+    pub fn new(run_dir: &Path, answers_within: Duration) -> Self {
+        Self { socket: run_dir.join("asterisk.ctl"), answers_within }
     }
 
-    /// Runs commands on one connection and gives what Asterisk prints, in turn. The bound is for all of them together. Errors name
-    /// the first command.
-    pub async fn ask(&self, commands: &[impl AsRef<str>]) -> Result<String> {
-        let mut lines = String::new();
-        for command in commands.iter().map(AsRef::as_ref) {
-            assert!(permissions::is_listed(command), "it is in the list of permissions: {command}");
-            lines.extend([command, "\0"]);
-        }
-        let (.., answer) = self.exchange(commands[0].as_ref(), &lines).await?;
+    /// Runs commands on one connection and returns what Asterisk prints, in turn. Errors name the first command.
+    pub async fn ask(&self, commands: &[Command]) -> Result<String> {
+        let (.., answer) = self.exchange(commands).await?;
         // Asterisk refuses all commands or none; only `permitted` sends several of which it may refuse some.
         ensure_not_refused(answer.lines().next().unwrap_or_default())?;
         Ok(answer)
     }
 
-    /// Runs commands that list something; `parse` gets what Asterisk prints as one text. Asterisk drops lines if the reader is slow.
-    /// `parse` gives `None` for such a truncated listing, which is then retried, a few times.
-    pub async fn listing<T>(&self, commands: &[impl AsRef<str>], parse: impl Fn(&str) -> Option<T>) -> Result<T> {
-        let (first, mut answer) = (commands[0].as_ref(), String::new());
+    /// Runs commands that list something; `parse` gets what Asterisk prints as one text. Asterisk drops lines if the reader is slow:
+    /// `parse` returns `None` for such a truncated listing, which is then retried, a few times.
+    pub async fn listing<T>(&self, commands: &[Command], parse: impl Fn(&str) -> Option<T>) -> Result<T> {
+        let command = commands[0].line();
+        let mut answer = String::new();
         for _ in 0..READINGS {
             answer = self.ask(commands).await?;
             if let Some(parsed) = parse(&answer) {
                 return Ok(parsed);
             }
-            info!(command = first, "the listing is truncated; it is retried");
-            sleep(LISTING_RETRY).await;
+            info!(command, "the listing is truncated; it is retried");
+            sleep(LISTING_PAUSE).await;
         }
-        Err(unexpected(first, &answer))
+        Err(unexpected(command, &answer))
     }
 
     /// The identity of the Asterisk that answers on this socket.
     pub async fn identity(&self) -> Result<Identity> {
-        self.listing(&[IDENTITY], Identity::parse).await
+        self.listing(&[Command::SETTINGS], Identity::parse).await
     }
 
     /// Fails if Asterisk does not let this user run all that the portal needs. Changes nothing.
     pub async fn permitted(&self) -> Result<()> {
-        let harmless: Vec<_> = COMMANDS.into_iter().filter_map(|(_, harmless)| harmless).collect();
-        ensure_not_refused(&self.ask(&harmless).await?)
+        ensure_not_refused(&self.ask(Command::HARMLESS).await?)
     }
 
     /// The server that answers. Its greeting has the version; the kernel knows its user and groups.
     pub async fn server(&self) -> Result<Server> {
-        let (peer, greeting, _) = self.exchange(GREETING, "").await?;
+        let (peer, greeting, _) = self.exchange(&[]).await?;
         let version = greeting.splitn(3, '/').nth(2).ok_or_else(|| unexpected(GREETING, &greeting))?.to_owned();
         let status = |pid| fs::read_to_string(format!("/proc/{pid}/status")).ok();
         let status = peer.pid().and_then(status).unwrap_or_default();
@@ -178,8 +169,10 @@ impl Control {
         Ok(Server { version, uid: peer.uid(), groups })
     }
 
-    /// Connects, sends `lines` and reads to the end. Gives who is at the other end, its greeting, and what it prints then.
-    async fn exchange(&self, command: &str, lines: &str) -> Result<(UCred, String, String)> {
+    /// Connects, sends commands and reads to the end. Returns who is at the other end, its greeting, and what it prints then.
+    async fn exchange(&self, commands: &[Command]) -> Result<(UCred, String, String)> {
+        let command = commands.first().map_or(GREETING, Command::line);
+        let lines: String = commands.iter().flat_map(|command| [command.line(), "\0"]).collect();
         let broken = |error: io::Error| {
             anyhow!("Asterisk closed the connection during '{command}' ({error}); it may be restarting: apply again")
         };
@@ -206,10 +199,10 @@ impl Control {
             let (greeting, answer) = read.split_once('\n').ok_or_else(ended)?;
             anyhow::Ok((peer, greeting.chars().take(MAX_QUOTED_CHARS).collect(), answer.to_owned()))
         };
-        timeout(self.bound, exchange).await.unwrap_or_else(|_| {
+        timeout(self.answers_within, exchange).await.unwrap_or_else(|_| {
             bail!(
                 "Asterisk did not answer '{command}' within {} s: it hangs, or the machine is overloaded; look at 'core show locks', restart it, then apply again",
-                self.bound.as_secs()
+                self.answers_within.as_secs()
             )
         })
     }
@@ -217,7 +210,7 @@ impl Control {
     /// Whether Asterisk has just made the socket.
     fn is_new(&self) -> bool {
         let made = fs::metadata(&self.socket).and_then(|found| found.modified());
-        made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age < SOCKET_OPEN_WITHIN))
+        made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age < SOCKET_OPENS_WITHIN))
     }
 
     /// Another socket in the same folder that somebody listens on: `astctl` of asterisk.conf gives Asterisk's any name.
@@ -234,15 +227,16 @@ impl Control {
     }
 
     async fn connect(&self) -> Result<UnixStream> {
-        let (socket, until) = (self.socket.display(), Instant::now() + SOCKET_OPEN_WITHIN.min(self.bound / 2));
+        let socket = self.socket.display();
+        let until = Instant::now() + SOCKET_OPENS_WITHIN.min(self.answers_within / 2);
         loop {
             let error = match UnixStream::connect(&self.socket).await {
                 Ok(stream) => return Ok(stream),
                 Err(error) => error,
             };
             match Errno::from_io_error(&error) {
-                Some(Errno::AGAIN) => sleep(CONNECT_RETRY).await,
-                Some(Errno::ACCESS) if self.is_new() && Instant::now() < until => sleep(CONNECT_RETRY).await,
+                Some(Errno::AGAIN) => sleep(CONNECT_PAUSE).await,
+                Some(Errno::ACCESS) if self.is_new() && Instant::now() < until => sleep(CONNECT_PAUSE).await,
                 Some(Errno::ACCESS | Errno::PERM) => bail!(
                     "Asterisk's control socket {socket} refuses the portal's user ({error}); in asterisk.conf, section [files], set astctlpermissions = 0660 and astctlgroup to a group of that user, and restart Asterisk"
                 ),
@@ -274,7 +268,7 @@ mod tests {
     fn the_identity_is_read_from_what_asterisk_prints() {
         let uuid = "  PBX UUID:                    298a98e9-58be-46b4-8180-cc9809e5a8cb\n";
         let config_dir = "  Configuration directory:     /etc/asterisk\n";
-        let identity = Identity::parse(&[uuid, config_dir].concat()).expect("a whole answer");
+        let identity = Identity::parse(&[uuid, config_dir].concat()).expect("a complete answer");
         assert_eq!((identity.uuid.len(), identity.config_dir.as_str()), (36, "/etc/asterisk"));
         assert_eq!((Identity::parse(uuid), Identity::parse(config_dir)), (None, None));
     }

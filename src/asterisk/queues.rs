@@ -19,18 +19,20 @@ use tokio::select;
 use tokio::time::sleep;
 use tracing::info;
 
+use super::command::Command;
 use super::control::Control;
+use super::in_force::rows;
 
 /// Between two looks at the queues.
-const NEXT_LOOK: Duration = Duration::from_millis(1);
+const LOOK_PAUSE: Duration = Duration::from_millis(1);
 
 /// Before pings that failed are sent again.
-const PING_RETRY: Duration = Duration::from_millis(100);
+const PING_PAUSE: Duration = Duration::from_millis(100);
 
 /// The task that runs, and one that may move while a row is printed.
 const IN_NEITHER_COLUMN: u64 = 2;
 
-/// What the queues had done and what waited in them, by name.
+/// What the queues had done and what waited in them, by what their names end with.
 type Queues = BTreeMap<String, Queue>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +61,7 @@ pub async fn work_off(control: &Control) -> Result<()> {
 
 async fn until_worked_off(control: &Control, before: &Queues) -> Result<()> {
     while !worked_off(before, &list(control).await?) {
-        sleep(NEXT_LOOK).await;
+        sleep(LOOK_PAUSE).await;
     }
     Ok(())
 }
@@ -67,12 +69,11 @@ async fn until_worked_off(control: &Control, before: &Queues) -> Result<()> {
 /// Does not end. Pings that fail, because Asterisk closed the connection or a queue does not move, are sent again; more of them do no
 /// harm. The counters decide.
 async fn ping_twice(control: &Control, queues: &Queues) -> Infallible {
-    let ping = |name: &String| format!("core ping taskprocessor {name}");
-    let once: Vec<_> = queues.keys().map(ping).collect();
+    let once: Vec<_> = queues.keys().map(|name| Command::PING_QUEUE.with(name)).collect();
     let twice = [once.clone(), once].concat();
     while let Err(error) = control.ask(&twice).await {
         info!(%error, "the pings of Asterisk's queues failed; they are sent again");
-        sleep(PING_RETRY).await;
+        sleep(PING_PAUSE).await;
     }
     pending().await
 }
@@ -86,21 +87,19 @@ fn worked_off(before: &Queues, now: &Queues) -> bool {
 }
 
 async fn list(control: &Control) -> Result<Queues> {
-    control.listing(&["core show taskprocessors like pjsip/distributor"], parse).await
+    control.listing(&[Command::QUEUES], parse).await
 }
 
 /// `None` unless the listing is complete.
 fn parse(text: &str) -> Option<Queues> {
-    let count: usize = text.lines().find_map(|line| line.strip_suffix(" taskprocessors"))?.parse().ok()?;
-    let row = |line: &str| {
-        let mut columns = line.split_whitespace();
+    let queue = |row: &str| {
+        let mut columns = row.split_whitespace();
         let name = columns.next()?.to_owned();
         let processed = columns.next()?.parse().ok()?;
         let waiting = columns.next()?.parse().ok()?;
         Some((name, Queue { processed, waiting }))
     };
-    let queues: Queues = text.lines().filter(|line| line.starts_with("pjsip/distributor")).filter_map(row).collect();
-    (queues.len() == count).then_some(queues)
+    rows(text, "pjsip/distributor")?.into_iter().map(queue).collect()
 }
 
 #[cfg(test)]

@@ -9,22 +9,32 @@
 //! in **one** command, which Asterisk runs under the lock that every use of its database takes: nothing comes between the two, and no
 //! rollback can go back behind it. The portal never opens the file itself: a reader is what makes a commit fail.
 
-use std::sync::LazyLock;
-
 use anyhow::{Result, anyhow};
-use regex::Regex;
+use serde::Serialize;
+use utoipa::ToSchema;
 
+use super::command::Command;
 use super::control::Control;
-use super::in_force::complete;
+use super::in_force::{numbers_in, rows};
 use crate::domain::{ExtensionNumber, Numbers};
 
-/// A phone's registration as an extension.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A phone's registration as an extension. The API shows those that were evicted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = EvictedRegistration, description = "A registration that was evicted.")]
 pub struct Registration {
+    /// The number that it was registered as.
+    #[serde(rename = "extension")]
+    #[schema(value_type = u16, minimum = 1000, maximum = 1999)]
     pub number: ExtensionNumber,
-    /// The contact's URI: where the phone is.
+    /// Where the phone is.
     pub contact: String,
 }
+
+/// The beginning of a row of `pjsip show contacts`.
+const CONTACT: &str = "  Contact:  ";
+
+/// The beginning of a subscription in `pjsip show subscriptions`.
+const SUBSCRIBER: &str = "Endpoint: ";
 
 /// How many numbers one command deletes. Asterisk reads at most some 500 bytes of a command.
 const AT_ONCE: usize = 25;
@@ -36,7 +46,7 @@ pub async fn list(control: &Control) -> Result<Vec<Registration>> {
             "Asterisk keeps a registration of a number from 1000 to 1999 under '{key}', a key of a form that the portal does not know; if somebody wrote it by hand, remove it (database del registrar/contact {key}), then apply again; otherwise the portal does not work with this release of Asterisk"
         )
     };
-    let rows = control.listing(&["database show registrar/contact"], parse).await?;
+    let rows = control.listing(&[Command::REGISTRATIONS], parse).await?;
     rows.into_iter().map(|row| row.map_err(unknown)).collect()
 }
 
@@ -45,7 +55,8 @@ pub async fn list(control: &Control) -> Result<Vec<Registration>> {
 pub async fn delete(control: &Control, numbers: &Numbers) -> Result<bool> {
     let numbers: Vec<_> = numbers.iter().map(|number| format!("'{number};'")).collect();
     for some in numbers.chunks(AT_ONCE) {
-        let answer = control.ask(&[deletion(&some.join(","))]).await?;
+        let deletion = Command::QUERY.with(deletion(&some.join(",")));
+        let answer = control.ask(&[deletion]).await?;
         if !answer.lines().any(|line| line.trim_end() == "committed: yes") {
             return Ok(false);
         }
@@ -60,7 +71,7 @@ pub async fn delete(control: &Control, numbers: &Numbers) -> Result<bool> {
 fn deletion(numbers: &str) -> String {
     const ENDPOINT: &str = r#"\"endpoint\":\""#;
     format!(
-        "database query \"DELETE FROM astdb WHERE CASE WHEN key LIKE '/registrar/contact/%' THEN substr(key,20,5) \
+        "\"DELETE FROM astdb WHERE CASE WHEN key LIKE '/registrar/contact/%' THEN substr(key,20,5) \
         WHEN key LIKE '/subscription_persistence/%' THEN substr(value,instr(value,'{ENDPOINT}')+12,4)||';' END \
         IN ({numbers}); COMMIT; BEGIN; SELECT 'yes' AS committed\""
     )
@@ -68,55 +79,30 @@ fn deletion(numbers: &str) -> String {
 
 /// The numbers of ours that have a contact, wherever Asterisk keeps it.
 pub async fn numbers_with_contacts(control: &Control) -> Result<Numbers> {
-    control.listing(&["pjsip show contacts like ^1[0-9][0-9][0-9][;/]"], parse_contacts).await
+    control.listing(&[Command::CONTACTS], |text| numbers_in(text, CONTACT)).await
 }
 
 /// The numbers of ours whose phones watch something, such as a hint.
 pub async fn numbers_with_subscriptions(control: &Control) -> Result<Numbers> {
-    control.listing(&["pjsip show subscriptions inbound"], parse_subscriptions).await
+    control.listing(&[Command::SUBSCRIPTIONS], |text| numbers_in(text, SUBSCRIBER)).await
 }
 
 /// The rows of our numbers, or the key of one that has an unknown form; `None` unless the listing is complete.
+///
+/// A phone's User-Agent is printed raw behind the key, so nothing but the anchored key is believed.
 fn parse(text: &str) -> Option<Vec<Result<Registration, String>>> {
-    const FAMILY: &str = "/registrar/contact/";
-    // A phone's User-Agent is printed raw behind the key, so nothing but the anchored key is believed.
-    static ROW: LazyLock<Regex> =
-        LazyLock::new(|| Regex::new(r"^(1[0-9]{3});@[0-9a-f]{32} *: (.*)$").expect("a regex"));
-    static OURS: LazyLock<Regex> = LazyLock::new(|| Regex::new("^1[0-9]{3};").expect("a regex"));
-
-    let rows: Vec<_> = text.lines().filter_map(|line| line.strip_prefix(FAMILY)).collect();
-    let count: usize = text.lines().last()?.strip_suffix(" results found.")?.parse().ok()?;
-    let registration = |row: &&str| {
-        let Some(columns) = ROW.captures(row) else {
-            return Err(row.split([' ', ':']).next().unwrap_or_default().to_owned());
+    let registration = |row: &str| {
+        let (aor, contact) = row.split_once(';')?;
+        let number = ExtensionNumber::parse(aor)?;
+        let digest = contact.strip_prefix('@').and_then(|rest| rest.split_at_checked(32));
+        let digest = digest.filter(|(digest, _)| digest.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')));
+        let Some(value) = digest.and_then(|(_, rest)| rest.trim_start_matches(' ').strip_prefix(": ")) else {
+            return Some(Err(row.split([' ', ':']).next().unwrap_or_default().to_owned()));
         };
-        let value: serde_json::Value = serde_json::from_str(&columns[2]).unwrap_or_default();
-        let contact = value["uri"].as_str().unwrap_or("unknown").to_owned();
-        let number = ExtensionNumber::parse(&columns[1]).expect("a number from 1000 to 1999");
-        Ok(Registration { number, contact })
+        let value: serde_json::Value = serde_json::from_str(value).unwrap_or_default();
+        Some(Ok(Registration { number, contact: value["uri"].as_str().unwrap_or("unknown").to_owned() }))
     };
-    (rows.len() == count).then(|| rows.iter().filter(|row| OURS.is_match(row)).map(registration).collect())
-}
-
-/// `None` unless the listing is complete.
-fn parse_contacts(text: &str) -> Option<Numbers> {
-    // The header explains a row with one of `<…>`.
-    let rows = text.lines().filter_map(|line| line.strip_prefix("  Contact:  ")).filter(|row| !row.starts_with('<'));
-    let rows: Vec<_> = rows.collect();
-    complete(text, rows.len())?;
-    Some(rows.into_iter().filter_map(number_before_a_slash).collect())
-}
-
-/// `None` unless the listing is complete.
-fn parse_subscriptions(text: &str) -> Option<Numbers> {
-    let rows = text.lines().filter_map(|line| line.strip_prefix("Endpoint: ")).filter(|row| !row.starts_with('<'));
-    let rows: Vec<_> = rows.collect();
-    let count: usize = text.lines().find_map(|line| line.strip_suffix(" active subscriptions"))?.parse().ok()?;
-    (rows.len() == count).then(|| rows.into_iter().filter_map(number_before_a_slash).collect())
-}
-
-fn number_before_a_slash(row: &str) -> Option<ExtensionNumber> {
-    ExtensionNumber::parse(row.split(['/', ' ']).next()?)
+    Some(rows(text, "/registrar/contact/")?.into_iter().filter_map(registration).collect())
 }
 
 #[cfg(test)]
@@ -159,23 +145,23 @@ mod tests {
             assert_eq!(parse(&without(recorded!("registrations"), lost)), None, "{lost}");
         }
         for lost in ["  1000/", "  1001/", "Objects found"] {
-            assert_eq!(parse_contacts(&without(recorded!("contacts"), lost)), None, "{lost}");
+            assert_eq!(numbers_in(&without(recorded!("contacts"), lost), CONTACT), None, "{lost}");
         }
         for lost in ["Endpoint: 1000", "active"] {
-            assert_eq!(parse_subscriptions(&without(recorded!("subscriptions"), lost)), None, "{lost}");
+            assert_eq!(numbers_in(&without(recorded!("subscriptions"), lost), SUBSCRIBER), None, "{lost}");
         }
     }
 
     #[test]
     fn contacts_and_subscriptions_of_our_numbers() {
-        assert_eq!(parse_contacts(recorded!("contacts")), Some(numbers([1000, 1001])));
-        assert_eq!(parse_contacts(recorded!("no-contacts")), Some(Numbers::new()));
-        assert_eq!(parse_subscriptions(recorded!("subscriptions")), Some(numbers([1000])));
+        assert_eq!(numbers_in(recorded!("contacts"), CONTACT), Some(numbers([1000, 1001])));
+        assert_eq!(numbers_in(recorded!("no-contacts"), CONTACT), Some(Numbers::new()));
+        assert_eq!(numbers_in(recorded!("subscriptions"), SUBSCRIBER), Some(numbers([1000])));
     }
 
     #[test]
     fn a_deletion_is_a_line_that_asterisk_reads_to_its_end() {
         let most: Vec<_> = (1000..).take(AT_ONCE).map(|number| format!("'{number};'")).collect();
-        assert!(deletion(&most.join(",")).len() < 480);
+        assert!(Command::QUERY.with(deletion(&most.join(","))).line().len() < 480);
     }
 }

@@ -4,7 +4,7 @@
 //! are in force must be proven afterwards. Three other answers matter.
 //!
 //! - "already in progress": Asterisk dropped the request, or one module's part of it. "cannot reload a module yet": Asterisk
-//!   is starting, and only queued it. Both are sent again until the bound of a command is over.
+//!   is starting, and only queued it. Both are sent again, as long as a command may take.
 //! - An answer that is not a reload's: the server has no `cli_aliases.conf` ("No such command" for `pjsip reload`), or one that
 //!   gives the command another meaning. Then `module reload` is sent, which is no alias.
 //! - Asterisk does not permit the command, or is shutting down.
@@ -16,49 +16,40 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncReadExt as _, copy, sink};
-use tokio::process::Command;
+use tokio::process;
 use tokio::time::{Instant, sleep, timeout};
 use tokio::try_join;
 use tracing::info;
 use utoipa::ToSchema;
 
-use super::control::{self, Control, IDENTITY, Identity, MAX_QUOTED_CHARS};
-use super::permissions;
+use super::command::Command;
+use super::control::{Control, Identity, MAX_QUOTED_CHARS, ensure_not_refused};
 
-/// Between two attempts to send a reload.
-const RETRY: Duration = Duration::from_millis(100);
+/// Between two attempts to reload.
+const RELOAD_PAUSE: Duration = Duration::from_millis(100);
 
 /// A reload.
 pub struct Reload {
     /// Each does it; the first that Asterisk takes for a reload is enough.
-    commands: &'static [&'static str],
+    commands: &'static [Command],
     /// The answer of a reload has one of these.
     answers: &'static [&'static str],
 }
 
-/// Reloads the endpoints. The first is an alias for the second (`cli_aliases.conf` of Asterisk 22).
-pub const PJSIP: &Reload = &Reload {
-    commands: &[
-        "pjsip reload",
-        "module reload res_pjsip.so res_pjsip_authenticator_digest.so res_pjsip_endpoint_identifier_ip.so res_pjsip_mwi.so res_pjsip_notify.so res_pjsip_outbound_publish.so res_pjsip_publish_asterisk.so res_pjsip_outbound_registration.so",
-    ],
-    answers: &["odule 'res_pjsip.so'"],
-};
+/// Reloads the endpoints.
+pub const PJSIP: &Reload =
+    &Reload { commands: &[Command::RELOAD_PJSIP, Command::RELOAD_PJSIP_MODULES], answers: OBJECTS.answers };
 
-/// Makes Asterisk read the endpoints, auths and AORs alone: the first module that [`PJSIP`] reloads.
-pub const OBJECTS: &Reload = &Reload { commands: &["module reload res_pjsip.so"], answers: PJSIP.answers };
-
-/// No module has this name, so nothing is reloaded, and Asterisk only says whether another reload is running. It also says from then
-/// on that its last reload was just now, so only an apply sends it.
-const RELOAD_OF_NOTHING: &str = "module reload res_pjsip.so.none";
+/// Makes Asterisk read the endpoints, auths and AORs alone.
+pub const OBJECTS: &Reload = &Reload { commands: &[Command::RELOAD_OBJECTS], answers: &["odule 'res_pjsip.so'"] };
 
 /// Reloads the routing.
 pub const DIALPLAN: &Reload = &Reload {
-    commands: &["dialplan reload", "module reload pbx_config.so"],
+    commands: &[Command::RELOAD_DIALPLAN, Command::RELOAD_DIALPLAN_MODULE],
     answers: &["Dialplan reloaded.", "odule 'pbx_config.so'"],
 };
 
@@ -104,7 +95,7 @@ impl Drop for Group {
 #[derive(Debug, Clone)]
 pub struct AsteriskCommand {
     pub program: PathBuf,
-    pub bound: Duration,
+    pub ends_within: Duration,
 }
 
 impl AsteriskCommand {
@@ -112,72 +103,70 @@ impl AsteriskCommand {
     /// has ended; Asterisk may have refused what it read.
     pub async fn reload(&self, reload: &Reload, last: &mut Option<CommandResult>) -> Result<()> {
         let started = Instant::now();
-        let mut commands = reload.commands.iter();
-        let mut command = *commands.next().expect("a reload has a command");
-        loop {
-            let output = self.run(command, last).await?;
-            if was_dropped(&output) {
+        let mut failure = String::new();
+        for command in reload.commands {
+            let mut output = self.run(command, last).await?;
+            while was_dropped(&output) {
                 self.ensure_in_time(started)?;
                 info!(command = self.typed(command), "Asterisk dropped the reload; it is retried");
-                sleep(RETRY).await;
-            } else if reload.answers.iter().any(|answer| output.contains(answer)) {
-                return Ok(());
-            } else {
-                let (typed, output) = (self.typed(command), output.trim());
-                command = commands.next().with_context(|| {
-                    format!(
-                        "{typed} reloaded nothing, but printed '{output:.200}'; if cli_aliases.conf has a line for this command, remove it and run 'module reload res_clialiases.so' in Asterisk, then apply again"
-                    )
-                })?;
+                sleep(RELOAD_PAUSE).await;
+                output = self.run(command, last).await?;
             }
+            if reload.answers.iter().any(|answer| output.contains(answer)) {
+                return Ok(());
+            }
+            failure = format!("{} reloaded nothing, but printed '{:.200}'", self.typed(command), output.trim());
         }
+        bail!(
+            "{failure}; if cli_aliases.conf has a line for this command, remove it and run 'module reload res_clialiases.so' in Asterisk, then apply again"
+        )
     }
 
     /// Waits until no reload is running: what that has read may come into force later. Fails if `module reload res_pjsip.so` is not
     /// permitted.
     pub async fn wait_until_none_runs(&self, control: &Control) -> Result<()> {
         let started = Instant::now();
-        while was_dropped(&control.ask(&[RELOAD_OF_NOTHING]).await?) {
+        while was_dropped(&control.ask(&[Command::RELOAD_NOTHING]).await?) {
             self.ensure_in_time(started)?;
-            sleep(RETRY).await;
+            sleep(RELOAD_PAUSE).await;
         }
         Ok(())
     }
 
     fn ensure_in_time(&self, started: Instant) -> Result<()> {
         ensure!(
-            started.elapsed() < self.bound,
+            started.elapsed() < self.ends_within,
             "Asterisk has been busy with other reloads for {} s; find out who reloads it all the time, then apply again",
-            self.bound.as_secs()
+            self.ends_within.as_secs()
         );
         Ok(())
     }
 
     /// The identity of the Asterisk that this program reaches.
     pub async fn identity(&self) -> Result<Identity> {
-        let output = self.run(IDENTITY, &mut None).await?;
+        let output = self.run(&Command::SETTINGS, &mut None).await?;
         Identity::parse(&output).with_context(|| {
-            let (command, output) = (self.typed(IDENTITY), output.trim());
             format!(
-                "{command} did not print Asterisk's settings, but '{output:.MAX_QUOTED_CHARS$}'; set ASTERISK_BIN to Asterisk's program"
+                "{} did not print Asterisk's settings, but '{:.MAX_QUOTED_CHARS$}'; set ASTERISK_BIN to Asterisk's program",
+                self.typed(&Command::SETTINGS),
+                output.trim()
             )
         })
     }
 
     /// How an administrator would type a command.
-    fn typed(&self, command: &str) -> String {
-        format!("{} -rx '{command}'", self.program.display())
+    fn typed(&self, command: &Command) -> String {
+        format!("{} -rx '{}'", self.program.display(), command.line())
     }
 
     /// Runs `program -rx command` in a process group of its own, and kills the whole group if it takes too long. Returns what it
     /// printed.
-    async fn run(&self, command: &str, last: &mut Option<CommandResult>) -> Result<String> {
-        assert!(permissions::is_listed(command), "it is in the list of permissions: {command}");
+    async fn run(&self, command: &Command, last: &mut Option<CommandResult>) -> Result<String> {
         let typed = self.typed(command);
         let not_started = |error| anyhow!("cannot start {typed}: {error}; set ASTERISK_BIN to Asterisk's program");
         let result = last.insert(CommandResult { command: typed.clone(), ..CommandResult::default() });
-        let mut child = Command::new(&self.program)
-            .args(["-rx", command])
+        let mut child = process::Command::new(&self.program)
+            .args(["-rx", command.line()])
             .env_remove("DATABASE_URL")
             .env_remove("PORTAL_API_TOKEN")
             .env_remove("PGPASSWORD")
@@ -192,18 +181,20 @@ impl AsteriskCommand {
         let timed_out = |_| {
             anyhow!(
                 "{typed} did not end within {} s (ASTERISK_TIMEOUT_SECS) and was killed: Asterisk hangs; restart it, then apply again",
-                self.bound.as_secs()
+                self.ends_within.as_secs()
             )
         };
-        let (stdout, stderr) = (child.stdout.take().expect("a pipe"), child.stderr.take().expect("a pipe"));
+        let stdout = child.stdout.take().expect("a pipe");
+        let stderr = child.stderr.take().expect("a pipe");
         let ended = async { try_join!(printed(stdout), printed(stderr), child.wait()) };
-        let (stdout, stderr, status) = timeout(self.bound, ended).await.map_err(timed_out)?.map_err(not_started)?;
+        let (stdout, stderr, status) =
+            timeout(self.ends_within, ended).await.map_err(timed_out)?.map_err(not_started)?;
         group.0 = None;
         result.stdout = stdout;
         result.stderr = stderr;
         result.exit_code = status.code();
         let output = format!("{}{}", result.stdout, result.stderr);
-        control::ensure_not_refused(&output)?;
+        ensure_not_refused(&output)?;
         ensure!(
             status.success() || was_dropped(&output) || output.contains("No such command"),
             "{typed} ended with {status}: {:.MAX_QUOTED_CHARS$}; look whether Asterisk runs (systemctl status asterisk), the portal's user may use its control socket, and ASTERISK_BIN is Asterisk's program",
@@ -213,7 +204,7 @@ impl AsteriskCommand {
     }
 }
 
-/// What a program prints, up to a bound. It may print more, which is dropped.
+/// What a program prints, up to [`MAX_PRINTED_BYTES`]. It may print more, which is dropped.
 async fn printed(mut pipe: impl AsyncRead + Unpin) -> io::Result<String> {
     let mut kept = Vec::new();
     (&mut pipe).take(MAX_PRINTED_BYTES).read_to_end(&mut kept).await?;

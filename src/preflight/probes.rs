@@ -109,10 +109,10 @@ impl Host {
     pub fn new(settings: &Settings) -> Self {
         let config_dir = &settings.asterisk_config_dir;
         let config_dir = std::path::absolute(config_dir).unwrap_or_else(|_| config_dir.clone());
-        let bound = Duration::from_secs(settings.asterisk_timeout_secs);
+        let ends_within = Duration::from_secs(settings.asterisk_timeout_secs);
         Self {
-            control: Control::new(&settings.asterisk_run_dir, bound),
-            command: AsteriskCommand { program: settings.asterisk_bin.clone(), bound },
+            control: Control::new(&settings.asterisk_run_dir, ends_within),
+            command: AsteriskCommand { program: settings.asterisk_bin.clone(), ends_within },
             files: GeneratedFiles::under(&config_dir),
             config_dir,
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 
+use crate::asterisk::command::Command;
 use crate::asterisk::control::Control;
 use crate::domain::ExtensionNumber;
 use crate::host::place::ROUTING_FILE_NAME;
@@ -28,8 +29,7 @@ impl FirstPriority {
 /// Priority 1 of each of our numbers; `None` if the context is not in force.
 pub async fn first_priorities(control: &Control) -> Result<Option<BTreeMap<ExtensionNumber, FirstPriority>>> {
     let absent = |text: &str| text.contains("There is no existence of").then_some(None);
-    let command = format!("dialplan show {CONTEXT}");
-    control.listing(&[command], |text| absent(text).or_else(|| parse(text).map(Some))).await
+    control.listing(&[Command::DIALPLAN.with(CONTEXT)], |text| absent(text).or_else(|| parse(text).map(Some))).await
 }
 
 /// `None` unless the listing is whole.

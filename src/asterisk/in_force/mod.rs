@@ -9,14 +9,36 @@ pub mod modules;
 pub mod objects;
 pub mod phones;
 
-/// `None` unless `rows` is the number in the trailer of a `pjsip show …` listing.
-pub(super) fn complete(text: &str, rows: usize) -> Option<()> {
-    let count = match text.lines().rev().find_map(|line| line.strip_prefix("Objects found: ")) {
-        Some(count) => count.trim().parse().ok()?,
-        None if text.contains("No objects found.") => 0,
-        None => return None,
-    };
-    (rows == count).then_some(())
+use crate::domain::{ExtensionNumber, Numbers};
+
+/// The rows of a listing that begin with `heading`, without it; `None` unless they are as many as its trailer says.
+pub(super) fn rows<'t>(text: &'t str, heading: &str) -> Option<Vec<&'t str>> {
+    let rows = text.lines().filter_map(|line| line.strip_prefix(heading));
+    // The header explains each kind of row with one of `<…>`.
+    let rows: Vec<_> = rows.filter(|row| !row.starts_with('<')).collect();
+    let count: usize = text.lines().rev().find_map(trailer)?.trim().parse().ok()?;
+    (rows.len() == count).then_some(rows)
+}
+
+/// The number of rows, if this line is the trailer of a listing.
+fn trailer(line: &str) -> Option<&str> {
+    match line.strip_prefix("Objects found: ") {
+        None if line.starts_with("No objects found.") => Some("0"),
+        None => [" taskprocessors", " results found.", " active subscriptions"]
+            .iter()
+            .find_map(|end| line.strip_suffix(end)),
+        count => count,
+    }
+}
+
+/// Those of our numbers that a listing names, in rows as [`rows`] finds them.
+pub(super) fn numbers_in(text: &str, heading: &str) -> Option<Numbers> {
+    Some(rows(text, heading)?.into_iter().filter_map(number_of).collect())
+}
+
+/// Our number at the beginning of a row, such as `1000/sip:…`.
+fn number_of(row: &str) -> Option<ExtensionNumber> {
+    ExtensionNumber::parse(row.split(['/', ' ']).next()?)
 }
 
 /// What a command printed, as `tests/suite/recordings.rs` recorded it.
@@ -37,7 +59,6 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::domain::ExtensionNumber;
     use crate::render::ObjectType;
 
     /// `text` without some of its lines.
@@ -47,7 +68,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// A listing that lost lines is not taken for another: it is none, or says the same.
+        /// A listing that lost lines is not taken for another: it is none, or has the same content.
         #[test]
         fn a_truncated_listing_is_noticed(lost in proptest::collection::btree_set(0_usize..40, 1..6)) {
             macro_rules! same_or_none {
@@ -56,9 +77,9 @@ mod tests {
                     proptest::prop_assert!(parsed.is_none() || parsed == $parse(recorded!($name)), "{}: {:?}", $name, parsed);
                 };
             }
-            same_or_none!(|text: &str| objects::parse_numbers(ObjectType::Endpoint, text), "endpoints");
-            same_or_none!(|text: &str| objects::parse_numbers(ObjectType::Auth, text), "auths");
-            same_or_none!(|text: &str| objects::parse_numbers(ObjectType::Aor, text), "aors");
+            same_or_none!(|text: &str| numbers_in(text, objects::heading(ObjectType::Endpoint)), "endpoints");
+            same_or_none!(|text: &str| numbers_in(text, objects::heading(ObjectType::Auth)), "auths");
+            same_or_none!(|text: &str| numbers_in(text, objects::heading(ObjectType::Aor)), "aors");
             same_or_none!(modules::parse_transports, "transports");
             same_or_none!(dialplan::parse, "dialplan");
             same_or_none!(modules::parse, "modules");
@@ -69,7 +90,7 @@ mod tests {
             let number = ExtensionNumber::new(1000).expect("a number");
             let _ = (dialplan::parse(&text), modules::parse(&text), modules::parse_transports(&text));
             for kind in ObjectType::ALL {
-                let _ = objects::parse_numbers(kind, &text);
+                let _ = numbers_in(&text, objects::heading(kind));
                 let _ = objects::parse_options(kind, &text, &[number], |_, options| options.len());
             }
         }

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use anyhow::Result;
 
-use super::complete;
+use super::rows;
+use crate::asterisk::command::Command;
 use crate::asterisk::control::{Control, unexpected};
 
 /// Without any of these, a phone of ours cannot register, be called or talk, or an apply cannot be proven; with all of them it
@@ -46,7 +47,7 @@ pub struct Modules {
 
 impl Modules {
     pub async fn list(control: &Control) -> Result<Self> {
-        control.listing(&["module show"], parse).await
+        control.listing(&[Command::MODULES], parse).await
     }
 
     /// The needed modules that do not run, in an order in which they can be loaded.
@@ -69,17 +70,20 @@ impl Modules {
     }
 }
 
-/// Waits until Asterisk is fully booted, within the bound of a command: it answers before its modules are loaded.
+/// Waits until Asterisk is fully booted, as long as a command may take: it answers before its modules are loaded.
 pub async fn wait_fully_booted(control: &Control) -> Result<()> {
-    let command = "core waitfullybooted";
-    let answer = control.ask(&[command]).await?;
-    if answer.contains("fully booted") { Ok(()) } else { Err(unexpected(command, &answer)) }
+    let answer = control.ask(&[Command::WAIT_FULLY_BOOTED]).await?;
+    if answer.contains("fully booted") {
+        return Ok(());
+    }
+    Err(unexpected(Command::WAIT_FULLY_BOOTED.line(), &answer))
 }
 
 /// The files of these that Asterisk reads from a database, because `extconfig.conf` says so, each with the engine.
 pub async fn read_from_a_database(control: &Control, files: &[&str]) -> Result<Vec<String>> {
-    let answer = control.ask(&["core show config mappings"]).await?;
-    let (mut engine, mut found) = ("", Vec::new());
+    let answer = control.ask(&[Command::CONFIG_MAPPINGS]).await?;
+    let mut found = Vec::new();
+    let mut engine = "";
     for line in answer.lines() {
         if let Some(name) = line.strip_prefix("Config Engine: ") {
             engine = name.trim();
@@ -92,10 +96,10 @@ pub async fn read_from_a_database(control: &Control, files: &[&str]) -> Result<V
 
 /// Whether there is a transport: without one, no phone can reach Asterisk.
 pub async fn has_transport(control: &Control) -> Result<bool> {
-    control.listing(&["pjsip show transports"], parse_transports).await
+    control.listing(&[Command::TRANSPORTS], parse_transports).await
 }
 
-/// `None` unless the listing is whole.
+/// `None` unless the listing is complete.
 pub(super) fn parse(text: &str) -> Option<Modules> {
     let rows: Vec<_> = text.lines().skip(1).filter(|line| !line.trim().is_empty()).collect();
     let (trailer, rows) = rows.split_last()?;
@@ -107,10 +111,9 @@ pub(super) fn parse(text: &str) -> Option<Modules> {
     (rows.len() == count).then(|| Modules { running: in_state("Running"), declined: in_state("Not Running") })
 }
 
-/// `None` unless the listing is whole.
+/// `None` unless the listing is complete.
 pub(super) fn parse_transports(text: &str) -> Option<bool> {
-    let rows = text.lines().filter(|line| line.starts_with("Transport:  ") && !line.contains("  <")).count();
-    complete(text, rows).map(|()| rows > 0)
+    rows(text, "Transport:  ").map(|transports| !transports.is_empty())
 }
 
 #[cfg(test)]
@@ -120,9 +123,9 @@ mod tests {
 
     #[test]
     fn modules_that_run_and_transports() {
-        let modules = parse(recorded!("modules")).expect("a whole listing");
+        let modules = parse(recorded!("modules")).expect("a complete listing");
         assert!(modules.running.contains("app_dial.so") && !modules.missing().contains(&"app_dial.so"), "{modules:?}");
-        let modules = parse(recorded!("a-module-that-does-not-run")).expect("a whole listing");
+        let modules = parse(recorded!("a-module-that-does-not-run")).expect("a complete listing");
         assert!(modules.running.is_empty() && modules.has_declined("func_odbc.so"), "{modules:?}");
         assert_eq!(modules.missing(), NEEDED);
         assert_eq!(parse_transports(recorded!("transports")), Some(true));

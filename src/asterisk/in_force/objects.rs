@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
-use super::complete;
+use super::{number_of, numbers_in};
+use crate::asterisk::command::Command;
 use crate::asterisk::control::Control;
 use crate::domain::{ExtensionNumber, Numbers};
 use crate::render::ObjectType;
@@ -20,31 +21,40 @@ const AT_ONCE: usize = 100;
 /// read, it writes the others.
 const CONNECTIONS: usize = 3;
 
-/// The command that shows one object (with an `s`, it lists them all), and the beginning of a line that names one.
-fn shown(kind: ObjectType) -> (&'static str, &'static str) {
+/// The beginning of a line that names an object of this type.
+pub(super) fn heading(kind: ObjectType) -> &'static str {
     match kind {
-        ObjectType::Endpoint => ("pjsip show endpoint", " Endpoint:  "),
-        ObjectType::Auth => ("pjsip show auth", "     Auth:  "),
-        ObjectType::Aor => ("pjsip show aor", "      Aor:  "),
+        ObjectType::Endpoint => " Endpoint:  ",
+        ObjectType::Auth => "     Auth:  ",
+        ObjectType::Aor => "      Aor:  ",
     }
 }
 
 /// The numbers 1000 to 1999 that have an object of this type, from a listing.
 pub async fn numbers(control: &Control, kind: ObjectType) -> Result<Numbers> {
-    // Without the pattern, thousands of other objects would take a second.
-    let list = format!("{}s like ^1[0-9][0-9][0-9]$", shown(kind).0);
-    control.listing(&[list], |text| parse_numbers(kind, text)).await
+    let all = match kind {
+        ObjectType::Endpoint => Command::ENDPOINTS,
+        ObjectType::Auth => Command::AUTHS,
+        ObjectType::Aor => Command::AORS,
+    };
+    control.listing(&[all], |text| numbers_in(text, heading(kind))).await
 }
 
 /// What `each` makes of the options of the objects of this type; a number without such an object is left out.
 pub async fn options<T>(
     control: &Control,
     kind: ObjectType,
-    numbers: &[ExtensionNumber],
+    numbers: &Numbers,
     each: impl Fn(ExtensionNumber, &Options) -> T,
 ) -> Result<BTreeMap<ExtensionNumber, T>> {
+    let one = match kind {
+        ObjectType::Endpoint => Command::ENDPOINT,
+        ObjectType::Auth => Command::AUTH,
+        ObjectType::Aor => Command::AOR,
+    };
+    let numbers: Vec<_> = numbers.iter().copied().collect();
     let ask = async |some: &[ExtensionNumber]| {
-        let commands: Vec<_> = some.iter().map(|number| format!("{} {number}", shown(kind).0)).collect();
+        let commands: Vec<_> = some.iter().map(|number| one.with(number)).collect();
         control.listing(&commands, |text| parse_options(kind, text, some, &each)).await
     };
     stream::iter(numbers.chunks(AT_ONCE)).map(ask).buffer_unordered(CONNECTIONS).try_concat().await
@@ -52,38 +62,24 @@ pub async fn options<T>(
 
 /// The ones of `numbers` that have an object of any type, asked by name. A listing does not show what stands in a cache alone.
 pub async fn by_name(control: &Control, numbers: &Numbers) -> Result<Numbers> {
-    let numbers: Vec<_> = numbers.iter().copied().collect();
     let mut found = Numbers::new();
     for kind in ObjectType::ALL {
-        found.extend(options(control, kind, &numbers, |_, _| ()).await?.into_keys());
+        found.extend(options(control, kind, numbers, |_, _| ()).await?.into_keys());
     }
     Ok(found)
 }
 
 /// The secrets in force of `numbers`; a number without an auth is left out.
 pub async fn secrets(control: &Control, numbers: &Numbers) -> Result<BTreeMap<ExtensionNumber, String>> {
-    let numbers: Vec<_> = numbers.iter().copied().collect();
     let password = |_, options: &Options| {
         let password = options.iter().find(|(name, _)| *name == "password");
         password.map(|(_, value)| (*value).to_owned()).unwrap_or_default()
     };
-    options(control, ObjectType::Auth, &numbers, password).await
+    options(control, ObjectType::Auth, numbers, password).await
 }
 
-/// The number at the beginning of a line that names an object of this type.
-fn named(kind: ObjectType, line: &str) -> Option<ExtensionNumber> {
-    ExtensionNumber::parse(line.strip_prefix(shown(kind).1)?.split(['/', ' ']).next()?)
-}
-
-/// `None` unless the listing is whole.
-pub(super) fn parse_numbers(kind: ObjectType, text: &str) -> Option<Numbers> {
-    // The header explains each kind of row with one of `<…>`.
-    let rows: Vec<_> = text.lines().filter(|l| l.starts_with(shown(kind).1) && !l.contains("  <")).collect();
-    complete(text, rows.len())?;
-    Some(rows.into_iter().filter_map(|row| named(kind, row)).collect())
-}
-
-/// `None` unless there is a whole answer for each of `numbers`, in their order.
+/// `None` unless there is a complete answer for each of `numbers`, in their order: a line that names the object, and below a heading
+/// and a rule its options, which an empty line ends; or that there is no such object.
 pub(crate) fn parse_options<T>(
     kind: ObjectType,
     text: &str,
@@ -94,16 +90,20 @@ pub(crate) fn parse_options<T>(
     let mut lines = text.lines();
     for &number in numbers {
         let absent = format!("Unable to find object {number}.");
-        if lines.find(|line| *line == absent || named(kind, line) == Some(number))? == absent {
+        let named = |line: &str| line.strip_prefix(heading(kind)).and_then(number_of) == Some(number);
+        if lines.find(|line| *line == absent || named(line))? == absent {
             continue;
         }
         lines.find(|line| line.starts_with(" ParameterName "))?;
-        let mut line = lines.nth(1)?; // behind a rule
+        lines.next()?; // the rule
         let mut options = Vec::new();
-        while !line.is_empty() {
+        loop {
+            let line = lines.next()?;
+            if line.is_empty() {
+                break;
+            }
             let (name, value) = line.split_once(':')?;
             options.push((name.trim_ascii(), value.strip_prefix(' ')?));
-            line = lines.next()?;
         }
         parsed.insert(number, each(number, &options));
     }
@@ -122,10 +122,11 @@ mod tests {
     #[test]
     fn the_numbers_that_have_an_object() {
         let both = Numbers::from([1000, 1001].map(number));
-        assert_eq!(parse_numbers(ObjectType::Endpoint, recorded!("endpoints")), Some(both.clone()));
-        assert_eq!(parse_numbers(ObjectType::Auth, recorded!("auths")), Some(both.clone()));
-        assert_eq!(parse_numbers(ObjectType::Aor, recorded!("aors")), Some(both));
-        assert_eq!(parse_numbers(ObjectType::Endpoint, recorded!("no-endpoints")), Some(Numbers::new()));
+        let parsed = |kind, text| numbers_in(text, heading(kind));
+        assert_eq!(parsed(ObjectType::Endpoint, recorded!("endpoints")), Some(both.clone()));
+        assert_eq!(parsed(ObjectType::Auth, recorded!("auths")), Some(both.clone()));
+        assert_eq!(parsed(ObjectType::Aor, recorded!("aors")), Some(both));
+        assert_eq!(parsed(ObjectType::Endpoint, recorded!("no-endpoints")), Some(Numbers::new()));
     }
 
     #[test]
@@ -139,7 +140,7 @@ mod tests {
         let users = [(number(1000), "1000:SECRET".to_owned()), (number(1001), "1001:SECRET".to_owned())];
         assert_eq!(parse(&text), Some(BTreeMap::from(users)));
         for end in 0..text.trim_end().len() {
-            assert_eq!(parse(&text[..end]), None, "an answer that ends after {end} bytes is not whole");
+            assert_eq!(parse(&text[..end]), None, "an answer that ends after {end} bytes is not complete");
         }
         let context = |_, options: &Options| value(options, "context");
         let contexts = parse_options(ObjectType::Endpoint, recorded!("endpoint"), &three[..1], context);

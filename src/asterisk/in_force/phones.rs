@@ -9,11 +9,12 @@ use anyhow::Result;
 use rustix::system::sysinfo;
 
 use super::modules;
-use crate::asterisk::control::{Control, IDENTITY};
+use crate::asterisk::command::Command;
+use crate::asterisk::control::Control;
 use crate::domain::{ExtensionNumber, some_of};
 
-const QUESTIONS: [&str; 5] =
-    [IDENTITY, "core show calls", "pjsip show settings", "pjsip show identifies", "pjsip show maintenance"];
+const QUESTIONS: [Command; 5] =
+    [Command::SETTINGS, Command::CALLS, Command::PJSIP_SETTINGS, Command::IDENTIFIES, Command::MAINTENANCE];
 
 /// All that keeps phones out, each as `what is wrong; what to do`.
 pub async fn kept_out(control: &Control) -> Result<Vec<String>> {
