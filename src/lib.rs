@@ -10,6 +10,7 @@ mod asterisk;
 mod domain;
 mod host;
 mod preflight;
+mod problem;
 mod program;
 mod render;
 mod settings;

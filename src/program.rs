@@ -4,7 +4,7 @@ use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Error, Result, anyhow};
 use clap::ValueEnum as _;
 use clap::error::ErrorKind::{InvalidUtf8, InvalidValue, ValueValidation};
 use futures_util::future::select_all;
@@ -27,7 +27,7 @@ use crate::api::{self, Portal, server};
 use crate::apply::Applier;
 use crate::apply::preview::preview;
 use crate::preflight::check::{Report, check, token_rule};
-use crate::preflight::probes::{Host, Trouble};
+use crate::preflight::probes::{Found, Host};
 use crate::settings::{Command, Dotenv, LogFormat, Secrets, Settings, own_names};
 use crate::storage::{Inspection, Storage, StorageError};
 
@@ -83,7 +83,7 @@ fn start(format: &mut LogFormat) -> Result<ExitCode> {
         Err(error) if !error.use_stderr() => error.exit(),
         // The value of a setting. An unknown flag is another kind of error.
         Err(error) if [InvalidUtf8, InvalidValue, ValueValidation].contains(&error.kind()) => {
-            return refuse_setting(one_line(&error));
+            return refuse_setting(&anyhow!(one_line(&error)));
         }
         Err(error) => return Err(Invalid(one_line(&error)).into()),
     };
@@ -96,7 +96,7 @@ fn start(format: &mut LogFormat) -> Result<ExitCode> {
     };
     let secrets = match Secrets::read(settings, &dotenv) {
         Ok(secrets) => secrets,
-        Err(error) => return refuse_setting(error.to_string()),
+        Err(error) => return refuse_setting(&error),
     };
     start_log(settings.log_format, settings.log_level);
     let runtime = Runtime::new().context("no event loop can be started")?;
@@ -129,12 +129,12 @@ async fn carry_out(command: &Command, settings: &Settings, secrets: Secrets, dot
 }
 
 /// Refuses an invalid setting, of which `check` makes a report.
-fn refuse_setting(problem: String) -> Result<ExitCode> {
+fn refuse_setting(invalid: &Error) -> Result<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().is_none_or(|command| command != "check") {
-        return Err(Invalid(problem).into());
+        return Err(Invalid(invalid.to_string()).into());
     }
-    Ok(report(&Report::of_settings(&problem), arguments.any(|argument| argument == "--json")))
+    Ok(report(&Report::of_settings(invalid), arguments.any(|argument| argument == "--json")))
 }
 
 /// Logs what an administrator should look at before the service is used.
@@ -142,7 +142,7 @@ fn warn_of(settings: &Settings, secrets: &Secrets, dotenv: &Dotenv) {
     for warning in dotenv.warnings() {
         warn!("{warning}");
     }
-    if let Err(Trouble::Warning(warning)) = token_rule(settings, secrets) {
+    if let Found::Warning(warning) = token_rule(settings, secrets) {
         warn!("{warning}");
     }
     if geteuid().is_root() {
@@ -195,8 +195,8 @@ async fn migrate(storage: &Storage) -> Result<Inspection> {
     let started = tokio::time::Instant::now();
     loop {
         match storage.migrate().await {
-            Err(StorageError::Unavailable { reason, .. }) if started.elapsed() < DATABASE_PATIENCE => {
-                warn!(reason, "the database can't be used yet; trying again");
+            Err(StorageError::Unavailable { problem, .. }) if started.elapsed() < DATABASE_PATIENCE => {
+                warn!(reason = problem.what, remedy = problem.remedy, "the database can't be used yet; trying again");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
             failed @ Err(StorageError::Unavailable { .. }) => return failed.context("the database can't be reached"),

@@ -135,13 +135,13 @@ impl ApiError {
     /// Logs a failure of the database, and makes the answer: 503, or 500 for a row that was edited by hand. `what` says what may have
     /// been written although the call failed; `None` for an operation that only reads.
     pub fn database(failure: &StorageError, what: Option<&'static str>) -> Self {
-        if let StorageError::Unavailable { reason, advice, maybe_written } = failure {
-            error!(reason, maybe_written, "the database failed");
+        if let StorageError::Unavailable { problem, advice, maybe_written } = failure {
+            error!(reason = problem.what, remedy = problem.remedy, maybe_written, "the database failed");
             return Self::database_unavailable(what.filter(|_| *maybe_written), advice);
         }
         error!(reason = failure.to_string(), "the database failed");
         match failure {
-            StorageError::DamagedRow(which) => Self::damaged_row(which),
+            StorageError::DamagedRow(which) => Self::damaged_row(&which.to_string()),
             _ => Self::INTERNAL,
         }
     }

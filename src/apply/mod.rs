@@ -234,7 +234,7 @@ impl Run<'_> {
     /// Writes the temporary file of all endpoints but those of some numbers.
     fn prepare_endpoints(&self, stage: Stage, left_out: &Numbers) -> Result<Prepared> {
         let users = self.users.iter().filter(|user| !left_out.contains(&user.extension.number));
-        files::prepare(self.lock, &self.host.files.endpoints, stage, &render::endpoints(users))
+        Ok(files::prepare(self.lock, &self.host.files.endpoints, stage, &render::endpoints(users))?)
     }
 
     /// Step 7. Afterwards Asterisk has read both files; it may have refused them.
@@ -265,7 +265,9 @@ impl Run<'_> {
         }
         // What can only warn does not fail an apply that is proven.
         let warnings = phones::kept_out(&self.host.control).await;
-        warnings.unwrap_or_else(|error| vec![error.to_string()]).into_iter().for_each(|text| self.progress.warn(text));
+        for warning in warnings.unwrap_or_else(|problem| vec![problem]) {
+            self.progress.warn(warning.to_string());
+        }
         self.progress.done("proof");
         Ok(())
     }
@@ -277,7 +279,7 @@ impl Run<'_> {
         if !written.contains(&path) {
             written.push(path);
         }
-        files::flush_folder(&target)
+        Ok(files::flush_folder(&target)?)
     }
 
     async fn not_proven(&self, found: String) -> Error {

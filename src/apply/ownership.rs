@@ -10,11 +10,10 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Result, bail};
-
 use crate::domain::{ExtensionNumber, Numbers, Secret, User};
 use crate::host::configuration::{Config, MainFiles, Section};
 use crate::preflight::probes::Host;
+use crate::problem::{Result, bail};
 
 /// Secrets by number.
 pub(super) type Secrets = BTreeMap<ExtensionNumber, String>;
@@ -82,7 +81,8 @@ impl Before {
             let twin = numbers.insert(shown, *number).filter(|twin| self.in_file[twin] != *written);
             if twin.is_some() || Secret::parse(shown).is_err() {
                 bail!(
-                    "'pjsip show auth {number}' does not show the secret of {number} as it is, so nobody knows who has the number; if somebody edited the generated file by hand, run 'pjsip reload' in Asterisk, then apply again; otherwise this release of Asterisk hides secrets, and the portal does not work with it"
+                    "'pjsip show auth {number}' does not show the secret of {number} as it is, so nobody knows who has the number",
+                    "if somebody edited the generated file by hand, run 'pjsip reload' in Asterisk, then apply again; otherwise this release of Asterisk hides secrets, and the portal does not work with it"
                 );
             }
         }

@@ -10,7 +10,8 @@ use crate::asterisk::in_force::objects;
 use crate::asterisk::registrations;
 use crate::domain::{Numbers, User, some_of};
 use crate::host::configuration::MainFiles;
-use crate::preflight::probes::{Finding, Host, Probed, State, Trouble, add};
+use crate::preflight::probes::{Finding, Found, Host, State, add};
+use crate::problem::{Result, problem};
 use crate::storage::Storage;
 
 /// Adds what the next apply would do to the `findings` of a check, if none of them is a failure.
@@ -23,16 +24,17 @@ pub async fn preview(host: &Host, storage: &Storage, findings: &mut Vec<Finding>
 }
 
 /// How what Asterisk serves differs from what the database holds.
-async fn next_apply(host: &Host, users: &[User]) -> Probed {
+async fn next_apply(host: &Host, users: &[User]) -> Result<Found> {
     let differences = proof::differences(&host.control, users, &Numbers::new()).await?;
     if differences.is_empty() {
-        return Ok(format!("changes nothing: Asterisk serves all {} users", users.len()));
+        return Ok(format!("changes nothing: Asterisk serves all {} users", users.len()).into());
     }
-    Err(Trouble::Warning(format!("would change what Asterisk serves: {}; POST /apply", differences.join(", and "))))
+    let differences = differences.join(", and ");
+    Ok(Found::Warning(problem!("would change what Asterisk serves: {differences}", "POST /apply")))
 }
 
 /// The numbers whose registrations the next apply evicts: those without a user, and those that change hands.
-async fn old_registrations(host: &Host, users: &[User]) -> Probed {
+async fn old_registrations(host: &Host, users: &[User]) -> Result<Found> {
     let wanted = proof::numbers(users);
     let (in_force, registrations) =
         try_join!(objects::secrets(&host.control, &wanted), registrations::list(&host.control))?;
@@ -41,10 +43,11 @@ async fn old_registrations(host: &Host, users: &[User]) -> Probed {
     let registered = registrations.into_iter().map(|registration| registration.number);
     let old: BTreeSet<_> = registered.filter(|number| changing.contains(number) || !wanted.contains(number)).collect();
     if old.is_empty() {
-        return Ok("no phone of a former user is registered".to_owned());
+        return Ok("no phone of a former user is registered".to_owned().into());
     }
-    Err(Trouble::Warning(format!(
-        "phones of nobody, or of former users, are registered as {}; POST /apply evicts them",
-        some_of(old)
+    let old = some_of(old);
+    Ok(Found::Warning(problem!(
+        "phones of nobody, or of former users, are registered as {old}",
+        "POST /apply evicts them"
     )))
 }

@@ -6,13 +6,13 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Result;
 use tokio::try_join;
 
 use crate::asterisk::control::Control;
 use crate::asterisk::in_force::dialplan::{FirstPriority, first_priorities};
 use crate::asterisk::in_force::objects::{self, Options};
 use crate::domain::{ExtensionNumber, Numbers, User, some_of};
+use crate::problem::Result;
 use crate::render::{self, CONTEXT, ObjectType};
 
 /// The differences between the snapshot and what Asterisk serves, in words: what is missing, left over or different.

@@ -8,11 +8,10 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
-use anyhow::Result;
-
 use super::command::Command;
 use super::control::Control;
 use super::in_force::rows;
+use crate::problem::Result;
 
 /// SIP's own port.
 const PORT: u16 = 5060;

@@ -10,7 +10,6 @@ use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Error, Result, anyhow, bail, ensure};
 use rustix::io::Errno;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -20,12 +19,13 @@ use tokio::try_join;
 use tracing::info;
 
 use super::command::{Command, lines_to_add};
+use crate::problem::{Problem, Result, bail, ensure, problem};
 
 /// Takes the place of a command in errors about the greeting, which Asterisk sends before any command.
 const GREETING: &str = "(its greeting)";
 
 /// The most that is read of what Asterisk prints on one connection: a listing of some 100,000 registrations.
-const MAX_ANSWER_BYTES: u64 = 64 * 1024 * 1024;
+const MAX_ANSWER_MIB: u64 = 64;
 
 /// The most that an error quotes of what Asterisk printed.
 pub(super) const MAX_QUOTED_CHARS: usize = 200;
@@ -87,15 +87,16 @@ pub struct Control {
 }
 
 /// The error of an answer that cannot be parsed. Quotes its beginning, but never of auths, which show secrets.
-pub(super) fn unexpected(command: &str, answer: &str) -> Error {
+pub(super) fn unexpected(command: &str, answer: &str) -> Problem {
     let printed = answer.trim().replace('\0', "");
     let found = match printed.as_str() {
         "" => "it is empty",
         _ if command.contains("show auth") => "it is not whole",
         printed => printed,
     };
-    anyhow!(
-        "Asterisk gave an unexpected answer to '{command}': {found:.MAX_QUOTED_CHARS$}; look at Asterisk's own log (messages.log), then apply again"
+    problem!(
+        "Asterisk gave an unexpected answer to '{command}': {found:.MAX_QUOTED_CHARS$}",
+        "look at Asterisk's own log (messages.log), then apply again"
     )
 }
 
@@ -104,15 +105,17 @@ pub(super) fn ensure_not_refused(answer: &str) -> Result<()> {
     for line in answer.lines() {
         if let Some(rest) = line.strip_prefix("You don't have permissions to run '") {
             // Asterisk cuts the command at 64 bytes.
+            let command = rest.strip_suffix("' command").unwrap_or(rest);
+            let lines = lines_to_add();
             bail!(
-                "Asterisk does not let the portal's user run '{:.MAX_QUOTED_CHARS$}' (cli_permissions.conf); add these lines to it: {}; then run 'cli reload permissions' in Asterisk, and apply again",
-                rest.strip_suffix("' command").unwrap_or(rest),
-                lines_to_add()
+                "Asterisk does not let the portal's user run '{command:.MAX_QUOTED_CHARS$}' (cli_permissions.conf)",
+                "add these lines to it: {lines}; then run 'cli reload permissions' in Asterisk, and apply again"
             );
         }
         ensure!(
             !(line.starts_with("Command '") && line.ends_with("' cannot be run during shutdown")),
-            "Asterisk is shutting down and runs no commands; wait until its calls have ended and it is running again, or keep it running with 'core abort shutdown', then apply again"
+            "Asterisk is shutting down and runs no commands",
+            "wait until its calls have ended and it is running again, or keep it running with 'core abort shutdown', then apply again"
         );
     }
     Ok(())
@@ -174,7 +177,7 @@ impl Control {
         let command = commands.first().map_or(GREETING, Command::line);
         let lines: String = commands.iter().flat_map(|command| [command.line(), "\0"]).collect();
         let broken = |error: io::Error| {
-            anyhow!("Asterisk closed the connection during '{command}' ({error}); it may be restarting: apply again")
+            problem!("Asterisk closed the connection during '{command}' ({error})", "it may be restarting: apply again")
         };
         let exchange = async {
             let mut stream = self.connect().await?;
@@ -186,23 +189,24 @@ impl Control {
                 to.shutdown().await
             };
             // Reads while it sends: Asterisk drops what it cannot write within 100 ms.
-            let mut from = (&mut from).take(MAX_ANSWER_BYTES);
+            let mut from = (&mut from).take(MAX_ANSWER_MIB << 20);
             try_join!(send, from.read_to_end(&mut read)).map_err(broken)?;
             ensure!(
                 from.limit() > 0,
-                "Asterisk printed more than {} MiB in answer to '{command}'; find out in Asterisk's console what fills it, then apply again",
-                MAX_ANSWER_BYTES >> 20
+                "Asterisk printed more than {MAX_ANSWER_MIB} MiB in answer to '{command}'",
+                "find out in Asterisk's console what fills it, then apply again"
             );
             // Not all of it may be UTF-8: a phone chooses its User-Agent.
             let read = String::from_utf8_lossy(&read);
             let ended = || broken(io::ErrorKind::UnexpectedEof.into());
             let (greeting, answer) = read.split_once('\n').ok_or_else(ended)?;
-            anyhow::Ok((peer, greeting.chars().take(MAX_QUOTED_CHARS).collect(), answer.to_owned()))
+            Ok((peer, greeting.chars().take(MAX_QUOTED_CHARS).collect(), answer.to_owned()))
         };
         timeout(self.answers_within, exchange).await.unwrap_or_else(|_| {
+            let seconds = self.answers_within.as_secs();
             bail!(
-                "Asterisk did not answer '{command}' within {} s: it hangs, or the machine is overloaded; look at 'core show locks', restart it, then apply again",
-                self.answers_within.as_secs()
+                "Asterisk did not answer '{command}' within {seconds} s: it hangs, or the machine is overloaded",
+                "look at 'core show locks', restart it, then apply again"
             )
         })
     }
@@ -214,13 +218,13 @@ impl Control {
     }
 
     /// Another socket in the same folder that somebody listens on: `astctl` of asterisk.conf gives Asterisk's any name.
-    async fn other_socket(&self) -> Option<PathBuf> {
+    async fn other_socket(&self) -> Option<String> {
         for entry in fs::read_dir(self.socket.parent()?).ok()?.flatten() {
             let is_socket = entry.file_type().is_ok_and(|kind| kind.is_socket());
             // It may refuse this user.
             let listens = |error: io::Error| error.kind() == io::ErrorKind::PermissionDenied;
             if is_socket && UnixStream::connect(entry.path()).await.map_or_else(listens, |_| true) {
-                return Some(entry.path());
+                return Some(entry.path().display().to_string());
             }
         }
         None
@@ -238,22 +242,26 @@ impl Control {
                 Some(Errno::AGAIN) => sleep(CONNECT_PAUSE).await,
                 Some(Errno::ACCESS) if self.is_new() && Instant::now() < until => sleep(CONNECT_PAUSE).await,
                 Some(Errno::ACCESS | Errno::PERM) => bail!(
-                    "Asterisk's control socket {socket} refuses the portal's user ({error}); in asterisk.conf, section [files], set astctlpermissions = 0660 and astctlgroup to a group of that user, and restart Asterisk"
+                    "Asterisk's control socket {socket} refuses the portal's user ({error})",
+                    "in asterisk.conf, section [files], set astctlpermissions = 0660 and astctlgroup to a group of that user, and restart Asterisk"
                 ),
                 Some(Errno::NOENT | Errno::CONNREFUSED) => match self.other_socket().await {
                     Some(other) => bail!(
-                        "nothing answers on Asterisk's control socket {socket} ({error}), but something does on {}; if asterisk.conf, section [files], has a line astctl, remove it and restart Asterisk; otherwise start Asterisk (systemctl start asterisk)",
-                        other.display()
+                        "nothing answers on Asterisk's control socket {socket} ({error}), but something does on {other}",
+                        "if asterisk.conf, section [files], has a line astctl, remove it and restart Asterisk; otherwise start Asterisk (systemctl start asterisk)"
                     ),
                     None => bail!(
-                        "Asterisk is not running: nothing answers on {socket} ({error}); start it (systemctl start asterisk), or set ASTERISK_RUN_DIR"
+                        "Asterisk is not running: nothing answers on {socket} ({error})",
+                        "start it (systemctl start asterisk), or set ASTERISK_RUN_DIR"
                     ),
                 },
                 Some(Errno::MFILE | Errno::NFILE) => bail!(
-                    "Asterisk's control socket {socket} can't be reached: {error}; the portal has no file handle left: raise its limit (LimitNOFILE= of its unit), then restart it"
+                    "Asterisk's control socket {socket} can't be reached: {error}",
+                    "the portal has no file handle left: raise its limit (LimitNOFILE= of its unit), then restart it"
                 ),
                 _ => bail!(
-                    "Asterisk's control socket {socket} can't be reached: {error}; set ASTERISK_RUN_DIR to the folder of Asterisk's asterisk.ctl, then apply again"
+                    "Asterisk's control socket {socket} can't be reached: {error}",
+                    "set ASTERISK_RUN_DIR to the folder of Asterisk's asterisk.ctl, then apply again"
                 ),
             }
         }

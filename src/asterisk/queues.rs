@@ -14,7 +14,6 @@ use std::convert::Infallible;
 use std::future::pending;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
 use tokio::select;
 use tokio::time::sleep;
 use tracing::info;
@@ -22,6 +21,7 @@ use tracing::info;
 use super::command::Command;
 use super::control::Control;
 use super::in_force::rows;
+use crate::problem::{Result, ensure};
 
 /// Between two looks at the queues.
 const LOOK_PAUSE: Duration = Duration::from_millis(1);
@@ -47,7 +47,8 @@ pub async fn work_off(control: &Control) -> Result<()> {
     let mut before = list(control).await?;
     ensure!(
         !before.is_empty(),
-        "Asterisk shows no queue of SIP requests (core show taskprocessors like pjsip/distributor), so nobody knows whether it has stored every registration that it accepted; look whether res_pjsip.so is running, then apply again"
+        "Asterisk shows no queue of SIP requests (core show taskprocessors like pjsip/distributor), so nobody knows whether it has stored every registration that it accepted",
+        "look whether res_pjsip.so is running, then apply again"
     );
     // Of a row, Asterisk may print `processed` as it was before `waiting`. One of a later listing is not too small.
     for (name, queue) in list(control).await? {

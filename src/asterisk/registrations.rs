@@ -9,7 +9,6 @@
 //! in **one** command, which Asterisk runs under the lock that every use of its database takes: nothing comes between the two, and no
 //! rollback can go back behind it. The portal never opens the file itself: a reader is what makes a commit fail.
 
-use anyhow::{Result, anyhow};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -17,6 +16,7 @@ use super::command::Command;
 use super::control::Control;
 use super::in_force::{numbers_in, rows};
 use crate::domain::{ExtensionNumber, Numbers};
+use crate::problem::{Result, problem};
 
 /// A phone's registration as an extension. The API shows those that were evicted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
@@ -42,8 +42,9 @@ const AT_ONCE: usize = 25;
 /// All registrations of our numbers.
 pub async fn list(control: &Control) -> Result<Vec<Registration>> {
     let unknown = |key| {
-        anyhow!(
-            "Asterisk keeps a registration of a number from 1000 to 1999 under '{key}', a key of a form that the portal does not know; if somebody wrote it by hand, remove it (database del registrar/contact {key}), then apply again; otherwise the portal does not work with this release of Asterisk"
+        problem!(
+            "Asterisk keeps a registration of a number from 1000 to 1999 under '{key}', a key of a form that the portal does not know",
+            "if somebody wrote it by hand, remove it (database del registrar/contact {key}), then apply again; otherwise the portal does not work with this release of Asterisk"
         )
     };
     let rows = control.listing(&[Command::REGISTRATIONS], parse).await?;

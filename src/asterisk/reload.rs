@@ -16,7 +16,6 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncReadExt as _, copy, sink};
@@ -28,6 +27,7 @@ use utoipa::ToSchema;
 
 use super::command::Command;
 use super::control::{Control, Identity, MAX_QUOTED_CHARS, ensure_not_refused};
+use crate::problem::{Result, bail, ensure, problem};
 
 /// Between two attempts to reload.
 const RELOAD_PAUSE: Duration = Duration::from_millis(100);
@@ -118,7 +118,8 @@ impl AsteriskCommand {
             failure = format!("{} reloaded nothing, but printed '{:.200}'", self.typed(command), output.trim());
         }
         bail!(
-            "{failure}; if cli_aliases.conf has a line for this command, remove it and run 'module reload res_clialiases.so' in Asterisk, then apply again"
+            "{failure}",
+            "if cli_aliases.conf has a line for this command, remove it and run 'module reload res_clialiases.so' in Asterisk, then apply again"
         )
     }
 
@@ -134,10 +135,11 @@ impl AsteriskCommand {
     }
 
     fn ensure_in_time(&self, started: Instant) -> Result<()> {
+        let seconds = self.ends_within.as_secs();
         ensure!(
             started.elapsed() < self.ends_within,
-            "Asterisk has been busy with other reloads for {} s; find out who reloads it all the time, then apply again",
-            self.ends_within.as_secs()
+            "Asterisk has been busy with other reloads for {seconds} s",
+            "find out who reloads it all the time, then apply again"
         );
         Ok(())
     }
@@ -145,11 +147,12 @@ impl AsteriskCommand {
     /// The identity of the Asterisk that this program reaches.
     pub async fn identity(&self) -> Result<Identity> {
         let output = self.run(&Command::SETTINGS, &mut None).await?;
-        Identity::parse(&output).with_context(|| {
-            format!(
-                "{} did not print Asterisk's settings, but '{:.MAX_QUOTED_CHARS$}'; set ASTERISK_BIN to Asterisk's program",
-                self.typed(&Command::SETTINGS),
-                output.trim()
+        Identity::parse(&output).ok_or_else(|| {
+            let command = self.typed(&Command::SETTINGS);
+            let output = output.trim();
+            problem!(
+                "{command} did not print Asterisk's settings, but '{output:.MAX_QUOTED_CHARS$}'",
+                "set ASTERISK_BIN to Asterisk's program"
             )
         })
     }
@@ -163,7 +166,8 @@ impl AsteriskCommand {
     /// printed.
     async fn run(&self, command: &Command, last: &mut Option<CommandResult>) -> Result<String> {
         let typed = self.typed(command);
-        let not_started = |error| anyhow!("cannot start {typed}: {error}; set ASTERISK_BIN to Asterisk's program");
+        let not_started =
+            |error: io::Error| problem!("cannot start {typed}: {error}", "set ASTERISK_BIN to Asterisk's program");
         let result = last.insert(CommandResult { command: typed.clone(), ..CommandResult::default() });
         let mut child = process::Command::new(&self.program)
             .args(["-rx", command.line()])
@@ -178,10 +182,11 @@ impl AsteriskCommand {
             .spawn()
             .map_err(not_started)?;
         let mut group = Group(child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw));
+        let seconds = self.ends_within.as_secs();
         let timed_out = |_| {
-            anyhow!(
-                "{typed} did not end within {} s (ASTERISK_TIMEOUT_SECS) and was killed: Asterisk hangs; restart it, then apply again",
-                self.ends_within.as_secs()
+            problem!(
+                "{typed} did not end within {seconds} s (ASTERISK_TIMEOUT_SECS) and was killed: Asterisk hangs",
+                "restart it, then apply again"
             )
         };
         let stdout = child.stdout.take().expect("a pipe");
@@ -195,10 +200,11 @@ impl AsteriskCommand {
         result.exit_code = status.code();
         let output = format!("{}{}", result.stdout, result.stderr);
         ensure_not_refused(&output)?;
+        let shown = output.trim();
         ensure!(
             status.success() || was_dropped(&output) || output.contains("No such command"),
-            "{typed} ended with {status}: {:.MAX_QUOTED_CHARS$}; look whether Asterisk runs (systemctl status asterisk), the portal's user may use its control socket, and ASTERISK_BIN is Asterisk's program",
-            output.trim()
+            "{typed} ended with {status}: {shown:.MAX_QUOTED_CHARS$}",
+            "look whether Asterisk runs (systemctl status asterisk), the portal's user may use its control socket, and ASTERISK_BIN is Asterisk's program"
         );
         Ok(output)
     }

@@ -20,13 +20,15 @@ impl Comments {
     }
 
     /// If Asterisk skips all that follows: since which line, why, and the remedy.
-    pub(super) fn open(self) -> Option<(Place, &'static str)> {
-        let why = match self.depth {
+    pub(super) fn open(self) -> Option<(Place, &'static str, &'static str)> {
+        let (why, remedy) = match self.depth {
             0 => return None,
-            1.. => "begins a comment that never ends, so Asterisk does not read what follows; write --; where it ends",
-            _ => "ends a comment that never began, so Asterisk does not read what follows; remove the --;",
+            1.. => {
+                ("begins a comment that never ends, so Asterisk does not read what follows", "write --; where it ends")
+            }
+            _ => ("ends a comment that never began, so Asterisk does not read what follows", "remove the --;"),
         };
-        Some((self.since?, why))
+        Some((self.since?, why, remedy))
     }
 
     /// The part of a line that is no comment.

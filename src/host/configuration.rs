@@ -16,12 +16,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Error, Result, anyhow};
 use regex::bytes::RegexBuilder;
 
 use super::comments::Comments;
 use super::includes::Include;
 use super::rights;
+use crate::problem::{Problem, Result};
 
 /// `MAX_INCLUDE_LEVEL` of `main/config.c`.
 const MAX_INCLUDE_DEPTH: usize = 10;
@@ -30,8 +30,8 @@ const MAX_INCLUDE_DEPTH: usize = 10;
 const MAX_LINE_BYTES: usize = 8190;
 
 /// The error of a file that cannot be read, so that nobody knows what Asterisk would make of it.
-pub(super) fn unreadable(path: &Path, error: &io::Error) -> Error {
-    let advice = match error.kind() {
+pub(super) fn unreadable(path: &Path, error: &io::Error) -> Problem {
+    let remedy = match error.kind() {
         io::ErrorKind::NotFound => {
             "it is missing: make it, or set ASTERISK_CONFIG_DIR to Asterisk's own folder, then apply again".to_owned()
         }
@@ -41,7 +41,7 @@ pub(super) fn unreadable(path: &Path, error: &io::Error) -> Error {
         io::ErrorKind::InvalidInput => "put a file in its place, or remove the line that includes it".to_owned(),
         _ => rights::advice(error).to_owned(),
     };
-    anyhow!("cannot read {}: {error}; {advice}", path.display())
+    Problem { what: format!("cannot read {}: {error}", path.display()), remedy }
 }
 
 /// A configuration file with everything that it includes.
@@ -56,7 +56,7 @@ pub struct Config {
     /// The lines that Asterisk refuses, each with the reason.
     pub refused: Vec<(Place, &'static str)>,
     /// The lines behind which Asterisk skips all of the file, as for a comment that never ends; each with the reason and the remedy.
-    pub skipped: Vec<(Place, &'static str)>,
+    pub skipped: Vec<(Place, &'static str, &'static str)>,
     /// The index of the section that was opened last.
     last: Option<usize>,
     /// Whether there is an `#exec`.

@@ -10,11 +10,10 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Error, Result, anyhow};
-
 use super::lock::HostLock;
 use super::place::{GeneratedFiles, folder};
 use super::rights::{self, advice};
+use crate::problem::{Problem, Result, problem};
 
 /// Removes the temporary files of an apply that was killed.
 pub fn remove_left_overs(_lock: &HostLock, files: &GeneratedFiles) -> Result<()> {
@@ -28,8 +27,12 @@ pub fn remove_left_overs(_lock: &HostLock, files: &GeneratedFiles) -> Result<()>
 }
 
 /// The error of a step of writing.
-fn failed(step: &str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-    move |error| anyhow!("{step} {} failed: {error}; {}", path.display(), advice(&error))
+fn failed(step: &str, path: &Path) -> impl FnOnce(io::Error) -> Problem {
+    move |error| {
+        let path = path.display();
+        let remedy = advice(&error);
+        problem!("{step} {path} failed: {error}", "{remedy}")
+    }
 }
 
 /// A temporary file, whole and flushed, that [`Prepared::publish`] makes the target. Drop removes it.

@@ -4,11 +4,10 @@
 //! `[1000](+type=endpoint)` adds to ours, and breaks all of pjsip.conf once 1000 is deleted. Of two priorities 1 of a number,
 //! Asterisk uses only one.
 
-use anyhow::{Result, bail};
-
 use super::configuration::{Addition, Config, Entry, MainFiles, Place, Section};
 use super::place::GeneratedFiles;
 use crate::domain::ExtensionNumber;
+use crate::problem::{Result, bail};
 use crate::render::{CONTEXT, ObjectType};
 
 /// Looks through `pjsip.conf`, `extensions.conf` and `pjsip_wizard.conf`, each with what it includes. Fails if somebody else
@@ -31,7 +30,8 @@ pub fn check(MainFiles { pjsip, extensions, .. }: &MainFiles, wizards: &Config, 
     match objects.chain(added).chain(wizards).chain(routed).next() {
         None => Ok(()),
         Some((number, what, place)) => bail!(
-            "{place}: {what} {number} is one of the numbers 1000 to 1999, which only the portal may define; rename or remove it, then apply again"
+            "{place}: {what} {number} is one of the numbers 1000 to 1999, which only the portal may define",
+            "rename or remove it, then apply again"
         ),
     }
 }

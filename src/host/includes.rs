@@ -4,9 +4,8 @@ use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use anyhow::Result;
-
 use super::configuration::{Place, strip, unreadable};
+use crate::problem::Result;
 
 /// How Asterisk reads `*` in a name.
 const AS_THE_SHELL: glob::MatchOptions =

@@ -6,13 +6,13 @@ use std::io;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
-use anyhow::{Error, Result, anyhow};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
 use super::place::{GeneratedFiles, folder};
 use super::rights;
+use crate::problem::{Problem, Result};
 
 /// The right to write this host's files and to make its Asterisk reload them.
 #[derive(Debug)]
@@ -61,11 +61,11 @@ fn open(files: &GeneratedFiles, create: bool) -> io::Result<File> {
 
 /// The error of the lock file: what is wrong with the folders, or else with the file. Removing a regular one is advised only if no
 /// apply runs: otherwise two could run at once.
-fn unusable(error: &io::Error, files: &GeneratedFiles) -> Error {
+fn unusable(error: &io::Error, files: &GeneratedFiles) -> Problem {
     if let Err(of_the_folders) = rights::check_targets(files) {
         return of_the_folders;
     }
-    let mend = match Errno::from_io_error(error) {
+    let remedy = match Errno::from_io_error(error) {
         Some(Errno::ACCESS) => {
             "the portal's user may not write it: if another user owns the file and no apply runs, remove it, then apply again"
         }
@@ -73,7 +73,7 @@ fn unusable(error: &io::Error, files: &GeneratedFiles) -> Error {
         Some(Errno::LOOP | Errno::ISDIR | Errno::NXIO) => "it is no regular file: remove it, then apply again",
         _ => rights::advice(error),
     };
-    anyhow!("cannot use the lock file {}: {error}; {mend}", files.lock().display())
+    Problem { what: format!("cannot use the lock file {}: {error}", files.lock().display()), remedy: remedy.to_owned() }
 }
 
 fn is_at(file: &File, path: &Path) -> bool {

@@ -8,9 +8,8 @@
 
 use std::path::Path;
 
-use anyhow::{Result, bail};
-
 use super::configuration::{Config, Entry};
+use crate::problem::{Result, bail};
 use crate::render::ObjectType;
 
 /// Reads the objects that describe users.
@@ -66,23 +65,25 @@ pub fn check(sorcery: &Config, config_dir: &Path, declined: bool) -> Result<()> 
     let section = |name: &str| sorcery.sections.iter().find(|section| !section.template && section.is(name));
     let mappings = |name: &str| section(name).into_iter().flat_map(|s| &s.entries).filter_map(Mapping::parse);
     if declined && let Some(failing) = mappings(PJSIP).find(|m| !["config", "astdb", "memory"].contains(&m.wizard)) {
+        let line = failing.shown();
         bail!(
-            "{} keeps res_pjsip.so from starting if Asterisk does not know what it names (in extconfig.conf, say); remove the line and restart Asterisk, then apply again",
-            failing.shown()
+            "{line} keeps res_pjsip.so from starting if Asterisk does not know what it names (in extconfig.conf, say)",
+            "remove the line and restart Asterisk, then apply again"
         );
     }
     for mapping in mappings(PJSIP).chain(OTHERS.into_iter().flat_map(mappings)) {
         let is_contact = mapping.kind == "contact";
+        let line = mapping.shown();
         if mapping.is_cache && (is_contact || ObjectType::ALL.iter().any(|kind| kind.as_str() == mapping.kind)) {
             bail!(
-                "{} keeps a copy that outlives a reload, so a deleted user's phone could still register and call; remove the line and restart Asterisk, then apply again",
-                mapping.shown()
+                "{line} keeps a copy that outlives a reload, so a deleted user's phone could still register and call",
+                "remove the line and restart Asterisk, then apply again"
             );
         }
         if is_contact && (mapping.wizard, mapping.data) != ("astdb", "registrar") {
             bail!(
-                "{} keeps registrations where no apply can evict them, so an old phone would ring for a number's next owner; remove the line and restart Asterisk, then apply again",
-                mapping.shown()
+                "{line} keeps registrations where no apply can evict them, so an old phone would ring for a number's next owner",
+                "remove the line and restart Asterisk, then apply again"
             );
         }
     }
@@ -92,9 +93,10 @@ pub fn check(sorcery: &Config, config_dir: &Path, declined: bool) -> Result<()> 
         if let Some(elsewhere) = file.or(mapped.first())
             && !elsewhere.reads_pjsip_conf(config_dir)
         {
+            let line = elsewhere.shown();
             bail!(
-                "{} makes Asterisk read every {kind} elsewhere than in pjsip.conf, and so none of the generated ones; remove the line, or write '{kind} = config,pjsip.conf,criteria=type={kind}' above it, and restart Asterisk, then apply again",
-                elsewhere.shown()
+                "{line} makes Asterisk read every {kind} elsewhere than in pjsip.conf, and so none of the generated ones",
+                "remove the line, or write '{kind} = config,pjsip.conf,criteria=type={kind}' above it, and restart Asterisk, then apply again"
             );
         }
     }

@@ -5,13 +5,13 @@ use std::io;
 use std::os::unix::fs::{MetadataExt as _, fchown};
 use std::path::Path;
 
-use anyhow::{Result, anyhow, bail, ensure};
 use rustix::fs::{Access, AtFlags, CWD, Mode, StatxAttributes, StatxFlags, accessat, statx};
 use rustix::io::Errno;
 use rustix::process::{getegid, geteuid, getgroups};
 
 use super::place::{GeneratedFiles, folder};
 use crate::account::group_name;
+use crate::problem::{Problem, Result, bail, ensure};
 
 /// Fails unless both targets can be replaced: each is a regular file, or absent, in a folder that this user may write into.
 pub fn check_targets(files: &GeneratedFiles) -> Result<()> {
@@ -20,12 +20,12 @@ pub fn check_targets(files: &GeneratedFiles) -> Result<()> {
         let folder = folder(path);
         let unusable = |error: io::Error| {
             let make = || format!("make it with: install -d -o pbx-portal -g asterisk -m 2750 {endpoints} {routing}");
-            let mend = match Errno::from_io_error(&error) {
+            let remedy = match Errno::from_io_error(&error) {
                 Some(Errno::NOENT | Errno::NOTDIR) => make(),
                 Some(Errno::ACCESS) => closed_above(folder).unwrap_or_else(make),
                 _ => advice(&error).to_owned(),
             };
-            anyhow!("cannot use the folder {}: {error}; {mend}", folder.display())
+            Problem { what: format!("cannot use the folder {}: {error}", folder.display()), remedy }
         };
         match fs::symlink_metadata(path) {
             Ok(found) if found.is_file() => replaceable(path, &found)?,
@@ -35,7 +35,8 @@ pub fn check_targets(files: &GeneratedFiles) -> Result<()> {
                     kind if kind.is_symlink() => "a symbolic link",
                     _ => "a special file",
                 };
-                bail!("{} is {kind}, not a regular file; move it away, then apply again", path.display());
+                let path = path.display();
+                bail!("{path} is {kind}, not a regular file", "move it away, then apply again");
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(unusable(error)),
@@ -54,16 +55,19 @@ fn replaceable(path: &Path, file: &fs::Metadata) -> Result<()> {
     ensure!(
         !fs::metadata(folder(path))
             .is_ok_and(|f| f.mode() & Mode::SVTX.bits() != 0 && theirs(f.uid()) && theirs(file.uid())),
-        "{shown} belongs to another user in a sticky folder; remove it, or clear the folder's sticky bit (chmod -t), then apply again"
+        "{shown} belongs to another user in a sticky folder",
+        "remove it, or clear the folder's sticky bit (chmod -t), then apply again"
     );
     let Ok(found) = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty()) else { return Ok(()) };
     ensure!(
         !found.stx_attributes.intersects(StatxAttributes::IMMUTABLE | StatxAttributes::APPEND),
-        "{shown} is immutable or append-only (lsattr shows an i or an a); clear that (chattr -i -a), then apply again"
+        "{shown} is immutable or append-only (lsattr shows an i or an a)",
+        "clear that (chattr -i -a), then apply again"
     );
     ensure!(
         !found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT),
-        "{shown} is a mount point; mount its folder instead, then apply again"
+        "{shown} is a mount point",
+        "mount its folder instead, then apply again"
     );
     Ok(())
 }
@@ -107,11 +111,12 @@ pub fn closed_above(path: &Path) -> Option<String> {
 /// Fails if this user cannot give files in `folder` the folder's group: Asterisk could not read them.
 fn group_in_reach(folder: &Path) -> Result<()> {
     let Ok(found) = fs::metadata(folder) else { return Ok(()) };
+    let folder = folder.display();
+    let group = group_name(found.gid());
     ensure!(
         found.mode() & Mode::SGID.bits() != 0 || is_in(found.gid()) || geteuid().is_root(),
-        "files in {folder} cannot get its group; it is not setgid, and the portal's user is not in its group {}: set both (chgrp asterisk {folder}; chmod g+s {folder}), or add that user to the group and restart the portal, then apply again",
-        group_name(found.gid()),
-        folder = folder.display()
+        "files in {folder} cannot get its group",
+        "it is not setgid, and the portal's user is not in its group {group}: set both (chgrp asterisk {folder}; chmod g+s {folder}), or add that user to the group and restart the portal, then apply again"
     );
     Ok(())
 }

@@ -5,15 +5,14 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
-
-use super::probes::{Host, Probed, Trouble};
-use crate::host::configuration::{Config, MainFiles, Place};
+use super::probes::{Found, Host};
+use crate::host::configuration::{Config, MainFiles, Place, Section};
 use crate::host::foreign;
 use crate::host::includes::Include;
 use crate::host::lock::HostLock;
 use crate::host::place::folder;
 use crate::host::rights;
+use crate::problem::{Problem, Result, bail, ensure, problem};
 use crate::render::CONTEXT;
 
 /// The files that are read, each with what it includes.
@@ -25,28 +24,29 @@ impl Host {
         let shown = self.config_dir.display();
         match fs::metadata(&self.config_dir) {
             Ok(found) if found.is_dir() => Ok(shown.to_string()),
-            Ok(_) => bail!("{shown} is not a folder; set ASTERISK_CONFIG_DIR to Asterisk's own"),
-            Err(error) => bail!("cannot open {shown}: {error}; set ASTERISK_CONFIG_DIR to Asterisk's own"),
+            Ok(_) => bail!("{shown} is not a folder", "set ASTERISK_CONFIG_DIR to Asterisk's own"),
+            Err(error) => bail!("cannot open {shown}: {error}", "set ASTERISK_CONFIG_DIR to Asterisk's own"),
         }
     }
 
     /// This process can replace both generated files, and take the lock.
-    pub(super) fn two_folders(&self) -> Probed {
+    pub(super) fn two_folders(&self) -> Result<Found> {
         rights::check_targets(&self.files)?;
         HostLock::check(&self.files)?;
         let open = |folder: &&Path| fs::metadata(folder).is_ok_and(|found| found.mode() & 0o002 != 0);
         if let Some(folder) = self.files.both().map(folder).iter().find(|folder| open(folder)) {
             let folder = folder.display();
-            return Err(Trouble::Warning(format!(
-                "every user of this machine may write in {folder}, and so run programs as Asterisk; close it with: chmod o-w {folder}"
+            return Ok(Found::Warning(problem!(
+                "every user of this machine may write in {folder}, and so run programs as Asterisk",
+                "close it with: chmod o-w {folder}"
             )));
         }
-        Ok(self.files.both().map(|file| folder(file).display().to_string()).join(", "))
+        Ok(self.files.both().map(|file| folder(file).display().to_string()).join(", ").into())
     }
 
     /// `pjsip.conf`, `extensions.conf`, `sorcery.conf` and all that they include can be read.
     pub(super) fn files_readable(main: &Result<MainFiles>) -> Result<String> {
-        let main = main.as_ref().map_err(|error| anyhow!("{error}"))?;
+        let main = main.as_ref().map_err(Problem::clone)?;
         let count: usize = main.all().map(|config| config.files.len()).iter().sum();
         Ok(format!("{FILES}: {count} files with what they include"))
     }
@@ -57,7 +57,7 @@ impl Host {
     }
 
     /// Asterisk refuses no line, and skips none by mistake.
-    pub(super) fn lines(main: &MainFiles) -> Probed {
+    pub(super) fn lines(main: &MainFiles) -> Result<Found> {
         let refused = main
             .all()
             .into_iter()
@@ -66,14 +66,11 @@ impl Host {
         if let Some((in_main, place, why)) = refused.min_by_key(|(in_main, ..)| !*in_main) {
             let rest = "the rest of that file, and the files that the same include line finds after it";
             let what = if in_main { "all of that file" } else { rest };
-            return Err(anyhow!(
-                "{place}: this line {why}, so Asterisk refuses {what}; mend the line, then apply again"
-            )
-            .into());
+            bail!("{place}: this line {why}, so Asterisk refuses {what}", "fix the line, then apply again");
         }
         match main.all().into_iter().find_map(|config| config.skipped.first()) {
-            Some((place, why)) => Err(Trouble::Warning(format!("{place} {why}"))),
-            None => Ok(format!("none in {FILES}")),
+            Some((place, why, remedy)) => Ok(Found::Warning(problem!("{place} {why}", "{remedy}"))),
+            None => Ok(format!("none in {FILES}").into()),
         }
     }
 
@@ -88,10 +85,11 @@ impl Host {
             [] => String::new(),
             missing => format!("load {} (module load), and ", missing.join(" ")),
         };
+        let lines = failing.join(", and ");
         ensure!(
             failing.is_empty(),
-            "{} finds no file, so Asterisk refuses what stands in that file; write #tryinclude there, or remove the line, then {load}apply again",
-            failing.join(", and ")
+            "{lines} finds no file, so Asterisk refuses what stands in that file",
+            "write #tryinclude there, or remove the line, then {load}apply again"
         );
         Ok(format!("every #include of {FILES} finds some"))
     }
@@ -107,37 +105,44 @@ impl Host {
                 } else {
                     format!("at {first} and at {second}")
                 };
-                bail!("{file} is included twice, {why}; remove one of the two lines, then apply again");
+                bail!("{file} is included twice, {why}", "remove one of the two lines, then apply again");
             }
         }
         Ok("neither of the generated files".to_owned())
     }
 
     /// Both files are included, by a line that allows for a missing file.
-    pub(super) fn include_lines(&self, main: &MainFiles) -> Probed {
+    pub(super) fn include_lines(&self, main: &MainFiles) -> Result<Found> {
         let includes = self.includes(main)?;
         if let Some(include) = includes.iter().find(|include| !include.tries) {
-            return Err(Trouble::Warning(format!(
-                "{} includes the generated file by #include, so Asterisk refuses the whole file whenever that is missing; write #tryinclude there",
-                include.place
+            let place = &include.place;
+            return Ok(Found::Warning(problem!(
+                "{place} includes the generated file by #include, so Asterisk refuses the whole file whenever that is missing",
+                "write #tryinclude there"
             )));
         }
-        Ok(includes.map(|include| include.place.to_string()).join(", "))
+        Ok(includes.map(|include| include.place.to_string()).join(", ").into())
     }
 
     /// The lines that include the endpoints and the routing. Fails if one is missing.
     pub(crate) fn includes<'m>(&'m self, main: &'m MainFiles) -> Result<[&'m Include; 2]> {
         let [endpoints, routing] = self.pairs(main).map(|(config, generated)| {
-            config.includes.iter().find(|include| include.includes(generated)).with_context(|| {
+            config.includes.iter().find(|include| include.includes(generated)).ok_or_else(|| {
                 let line = generated.strip_prefix(&self.config_dir).unwrap_or(generated).display();
                 let main = config.files[0].display();
                 if let Some((place, why)) = config.refused.iter().find(|(place, _)| place.file == config.files[0]) {
-                    return format!("{main} may include the generated file, but {place} {why}, so Asterisk does not read what follows; mend that line, then apply again");
+                    return problem!(
+                        "{main} may include the generated file, but {place} {why}, so Asterisk does not read what follows",
+                        "fix that line, then apply again"
+                    );
                 }
-                if let Some((place, why)) = config.skipped.iter().find(|(place, _)| place.file == config.files[0]) {
-                    return format!("{main} may include the generated file, but {place} {why}, then apply again");
+                if let Some((place, why, remedy)) = config.skipped.iter().find(|(place, ..)| place.file == config.files[0]) {
+                    return problem!(
+                        "{main} may include the generated file, but {place} {why}",
+                        "{remedy}, then apply again"
+                    );
                 }
-                format!("{main} does not include the generated file; add the line '#tryinclude {line}' to it, then apply again")
+                problem!("{main} does not include the generated file", "add the line '#tryinclude {line}' to it, then apply again")
             })
         });
         Ok([endpoints?, routing?])
@@ -150,10 +155,10 @@ impl Host {
             if let Some(kind) = section.kind()
                 && let Some(first) = seen.insert((&section.name, kind), &section.place)
             {
+                let Section { place, name, .. } = section;
                 bail!(
-                    "{}: a second [{}] of type={kind} (the first is at {first}) makes Asterisk refuse every {kind}; rename or remove it, then apply again",
-                    section.place,
-                    section.name
+                    "{place}: a second [{name}] of type={kind} (the first is at {first}) makes Asterisk refuse every {kind}",
+                    "rename or remove it, then apply again"
                 );
             }
         }

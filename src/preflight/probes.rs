@@ -5,7 +5,6 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Result, anyhow};
 use serde::Serialize;
 use tokio::join;
 
@@ -14,6 +13,7 @@ use crate::asterisk::in_force::modules::Modules;
 use crate::asterisk::reload::AsteriskCommand;
 use crate::host::configuration::MainFiles;
 use crate::host::place::GeneratedFiles;
+use crate::problem::{Problem, Result};
 use crate::settings::Settings;
 
 /// An Asterisk, and where its configuration and the generated files lie.
@@ -40,68 +40,65 @@ pub enum State {
     Unknown,
 }
 
-/// What a probe found.
+/// What a probe found that an apply works with.
+#[derive(Debug)]
+pub enum Found {
+    Fine(String),
+    Warning(Problem),
+}
+
+impl From<String> for Found {
+    fn from(text: String) -> Self {
+        Self::Fine(text)
+    }
+}
+
+/// What a probe looked at, and what it found.
 #[derive(Debug, Serialize)]
 pub struct Finding {
     pub what: &'static str,
     pub state: State,
     /// What is there, or what is wrong.
     pub found: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mend: Option<String>,
+    #[serde(rename = "mend", skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
 }
-
-/// A problem, as `what is wrong; what to do`.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub enum Trouble {
-    /// An apply works all the same.
-    Warning(String),
-    Failure(#[from] anyhow::Error),
-}
-
-/// What a probe found, or a problem.
-pub type Probed = Result<String, Trouble>;
 
 impl Finding {
     /// The result of a probe.
-    pub(crate) fn of(what: &'static str, probed: Probed) -> Self {
-        let (state, text) = match probed {
-            Ok(found) => return Self { what, state: State::Ok, found, mend: None },
-            Err(Trouble::Warning(text)) => (State::Warning, text),
-            Err(Trouble::Failure(error)) => (State::Failure, error.to_string()),
+    pub(crate) fn of(what: &'static str, found: Result<Found>) -> Self {
+        let (state, Problem { what: found, remedy }) = match found {
+            Ok(Found::Fine(found)) => return Self { what, state: State::Ok, found, remedy: None },
+            Ok(Found::Warning(problem)) => (State::Warning, problem),
+            Err(problem) => (State::Failure, problem),
         };
-        let (found, mend) = match text.split_once("; ") {
-            Some((found, mend)) => (found.to_owned(), Some(mend.to_owned())),
-            None => (text, None),
-        };
-        Self { what, state, found, mend }
+        Self { what, state, found, remedy: Some(remedy) }
     }
 }
 
 /// Runs a probe and adds what it found to a list. If it is not `possible`, because something that it depends on failed, only this is
 /// added. Says whether the probe did not fail.
-pub(crate) async fn add<E: Into<Trouble>>(
+pub(crate) async fn add<F: Into<Found>>(
     list: &mut Vec<Finding>,
     what: &'static str,
     possible: bool,
-    probe: impl Future<Output = Result<String, E>>,
+    probe: impl Future<Output = Result<F>>,
 ) -> bool {
     let finding = if possible {
-        Finding::of(what, probe.await.map_err(Into::into))
+        Finding::of(what, probe.await.map(Into::into))
     } else {
         let found = "not checked: it depends on a failure above".to_owned();
-        Finding { what, state: State::Unknown, found, mend: None }
+        Finding { what, state: State::Unknown, found, remedy: None }
     };
     let passed = finding.state != State::Failure;
     list.push(finding);
     passed
 }
 
-/// The first failure, as `what is wrong; what to do`.
-fn first_failure(list: Vec<Finding>) -> Option<String> {
-    let Finding { found, mend, .. } = list.into_iter().find(|finding| finding.state == State::Failure)?;
-    Some([Some(found), mend].into_iter().flatten().collect::<Vec<_>>().join("; "))
+/// The first failure.
+fn first_failure(list: Vec<Finding>) -> Option<Problem> {
+    let Finding { found, remedy, .. } = list.into_iter().find(|finding| finding.state == State::Failure)?;
+    Some(Problem { what: found, remedy: remedy.unwrap_or_default() })
 }
 
 impl Host {
@@ -128,7 +125,7 @@ impl Host {
     pub(crate) async fn probe_before_apply(&self) -> Result<MainFiles> {
         let others = async {
             let main = MainFiles::read(&self.config_dir);
-            first_failure(self.list(&main, false).await).map_or(main, |failure| Err(anyhow!(failure)))
+            first_failure(self.list(&main, false).await).map_or(main, Err)
         };
         // Asterisk lists the dialplan, and a process starts, while this one reads the files.
         let (main, routing, same_asterisk) = join!(others, self.routing_from_files(), self.same_asterisk());
@@ -141,7 +138,7 @@ impl Host {
     /// The first failure; otherwise where to look.
     pub(crate) async fn likely_cause(&self) -> String {
         let none = || "none was found; Asterisk's own log (messages.log) says what it refused".to_owned();
-        first_failure(self.probe().await).unwrap_or_else(none)
+        first_failure(self.probe().await).map_or_else(none, |failure| failure.to_string())
     }
 
     /// The list. Without `all`, only what an apply needs, and does not ask by itself, is looked at. What others depend on comes first:
@@ -173,7 +170,7 @@ impl Host {
         add(list, "sections of one name and type", all && files, async { Self::no_section_twice(main) }).await;
         add(list, "lines that Asterisk refuses", causes && files, async { Self::lines(main) }).await;
         add(list, "the numbers 1000 to 1999", files, async { self.nothing_foreign(main) }).await;
-        add(list, "the dialplan context", all && files, async { anyhow::Ok(self.context_elsewhere(main)) }).await;
+        add(list, "the dialplan context", all && files, async { Ok(self.context_elsewhere(main)) }).await;
 
         let modules = async { Self::modules(&modules?) };
         let modules = add(list, "Asterisk's modules", asterisk, modules).await;

@@ -4,11 +4,10 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use anyhow::{Result, anyhow, bail, ensure};
 use rustix::fs::getxattr;
 use tokio::try_join;
 
-use super::probes::{Host, Probed, Trouble};
+use super::probes::{Found, Host};
 use crate::asterisk::contact;
 use crate::asterisk::control::Server;
 use crate::asterisk::in_force::dialplan::{FirstPriority, first_priorities};
@@ -19,6 +18,7 @@ use crate::domain::some_of;
 use crate::host::configuration::MainFiles;
 use crate::host::mappings;
 use crate::host::place::folder;
+use crate::problem::{Problem, Result, bail, ensure, problem};
 use crate::render::CONTEXT;
 
 /// The oldest release line that the portal was tried with.
@@ -31,7 +31,8 @@ impl Host {
         let version = &server.version;
         ensure!(
             server.release().is_none_or(|release| release >= OLDEST_RELEASE),
-            "Asterisk {version} is older than {OLDEST_RELEASE}, the oldest that the portal works with; upgrade it, then apply again"
+            "Asterisk {version} is older than {OLDEST_RELEASE}, the oldest that the portal works with",
+            "upgrade it, then apply again"
         );
         modules::wait_fully_booted(&self.control).await?;
         self.control.identity().await?; // Asterisk knows the command for it a moment after it has booted.
@@ -50,28 +51,28 @@ impl Host {
         let program = self.command.program.display();
         ensure!(
             by_command == by_socket,
-            "{program} reaches another Asterisk than the control socket does; set ASTERISK_BIN and ASTERISK_RUN_DIR to the program and the run directory of one Asterisk"
+            "{program} reaches another Asterisk than the control socket does",
+            "set ASTERISK_BIN and ASTERISK_RUN_DIR to the program and the run directory of one Asterisk"
         );
         Ok(format!("{program} reaches this Asterisk"))
     }
 
     /// Without some modules a phone cannot register or be called, or an apply cannot be proven.
-    pub(super) fn modules(modules: &Modules) -> Probed {
-        let (missing, for_some) = (modules.missing(), modules.missing_for_some());
-        if !missing.is_empty() {
-            return Err(anyhow!(
-                "Asterisk lacks these modules: {}; load them in this order (module load, and in modules.conf), and if it refuses one, look into its own log (messages.log); then apply again",
-                missing.join(" ")
-            )
-            .into());
-        }
+    pub(super) fn modules(modules: &Modules) -> Result<Found> {
+        let missing = modules.missing().join(" ");
+        let for_some = modules.missing_for_some().join(" ");
+        ensure!(
+            missing.is_empty(),
+            "Asterisk lacks these modules: {missing}",
+            "load them in this order (module load, and in modules.conf), and if it refuses one, look into its own log (messages.log); then apply again"
+        );
         if !for_some.is_empty() {
-            return Err(Trouble::Warning(format!(
-                "Asterisk lacks {}, so calls between phones without a common codec fail, or music on hold is silent; load them (module load, and in modules.conf)",
-                for_some.join(" ")
+            return Ok(Found::Warning(problem!(
+                "Asterisk lacks {for_some}, so calls between phones without a common codec fail, or music on hold is silent",
+                "load them (module load, and in modules.conf)"
             )));
         }
-        Ok("all that are needed are running".to_owned())
+        Ok("all that are needed are running".to_owned().into())
     }
 
     /// Asterisk reads the users' objects in `pjsip.conf`, keeps registrations in its own database, and, where it is `asked`, reads
@@ -83,7 +84,8 @@ impl Host {
             let elsewhere = modules::read_from_a_database(&self.control, &files).await?.join(", ");
             ensure!(
                 elsewhere.is_empty(),
-                "Asterisk reads from a database what should come from a file: {elsewhere}; remove the line from extconfig.conf and restart Asterisk, then apply again"
+                "Asterisk reads from a database what should come from a file: {elsewhere}",
+                "remove the line from extconfig.conf and restart Asterisk, then apply again"
             );
         }
         Ok("endpoints, auths and AORs in pjsip.conf, registrations in Asterisk's own database".to_owned())
@@ -93,10 +95,13 @@ impl Host {
     pub(super) async fn asterisks_folder(&self) -> Result<String> {
         let (theirs, ours) = (self.control.identity().await?.config_dir, &self.config_dir);
         match (fs::canonicalize(&theirs), fs::canonicalize(ours)) {
-            (Ok(a), Ok(b)) if a != b => bail!(
-                "Asterisk reads its configuration from {theirs}, not from {}; set ASTERISK_CONFIG_DIR to it",
-                ours.display()
-            ),
+            (Ok(a), Ok(b)) if a != b => {
+                let ours = ours.display();
+                bail!(
+                    "Asterisk reads its configuration from {theirs}, not from {ours}",
+                    "set ASTERISK_CONFIG_DIR to it"
+                )
+            }
             // A folder that this user does not see may have another name inside a container.
             _ => Ok(theirs),
         }
@@ -105,13 +110,14 @@ impl Host {
     /// The user that Asterisk runs as may read both generated files, and all others.
     pub(super) async fn readable_by_asterisk(&self, main: &MainFiles) -> Result<String> {
         let asterisk = self.control.server().await?;
+        let user = asterisk.uid;
         for file in self.files.both() {
             if let Some(closed) = closed_to(&asterisk, file) {
+                let closed = closed.display();
+                let folder = folder(file).display();
                 bail!(
-                    "Asterisk runs as user {}, which may not read {}; give the folder a group of that user (chgrp asterisk {folder}; chmod 2750 {folder}), or add that user to the folder's group and restart Asterisk (started with -G or rungroup, it has that group alone); then apply again",
-                    asterisk.uid,
-                    closed.display(),
-                    folder = folder(file).display(),
+                    "Asterisk runs as user {user}, which may not read {closed}",
+                    "give the folder a group of that user (chgrp asterisk {folder}; chmod 2750 {folder}), or add that user to the folder's group and restart Asterisk (started with -G or rungroup, it has that group alone); then apply again"
                 );
             }
         }
@@ -119,12 +125,12 @@ impl Host {
             if let Some(closed) = closed_to(&asterisk, file) {
                 let closed = closed.display();
                 bail!(
-                    "Asterisk runs as user {}, which may not read {closed}; give it a group of that user (chgrp asterisk {closed}; chmod g+rX {closed}) and restart Asterisk, then apply again",
-                    asterisk.uid
+                    "Asterisk runs as user {user}, which may not read {closed}",
+                    "give it a group of that user (chgrp asterisk {closed}; chmod g+rX {closed}) and restart Asterisk, then apply again"
                 );
             }
         }
-        Ok(format!("as user {}", asterisk.uid))
+        Ok(format!("as user {user}"))
     }
 
     /// No priority 1 of our numbers comes from something else than a file (such as AEL): `dialplan reload` would keep it.
@@ -135,32 +141,35 @@ impl Host {
         match routed.into_iter().find(|(_, first)| !reloaded(&first.source)) {
             None => Ok("extensions.conf and what it includes".to_owned()),
             Some((number, FirstPriority { source, .. })) => bail!(
-                "priority 1 of extension {number} in {CONTEXT} comes from {source}, not from a file; remove it there, then apply again"
+                "priority 1 of extension {number} in {CONTEXT} comes from {source}, not from a file",
+                "remove it there, then apply again"
             ),
         }
     }
 
     /// Asterisk sends the calls to each registered phone to where it is.
-    pub(super) async fn contacts(&self) -> Probed {
+    pub(super) async fn contacts(&self) -> Result<Found> {
         let (registered, known) = try_join!(registrations::list(&self.control), contact::known(&self.control))?;
         let elsewhere = registered.into_iter().filter(|phone| contact::leads_elsewhere(&phone.contact, &known));
         let elsewhere: Vec<_> = elsewhere.map(|phone| format!("{} ({})", phone.number, phone.contact)).collect();
         if elsewhere.is_empty() {
-            return Ok("at the phones themselves, as far as their contacts tell".to_owned());
+            return Ok("at the phones themselves, as far as their contacts tell".to_owned().into());
         }
-        Err(Trouble::Warning(format!(
-            "phones registered contacts that lead calls elsewhere, perhaps to a trunk: {}; if you did not set them up so, delete these users and apply; docs/security.md says what else helps",
-            some_of(elsewhere)
+        let phones = some_of(elsewhere);
+        Ok(Found::Warning(problem!(
+            "phones registered contacts that lead calls elsewhere, perhaps to a trunk: {phones}",
+            "if you did not set them up so, delete these users and apply; docs/security.md says what else helps"
         )))
     }
 
     /// Nothing that Asterisk shows keeps phones out.
-    pub(super) async fn phones(&self) -> Probed {
+    pub(super) async fn phones(&self) -> Result<Found> {
         let found = phones::kept_out(&self.control).await?;
         if found.is_empty() {
-            return Ok("Asterisk shows nothing that keeps them out".to_owned());
+            return Ok("Asterisk shows nothing that keeps them out".to_owned().into());
         }
-        Err(Trouble::Warning(found.join(". ")))
+        let join = |text: fn(&Problem) -> &str| found.iter().map(text).collect::<Vec<_>>().join(". ");
+        Ok(Found::Warning(Problem { what: join(|one| &one.what), remedy: join(|one| &one.remedy) }))
     }
 }
 

@@ -12,6 +12,7 @@ use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode
 use sqlx::postgres::PgConnectOptions;
 
 use crate::account::user_name;
+use crate::problem::problem;
 
 /// Which database, and how to reach it.
 #[derive(Clone)]
@@ -78,7 +79,10 @@ impl DatabaseUrl {
         let is_several =
             |(name, value): &(&str, &str)| ["host", "hostaddr", "port"].contains(name) && value.contains(',');
         let host = authority.rsplit('@').next().unwrap_or_default();
-        ensure!(!host.contains(',') && !parameters.iter().any(is_several), ONE_ADDRESS);
+        ensure!(
+            !host.contains(',') && !parameters.iter().any(is_several),
+            problem!("it takes one address", "{SEVERAL}")
+        );
         let has = |wanted: &str| parameters.iter().any(|(name, _)| *name == wanted);
         let mut url = url.to_owned();
         if authority.ends_with('@') && has("host") {
@@ -92,7 +96,7 @@ impl DatabaseUrl {
         }
         let options = PgConnectOptions::from_str(&url).map_err(|error| match error {
             sqlx::Error::Configuration(why) if rest.contains('@') && !authority.contains('@') => {
-                anyhow!("{why}; {ENCODE}")
+                anyhow!(problem!("{why}", "{ENCODE}"))
             }
             sqlx::Error::Configuration(why) => anyhow!("{why}"),
             _ => anyhow!("it takes the form postgres://user:password@host:5432/database"),
@@ -108,7 +112,7 @@ impl DatabaseUrl {
 /// Refuses what nobody means: a line end, say.
 fn check_characters(text: &str) -> Result<()> {
     let stray = text.trim() != text || text.contains(char::is_control);
-    ensure!(!stray, "it has a blank at an end, or a line end or another control character; remove it");
+    ensure!(!stray, problem!("it has a blank at an end, or a line end or another control character", "remove it"));
     Ok(())
 }
 
@@ -139,7 +143,7 @@ fn check_names(parameters: &[(&str, &str)], may_be_password: bool) -> Result<()>
     }
     ensure!(!may_be_password && others.iter().all(|(name, _)| is_name(name)), ENCODE);
     let (what_to_do, known) = (what_to_do.join("; "), KNOWN.replace(' ', ", "));
-    bail!("it has parameters that the service does not know; {what_to_do}; it knows {known}")
+    bail!(problem!("it has parameters that the service does not know", "{what_to_do}; it knows {known}"))
 }
 
 const KNOWN: &str =
@@ -154,7 +158,8 @@ const REMOVABLE: &str = "connect_timeout keepalives keepalives_idle keepalives_i
     client_encoding fallback_application_name target_session_attrs load_balance_hosts channel_binding gssencmode krbsrvname \
     gsslib gssdelegation sslcompression sslsni pgbouncer connection_limit pool_timeout prepareThreshold";
 
-const ONE_ADDRESS: &str = "it takes one address; for several servers put HAProxy in front, see \"More than one database machine\" in docs/operations.md";
+const SEVERAL: &str =
+    "for several servers put HAProxy in front, see \"More than one database machine\" in docs/operations.md";
 
 const ENCODE: &str =
     "a #, /, ? or @ in the password or in another part must be percent-encoded, as %23, %2F, %3F or %40";

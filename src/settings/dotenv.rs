@@ -12,13 +12,14 @@ use rustix::process::geteuid;
 
 use super::help::documented;
 use crate::account::user_name;
+use crate::problem::{Problem, problem};
 
 /// What the file sets.
 #[derive(Debug, Default)]
 pub struct Dotenv {
     values: BTreeMap<String, String>,
-    /// What an administrator should look at: `what is wrong; what to do`.
-    warnings: Vec<String>,
+    /// What an administrator should look at.
+    warnings: Vec<Problem>,
 }
 
 impl Dotenv {
@@ -45,7 +46,7 @@ impl Dotenv {
         { file }.read_to_end(&mut bytes)?;
         let mut dotenv = Self::parse(&bytes)?;
         if found.mode() & 0o004 != 0 {
-            dotenv.warnings.push(format!("every user of this machine may read {path}; run: chmod o-r {path}"));
+            dotenv.warnings.push(problem!("every user of this machine may read {path}", "run: chmod o-r {path}"));
         }
         Ok(dotenv)
     }
@@ -67,8 +68,9 @@ impl Dotenv {
                     !name.starts_with("PORTAL_"),
                     "line {number}: there is no setting {name}; correct or remove it"
                 );
-                dotenv.warnings.push(format!(
-                    ".env sets {name} (line {number}), which is no setting of the service and is ignored; remove the line (for PostgreSQL, write what it says into DATABASE_URL)"
+                dotenv.warnings.push(problem!(
+                    ".env sets {name} (line {number}), which is no setting of the service and is ignored",
+                    "remove the line (for PostgreSQL, write what it says into DATABASE_URL)"
                 ));
             }
             let twice = dotenv.values.insert(name.to_owned(), value.to_owned());
@@ -82,14 +84,14 @@ impl Dotenv {
         self.values.get(name).map(String::as_str)
     }
 
-    /// What an administrator should look at, in the file and in the environment: `what is wrong; what to do`.
-    pub fn warnings(&self) -> Vec<String> {
+    /// What an administrator should look at, in the file and in the environment.
+    pub fn warnings(&self) -> Vec<Problem> {
         let settings = documented();
         let ours = |name: &String| name.starts_with("PORTAL_") || name.starts_with("ASTERISK_");
         let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
         let unknown = names.filter(|name| ours(name) && !settings.iter().any(|[setting, ..]| setting == name));
         let unknown =
-            unknown.map(|name| format!("the environment sets {name}, which is no setting; correct or remove it"));
+            unknown.map(|name| problem!("the environment sets {name}, which is no setting", "correct or remove it"));
         self.warnings.iter().cloned().chain(unknown).collect()
     }
 }

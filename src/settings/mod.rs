@@ -16,6 +16,7 @@ use clap::{Args, FromArgMatches as _, Parser, ValueEnum};
 use tracing::level_filters::LevelFilter;
 
 use crate::domain::Name;
+use crate::problem::{Problem, problem};
 pub use database_url::DatabaseUrl;
 pub(crate) use database_url::address;
 pub use dotenv::Dotenv;
@@ -139,19 +140,28 @@ impl Secrets {
             Ok(Some(value))
         };
         let database = match variable("DATABASE_URL")? {
-            Some(url) => DatabaseUrl::parse(&url).map_err(|why| anyhow!("DATABASE_URL is invalid: {why}"))?,
+            Some(url) => DatabaseUrl::parse(&url).map_err(|why| match why.downcast() {
+                Ok(Problem { what, remedy }) => problem!("DATABASE_URL is invalid: {what}", "{remedy}").into(),
+                Err(why) => anyhow!("DATABASE_URL is invalid: {why}"),
+            })?,
             None => DatabaseUrl::Sqlite(settings.data_dir.join("portal.db")),
         };
         let api_token = variable("PORTAL_API_TOKEN")?.map(ApiToken::parse).transpose()?;
         let listen = settings.listen;
         ensure!(
             api_token.is_some() || listen.ip().is_loopback() || settings.allow_unauthenticated,
-            "PORTAL_LISTEN {listen} is open to other machines and PORTAL_API_TOKEN is not set: anybody there could read every SIP secret; set PORTAL_API_TOKEN, listen on 127.0.0.1, or say PORTAL_ALLOW_UNAUTHENTICATED=true"
+            problem!(
+                "PORTAL_LISTEN {listen} is open to other machines and PORTAL_API_TOKEN is not set: anybody there could read every SIP secret",
+                "set PORTAL_API_TOKEN, listen on 127.0.0.1, or say PORTAL_ALLOW_UNAUTHENTICATED=true"
+            )
         );
+        let long_enough = ApiToken::LONG_ENOUGH;
         ensure!(
             listen.ip().is_loopback() || !api_token.as_ref().is_some_and(ApiToken::is_short),
-            "PORTAL_LISTEN {listen} is open to other machines and PORTAL_API_TOKEN has fewer than {} bytes, which can be guessed; make a new one with 'openssl rand -hex 32', or listen on 127.0.0.1",
-            ApiToken::LONG_ENOUGH
+            problem!(
+                "PORTAL_LISTEN {listen} is open to other machines and PORTAL_API_TOKEN has fewer than {long_enough} bytes, which can be guessed",
+                "make a new one with 'openssl rand -hex 32', or listen on 127.0.0.1"
+            )
         );
         Ok(Self { database, api_token })
     }

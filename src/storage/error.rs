@@ -3,6 +3,8 @@
 use std::io;
 use std::time::Duration;
 
+use crate::problem::Problem;
+
 /// The bound of one call. The API promises an answer within 5 seconds.
 pub(super) const DEADLINE: Duration = Duration::from_millis(4250);
 
@@ -18,20 +20,21 @@ pub const LOOK_AND_TRY_AGAIN: &str = "Look at the service's log, then try again.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StorageError {
     /// It cannot be reached, did not answer in time, or failed. That may end by itself.
-    #[error("{reason}; {advice}")]
+    #[error("{problem}")]
     Unavailable {
-        /// The database's message, for the log; never a URL, a password or a value.
-        reason: String,
+        /// The database's message, and the remedy with all details; never a URL, a password or a value. For the log and `check`.
+        problem: Problem,
+        /// The remedy without details, for a client of the API.
         advice: &'static str,
         /// Whether a write may have happened all the same.
         maybe_written: bool,
     },
     /// At start: it can be reached but not used, or a migration failed and was rolled back.
     #[error("the database can't be used: {0}")]
-    Unusable(String),
+    Unusable(Problem),
     /// Somebody edited a row by hand: which one, and how to correct it.
     #[error("{0}")]
-    DamagedRow(String),
+    DamagedRow(Problem),
     #[error("the e-mail address belongs to another user")]
     EmailInUse,
     #[error("all extensions from 1000 to 1999 are taken")]
@@ -41,9 +44,10 @@ pub enum StorageError {
 }
 
 impl StorageError {
-    /// A failure before anything was written.
-    pub(super) fn unavailable(reason: String, advice: &'static str) -> Self {
-        Self::Unavailable { reason, advice, maybe_written: false }
+    /// A failure before anything was written. Only an administrator sees the `details` of the remedy.
+    pub(super) fn unavailable(what: String, details: Option<String>, advice: &'static str) -> Self {
+        let remedy = details.map_or(advice.to_owned(), |details| format!("{details}; {advice}"));
+        Self::Unavailable { problem: Problem { what, remedy }, advice, maybe_written: false }
     }
 }
 

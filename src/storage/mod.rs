@@ -20,6 +20,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::domain::{Email, ExtensionNumber, Name, Secret, User};
+use crate::problem::Problem;
 use crate::settings::DatabaseUrl;
 use call::{Database, Pool, Work};
 pub use error::{LOOK_AND_TRY_AGAIN, StorageError};
@@ -92,8 +93,8 @@ impl Storage {
         let pool = self.pool.clone();
         let task = tokio::spawn(async move { pool.call(access, work).await });
         task.await.unwrap_or_else(|panic| {
-            let (reason, advice) = (panic.to_string(), LOOK_AND_TRY_AGAIN);
-            Err(StorageError::Unavailable { reason, advice, maybe_written: true })
+            let problem = Problem { what: panic.to_string(), remedy: LOOK_AND_TRY_AGAIN.to_owned() };
+            Err(StorageError::Unavailable { problem, advice: LOOK_AND_TRY_AGAIN, maybe_written: true })
         })
     }
 }

@@ -15,6 +15,7 @@ use tokio::time::timeout;
 
 use super::error::{DEADLINE, Failure, LOOK_AND_TRY_AGAIN, StorageError, no_answer, text};
 use super::schema::{Inspection, run_migrations};
+use crate::problem::Problem;
 use crate::settings::{address, is_this_machine};
 
 /// Enough to keep a server busy. Ten hosts stay well below the default limit of a server, 100.
@@ -65,7 +66,7 @@ impl Server {
             let _ = connection.close().await;
             Ok::<_, Failure>(inspection)
         };
-        let failed = |error: &sqlx::Error| StorageError::Unusable(self.explain(error).to_string());
+        let failed = |error: &sqlx::Error| as_unusable(self.explain(error));
         migrating.await.map_err(|failure| failure.explained(failed))
     }
 
@@ -83,9 +84,10 @@ impl Server {
     /// Finds out which server it is, how the service is connected to it, and whether it can work with it.
     async fn inspected(&self, connection: &mut PgConnection) -> Result<Inspection, Failure> {
         let found = sqlx::raw_sql(include_str!("inspect.sql")).fetch_one(&mut *connection).await?;
-        let (server, obstacle, migrated): (String, Option<String>, bool) = FromRow::from_row(&found)?;
-        if let Some(obstacle) = obstacle {
-            return Err(StorageError::Unusable(obstacle).into());
+        let (server, obstacle, migrated): (String, Option<Vec<String>>, bool) = FromRow::from_row(&found)?;
+        if let Some([what, remedy]) = obstacle.as_deref() {
+            let problem = Problem { what: what.clone(), remedy: remedy.clone() };
+            return Err(StorageError::Unusable(problem).into());
         }
         let schema = if migrated {
             sqlx::raw_sql("SELECT max(version) FROM _sqlx_migrations").fetch_one(connection).await?.try_get(0)?
@@ -116,9 +118,12 @@ impl Server {
 
     /// Why there is no connection, and what to do.
     pub(super) fn cannot_be_reached(&self, error: &sqlx::Error) -> StorageError {
-        let (why, advice) = self.problem_of_tls(error).unwrap_or_else(|| (self.refusal(error), advice(error)));
-        let why = [Some(why), self.ignored()].into_iter().flatten().collect::<Vec<_>>().join("; ");
-        StorageError::unavailable(why, advice)
+        let (what, sql, advice) = match self.problem_of_tls(error) {
+            Some((what, advice)) => (what, None, advice),
+            None => (self.refusal(error), self.sql_for(error), advice(error)),
+        };
+        let details: Vec<_> = [sql, self.ignored()].into_iter().flatten().collect();
+        StorageError::unavailable(what, (!details.is_empty()).then(|| details.join("; ")), advice)
     }
 
     /// Turns an error of an open connection into advice.
@@ -126,7 +131,7 @@ impl Server {
         match error {
             // It names the address.
             sqlx::Error::Io(_) => self.cannot_be_reached(error),
-            _ => StorageError::unavailable(text(error), advice(error)),
+            _ => StorageError::unavailable(text(error), None, advice(error)),
         }
     }
 
@@ -140,26 +145,29 @@ impl Server {
             _ => is_full(error) || matches!(sqlstate(error).get(..2), Some("57" | "53")),
         };
         let unavailable = self.cannot_be_reached(error);
-        if may_pass { unavailable } else { StorageError::Unusable(unavailable.to_string()) }
+        if may_pass { unavailable } else { as_unusable(unavailable) }
     }
 
-    /// Why the server refuses a connection, with the SQL that mends it where that is known.
+    /// Why the server refuses a connection. An error of something else does not name the server.
     fn refusal(&self, error: &sqlx::Error) -> String {
+        let why = text(error);
+        if sqlstate(error).is_empty() { format!("{}: {why}", address(&self.options)) } else { why }
+    }
+
+    /// The SQL that makes the server accept the connection, where it is known.
+    fn sql_for(&self, error: &sqlx::Error) -> Option<String> {
         let role = self.options.get_username();
         let database = quoted(self.options.get_database().unwrap_or(role));
-        let (role, why) = (quoted(role), text(error));
-        match sqlstate(error).as_str() {
-            "3D000" => format!("{why}; as a superuser run: CREATE DATABASE {database} OWNER {role}"),
-            "42501" => format!("{why}; as a superuser run: GRANT CONNECT ON DATABASE {database} TO {role}"),
-            "53300" if why.contains("for role") => {
-                format!("{why}; as a superuser run: ALTER ROLE {role} CONNECTION LIMIT -1")
-            }
-            "53300" if why.contains("for database") => {
-                format!("{why}; as a superuser run: ALTER DATABASE {database} CONNECTION LIMIT -1")
-            }
-            "" => format!("{}: {why}", address(&self.options)),
-            _ => why,
-        }
+        let role = quoted(role);
+        let why = text(error);
+        let sql = match sqlstate(error).as_str() {
+            "3D000" => format!("CREATE DATABASE {database} OWNER {role}"),
+            "42501" => format!("GRANT CONNECT ON DATABASE {database} TO {role}"),
+            "53300" if why.contains("for role") => format!("ALTER ROLE {role} CONNECTION LIMIT -1"),
+            "53300" if why.contains("for database") => format!("ALTER DATABASE {database} CONNECTION LIMIT -1"),
+            _ => return None,
+        };
+        Some(format!("as a superuser run: {sql}"))
     }
 
     /// What is wrong with TLS or its files, and what to do. sqlx reads the files for each connection, and does not name them.
@@ -215,6 +223,14 @@ impl Server {
     /// What sqlx shows of its options only as a URL, which cannot have every host and user.
     fn shown(&self) -> PgConnectOptions {
         self.options.clone().host("host").username("user")
+    }
+}
+
+/// A failure that does not end by itself.
+fn as_unusable(error: StorageError) -> StorageError {
+    match error {
+        StorageError::Unavailable { problem, .. } => StorageError::Unusable(problem),
+        other => other,
     }
 }
 

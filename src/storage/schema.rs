@@ -3,6 +3,7 @@
 use sqlx::migrate::{Migrate, MigrateError, Migrator};
 
 use super::error::StorageError;
+use crate::problem::problem;
 
 /// The schema's major version, the thousands of a migration's number. Within one, migrations only add, so that a binary runs on any
 /// newer schema of it.
@@ -22,8 +23,9 @@ impl Inspection {
     pub(super) fn new(server: String, schema: Option<i64>, advice: Option<String>) -> Result<Self, StorageError> {
         let major = schema.unwrap_or_default() / 1000;
         if major > SCHEMA_MAJOR_VERSION {
-            return Err(StorageError::Unusable(format!(
-                "its schema is of major version {major}, this program's is {SCHEMA_MAJOR_VERSION}; install the release that made it"
+            return Err(StorageError::Unusable(problem!(
+                "its schema is of major version {major}, this program's is {SCHEMA_MAJOR_VERSION}",
+                "install the release that made it"
             )));
         }
         Ok(Self { server, schema, advice })

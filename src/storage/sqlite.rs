@@ -27,6 +27,7 @@ use super::error::{DEADLINE, Failure, LOOK_AND_TRY_AGAIN, StorageError, no_answe
 use super::schema::{Inspection, run_migrations};
 use super::statements::{Access, Connection};
 use crate::account::user_name;
+use crate::problem::{Problem, problem};
 
 /// For writes, and as many for reads.
 pub(super) const CONNECTIONS: usize = 1;
@@ -77,9 +78,10 @@ impl File {
         let path = self.path.as_path();
         let folder = path.parent().unwrap_or(path);
         DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| {
-            StorageError::Unusable(format!(
-                "the folder {} can't be created: {error}; set PORTAL_DATA_DIR, or create it for the portal's user",
-                folder.display()
+            let folder = folder.display();
+            StorageError::Unusable(problem!(
+                "the folder {folder} can't be created: {error}",
+                "set PORTAL_DATA_DIR, or create it for the portal's user"
             ))
         })?;
         // The mode is the file's own. Only here, because `check` must not change the file.
@@ -97,22 +99,22 @@ impl File {
             }
             let identity = identity(path).map_err(sqlx::Error::from)?;
             self.started_on.get_or_init(|| identity);
-            inspection.advice = self.read_only();
+            inspection.advice = self.read_only().map(|problem| problem.to_string());
             Ok::<_, Failure>(inspection)
         };
         let failed = |error: &sqlx::Error| match code(error) {
             // It may pass, so the start tries again.
             Some(BUSY) if self.log().exists() => StorageError::unavailable(
                 format!("{}: its write-ahead log can't be ended while another process has it open", path.display()),
+                None,
                 "End the process that uses the database's file (fuser -v on that file), then start again.",
             ),
             Some(BUSY) => self.explain(error),
             _ if is_damage(error) => StorageError::Unusable(self.how_to_restore(&text(error))),
-            _ => StorageError::Unusable(format!(
-                "{}: {}; look at DATABASE_URL or PORTAL_DATA_DIR, at who owns the file, and at its disk",
-                path.display(),
-                text(error)
-            )),
+            _ => StorageError::Unusable(Problem {
+                what: format!("{}: {}", path.display(), text(error)),
+                remedy: "look at DATABASE_URL or PORTAL_DATA_DIR, at who owns the file, and at its disk".to_owned(),
+            }),
         };
         migrating.await.map_err(|failure| failure.explained(failed))
     }
@@ -128,16 +130,14 @@ impl File {
     }
 
     /// Why nothing can be written, and what to do. The journal needs the folder.
-    fn read_only(&self) -> Option<String> {
+    fn read_only(&self) -> Option<Problem> {
         let folder = self.path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
         let refused = |(path, right): (&Path, Right)| {
             let error = rustix::fs::access(path, right).err()?;
-            Some(format!(
-                "the user {} can't write to {}: {}; make it writable for that user",
-                user_name(),
-                path.display(),
-                io::Error::from(error)
-            ))
+            Some(Problem {
+                what: format!("the user {} can't write to {}: {}", user_name(), path.display(), io::Error::from(error)),
+                remedy: "make it writable for that user".to_owned(),
+            })
         };
         [(self.path.as_path(), Right::WRITE_OK), (folder, Right::WRITE_OK | Right::EXEC_OK)]
             .into_iter()
@@ -197,25 +197,25 @@ impl File {
 
     /// Fails if the file is known to be damaged, or is no longer the one that the service was started on.
     pub(super) fn check(&self) -> Result<(), StorageError> {
-        let failed = |what: &str, advice| Err(StorageError::unavailable(self.how_to_restore(what), advice));
+        let failed = |what: &str| {
+            let Problem { what, remedy } = self.how_to_restore(what);
+            Err(StorageError::unavailable(what, Some(remedy), RESTORE_ADVICE))
+        };
         if let Some(damage) = self.damage.get() {
-            return failed(damage, RESTORE_ADVICE);
+            return failed(damage);
         }
         let Some(started_on) = self.started_on.get() else { return Ok(()) };
         let path = self.path.display();
         match identity(&self.path) {
-            Err(error) => failed(&error.to_string(), RESTORE_ADVICE),
+            Err(error) => failed(&error.to_string()),
             Ok(found) if found != *started_on => Err(StorageError::unavailable(
-                format!(
-                    "{path}: it was replaced: this is not the file that the service was started on; restart the service to use it, or put the former back"
-                ),
+                format!("{path}: it was replaced: this is not the file that the service was started on"),
+                Some("restart the service to use it, or put the former back".to_owned()),
                 REPLACED_ADVICE,
             )),
             Ok(_) if self.log().exists() => Err(StorageError::unavailable(
-                format!(
-                    "{path}: another program gave it a write-ahead log, {}; restart the service, which ends it",
-                    self.log().display()
-                ),
+                format!("{path}: another program gave it a write-ahead log, {}", self.log().display()),
+                Some("restart the service, which ends it".to_owned()),
                 "Another program gave the database's file a write-ahead log: restart the service, which ends it.",
             )),
             Ok(_) => Ok(()),
@@ -253,17 +253,18 @@ impl File {
             }
             _ => LOOK_AND_TRY_AGAIN,
         };
-        StorageError::unavailable(format!("{}: {}", self.path.display(), text(error)), advice)
+        StorageError::unavailable(format!("{}: {}", self.path.display(), text(error)), None, advice)
     }
 
     /// What is wrong with the file, and the commands that restore a backup. If its name is mistyped, nothing is changed. An old journal
     /// is removed, because SQLite would undo the restore with it.
-    fn how_to_restore(&self, what: &str) -> String {
+    fn how_to_restore(&self, what: &str) -> Problem {
         let file = self.path.as_path();
         let folder = file.parent().unwrap_or(Path::new("")).join(".");
         let (file, folder) = (file.display(), folder.display());
-        format!(
-            "{file}: {what}; stop the service, restore a backup, start the service: test -f BACKUP && rm -f '{file}-journal' '{file}-wal' && install --mode=600 BACKUP '{file}' && chown --reference='{folder}' '{file}'"
+        problem!(
+            "{file}: {what}",
+            "stop the service, restore a backup, start the service: test -f BACKUP && rm -f '{file}-journal' '{file}-wal' && install --mode=600 BACKUP '{file}' && chown --reference='{folder}' '{file}'"
         )
     }
 }

@@ -16,6 +16,7 @@ use uuid::{Uuid, uuid};
 
 use super::error::{Failure, StorageError};
 use crate::domain::{Email, Extension, ExtensionNumber, Name, Secret, User};
+use crate::problem::{Problem, problem};
 
 /// Inserts nothing if the address is taken. A violation of its index would put it into PostgreSQL's log.
 const INSERT_USER: &str =
@@ -170,29 +171,33 @@ impl Connection {
 /// Parses the columns of [`Connection::users`].
 ///
 /// The service writes no row that fails here. Somebody edited it, so the error says which column, and how to correct it.
-fn parse(row: [Option<&str>; 7]) -> Result<User, String> {
+fn parse(row: [Option<&str>; 7]) -> Result<User, Problem> {
     if let [None, .., Some(number), _] = &row {
-        return Err(format!(
-            "extension {number} belongs to no user: the user's row was deleted by hand; free the number with DELETE FROM extensions WHERE number = {number}"
+        return Err(problem!(
+            "extension {number} belongs to no user: the user's row was deleted by hand",
+            "free the number with DELETE FROM extensions WHERE number = {number}"
         ));
     }
     let [id, tenant_id, name, email, created_at, number, secret] = row.map(Option::unwrap_or_default);
     let invalid = |table: &str, column: &str, key: &str, rule: &str| {
-        format!(
-            "{column} of user {id} in table {table} was edited by hand: it {rule}; correct it with UPDATE {table} SET {column} = '…' WHERE {key} = '{id}', or delete the user with DELETE /users/{id}"
+        problem!(
+            "{column} of user {id} in table {table} was edited by hand: it {rule}",
+            "correct it with UPDATE {table} SET {column} = '…' WHERE {key} = '{id}', or delete the user with DELETE /users/{id}"
         )
     };
     let user = |column: &str, rule: &str| invalid("users", column, "id", rule);
     let extension = |column: &str, rule: &str| invalid("extensions", column, "user_id", rule);
     let uuid = |text: &str| Uuid::parse_str(text).ok().filter(|uuid| uuid.to_string() == text);
     let Some(parsed_id) = uuid(id) else {
-        return Err(format!(
-            "id of a user in table users was edited by hand: '{id}' is not a UUID in lower case; delete the user with DELETE FROM extensions WHERE user_id = '{id}'; DELETE FROM users WHERE id = '{id}'"
+        return Err(problem!(
+            "id of a user in table users was edited by hand: '{id}' is not a UUID in lower case",
+            "delete the user with DELETE FROM extensions WHERE user_id = '{id}'; DELETE FROM users WHERE id = '{id}'"
         ));
     };
     if number.is_empty() {
-        return Err(format!(
-            "user {id} has no extension: its row was deleted by hand; insert it again, or delete the user with DELETE /users/{id}"
+        return Err(problem!(
+            "user {id} has no extension: its row was deleted by hand",
+            "insert it again, or delete the user with DELETE /users/{id}"
         ));
     }
     Ok(User {

@@ -194,7 +194,7 @@ fn sections_and_the_context() {
     // The rest of such a file is not read; of the main file, nothing is.
     asterisk.write_config("hand.conf", "[bob](nobody)\ntype=endpoint\n[1000]\ntype=endpoint\n");
     let advice = Table::of(&settings).says("lines that Asterisk refuses", "failure", &["hand.conf:1", "the rest"]);
-    assert!(advice.contains("mend the line"), "{advice}");
+    assert!(advice.contains("fix the line"), "{advice}");
     portal.apply("suite");
     asterisk.write_config("hand.conf", "");
     let sound = fs::read_to_string(asterisk.etc().join("pjsip.conf")).expect("pjsip.conf");

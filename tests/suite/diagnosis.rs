@@ -179,7 +179,7 @@ fn a_module_that_does_not_run_because_asterisk_refuses_a_line() {
     portal.create_user("Alice", "alice@example.com");
     asterisk.edit_config("extensions.conf", |text| format!("{text}[more\n"));
     asterisk.restart();
-    refused(&asterisk, &portal, &["extensions.conf:4: this line has no closing ]", "mend the line"]);
+    refused(&asterisk, &portal, &["extensions.conf:4: this line has no closing ]", "fix the line"]);
     asterisk.edit_config("extensions.conf", |text| text.replace("[more\n", "[more]\n"));
     // Now nothing but the module is missing.
     refused(&asterisk, &portal, &["Asterisk lacks these modules: pbx_config.so; load them"]);
@@ -208,7 +208,7 @@ fn a_module_that_does_not_run_because_asterisk_may_not_read_its_file() {
 #[test]
 fn an_include_line_below_a_comment_that_never_ends() {
     let (asterisk, portal) = host();
-    for (index, (main, comment, line, why, mended)) in [
+    for (index, (main, comment, line, why, fixed)) in [
         (
             "pjsip.conf",
             ";-- of the\n; former ;-- system --;\n",
@@ -226,7 +226,7 @@ fn an_include_line_below_a_comment_that_never_ends() {
         let sound = fs::read_to_string(asterisk.etc().join(main)).expect("a configuration file");
         asterisk.write_config(main, &format!("{comment}{sound}"));
         failed_apply(&portal, &["may include the generated file, but", &format!("{main}:{line} {why}")]);
-        asterisk.write_config(main, &format!("{mended}{sound}"));
+        asterisk.write_config(main, &format!("{fixed}{sound}"));
         portal.apply("suite");
         asterisk.write_config(main, &sound);
     }

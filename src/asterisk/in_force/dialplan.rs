@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Result;
-
 use crate::asterisk::command::Command;
 use crate::asterisk::control::Control;
 use crate::domain::ExtensionNumber;
 use crate::host::place::ROUTING_FILE_NAME;
+use crate::problem::Result;
 use crate::render::CONTEXT;
 
 /// Priority 1 of an extension.

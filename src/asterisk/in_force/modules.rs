@@ -2,11 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::Result;
-
 use super::rows;
 use crate::asterisk::command::Command;
 use crate::asterisk::control::{Control, unexpected};
+use crate::problem::Result;
 
 /// Without any of these, a phone of ours cannot register, be called or talk, or an apply cannot be proven; with all of them it
 /// works. Each stands behind those that it depends on: `module load` refuses one whose dependencies do not run.

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Result;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::{number_of, numbers_in};
 use crate::asterisk::command::Command;
 use crate::asterisk::control::Control;
 use crate::domain::{ExtensionNumber, Numbers};
+use crate::problem::Result;
 use crate::render::ObjectType;
 
 /// The options of one object with their values, as `pjsip show endpoint 1000` shows them.

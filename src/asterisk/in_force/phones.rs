@@ -5,23 +5,25 @@
 
 use std::net::IpAddr;
 
-use anyhow::Result;
 use rustix::system::sysinfo;
 
 use super::modules;
 use crate::asterisk::command::Command;
 use crate::asterisk::control::Control;
 use crate::domain::{ExtensionNumber, some_of};
+use crate::problem::{Problem, Result, problem};
 
 const QUESTIONS: [Command; 5] =
     [Command::SETTINGS, Command::CALLS, Command::PJSIP_SETTINGS, Command::IDENTIFIES, Command::MAINTENANCE];
 
-/// All that keeps phones out, each as `what is wrong; what to do`.
-pub async fn kept_out(control: &Control) -> Result<Vec<String>> {
+/// All that keeps phones out.
+pub async fn kept_out(control: &Control) -> Result<Vec<Problem>> {
     let mut found = Vec::new();
     if !modules::has_transport(control).await? {
-        let text = "Asterisk has no transport, so no phone can reach it; add a section of type=transport to pjsip.conf, then restart Asterisk";
-        found.push(text.to_owned());
+        found.push(problem!(
+            "Asterisk has no transport, so no phone can reach it",
+            "add a section of type=transport to pjsip.conf, then restart Asterisk"
+        ));
     }
     let shown = control.ask(&QUESTIONS).await?;
     found.extend([maintenance(&shown), algorithms(&shown), identify(&shown)].into_iter().flatten());
@@ -35,29 +37,31 @@ fn value<'t>(shown: &'t str, name: &str) -> Option<&'t str> {
     Some(shown.lines().find_map(named)?.1.trim())
 }
 
-fn maintenance(shown: &str) -> Option<String> {
+fn maintenance(shown: &str) -> Option<Problem> {
     let numbers = shown.lines().filter_map(|line| ExtensionNumber::parse(line.trim().strip_suffix(" ON")?.trim_end()));
     let numbers: Vec<_> = numbers.collect();
     (!numbers.is_empty()).then(|| {
-        format!(
-            "Asterisk keeps these numbers in maintenance mode and answers their phones with 503: {}; run 'pjsip set maintenance off all' in Asterisk, or 'off' with one of them",
-            some_of(numbers)
+        let numbers = some_of(numbers);
+        problem!(
+            "Asterisk keeps these numbers in maintenance mode and answers their phones with 503: {numbers}",
+            "run 'pjsip set maintenance off all' in Asterisk, or 'off' with one of them"
         )
     })
 }
 
-fn algorithms(shown: &str) -> Option<String> {
+fn algorithms(shown: &str) -> Option<Problem> {
     let name = "default_auth_algorithms_uas";
     let known = value(shown, name)?;
     (!known.split(',').any(|algorithm| algorithm.trim().eq_ignore_ascii_case("MD5"))).then(|| {
-        format!(
-            "{name} is {known}, so Asterisk answers a phone that knows MD5 alone, as most do, with 401; add MD5 to it (pjsip.conf, type=global), then run 'pjsip reload' in Asterisk"
+        problem!(
+            "{name} is {known}, so Asterisk answers a phone that knows MD5 alone, as most do, with 401",
+            "add MD5 to it (pjsip.conf, type=global), then run 'pjsip reload' in Asterisk"
         )
     })
 }
 
 /// A request from an address that an identify matches is the identify's endpoint's, whatever its user name.
-fn identify(shown: &str) -> Option<String> {
+fn identify(shown: &str) -> Option<Problem> {
     let order: Vec<_> = value(shown, "endpoint_identifier_order")?.split(',').map(str::trim).collect();
     let at = |name| order.iter().position(|identifier| *identifier == name);
     // What is not in the order comes last.
@@ -70,8 +74,9 @@ fn identify(shown: &str) -> Option<String> {
             names = identify;
         } else if let Some(network) = line.strip_prefix("Match: ").filter(|network| may_hold_phones(network)) {
             let (name, endpoint) = names.rsplit_once('/').unwrap_or((names, ""));
-            return Some(format!(
-                "the identify {name} matches {network}, so if phones are in there, Asterisk takes them for {endpoint} and answers their REGISTER with 403; write only that endpoint's own addresses into its match= (pjsip.conf, type=identify), then run 'pjsip reload' in Asterisk"
+            return Some(problem!(
+                "the identify {name} matches {network}, so if phones are in there, Asterisk takes them for {endpoint} and answers their REGISTER with 403",
+                "write only that endpoint's own addresses into its match= (pjsip.conf, type=identify), then run 'pjsip reload' in Asterisk"
             ));
         }
     }
@@ -94,7 +99,7 @@ fn may_hold_phones(network: &str) -> bool {
 
 /// The limits of asterisk.conf that are reached right now, as `increase_call_count` of `main/pbx.c` compares them.
 #[expect(clippy::cast_precision_loss, reason = "loads and sizes that a limit is compared with")]
-fn limits(shown: &str) -> Vec<String> {
+fn limits(shown: &str) -> Vec<Problem> {
     let number = |text: &str| text.split_whitespace().next()?.parse::<f64>().ok().filter(|limit| *limit > 0.0);
     let limit = |name| number(value(shown, name)?);
     // `1 of 2 max active calls (50.00% of capacity)`
@@ -112,12 +117,13 @@ fn limits(shown: &str) -> Vec<String> {
             .filter(|least| free < *least)
             .map(|least| format!("minmemfree = {least}: {free:.0} MB are free")),
     ];
-    let text = |limit| {
-        format!(
-            "Asterisk answers calls with 503, because a limit of asterisk.conf is reached, {limit}; wait until it is not, or change it in section [options] and restart Asterisk"
+    let problem = |limit| {
+        problem!(
+            "Asterisk answers calls with 503, because a limit of asterisk.conf is reached, {limit}",
+            "wait until it is not, or change it in section [options] and restart Asterisk"
         )
     };
-    reached.into_iter().flatten().map(text).collect()
+    reached.into_iter().flatten().map(problem).collect()
 }
 
 #[cfg(test)]
