@@ -9,6 +9,7 @@ mod apply;
 mod asterisk;
 mod domain;
 mod host;
+mod pbx;
 mod preflight;
 mod problem;
 mod program;

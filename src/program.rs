@@ -26,8 +26,9 @@ use crate::api::guard::Guard;
 use crate::api::{self, Portal, server};
 use crate::apply::Applier;
 use crate::apply::preview::preview;
+use crate::pbx::Pbx;
 use crate::preflight::check::{Report, check, token_rule};
-use crate::preflight::probes::{Found, Host};
+use crate::preflight::probes::Found;
 use crate::settings::{Command, Dotenv, LogFormat, Secrets, Settings, own_names};
 use crate::storage::{Inspection, Storage, StorageError};
 
@@ -107,9 +108,9 @@ fn start(format: &mut LogFormat) -> Result<ExitCode> {
 async fn carry_out(command: &Command, settings: &Settings, secrets: Secrets, dotenv: &Dotenv) -> Result<ExitCode> {
     let storage = Storage::new(&secrets.database);
     if let Command::Check { json, .. } = command {
-        let host = Host::new(settings);
-        let mut findings = check(settings, &secrets, dotenv, &storage, &host).await;
-        preview(&host, &storage, &mut findings).await;
+        let pbx = Pbx::new(settings);
+        let mut findings = check(settings, &secrets, dotenv, &storage, &pbx).await;
+        preview(&pbx, &storage, &mut findings).await;
         return Ok(report(&Report::new(secrets.database.to_string(), findings), *json));
     }
     // A setting that is ignored may be the reason why the database can't be used.

@@ -49,7 +49,7 @@ use crate::domain::{Extension, Name, Numbers, User};
 use crate::host::configuration::MainFiles;
 use crate::host::files::{self, Prepared, Stage};
 use crate::host::lock::HostLock;
-use crate::preflight::probes::Host;
+use crate::pbx::Pbx;
 use crate::render::{self, ObjectType};
 use crate::settings::Settings;
 use crate::storage::{self, AuditEntry, Storage, StorageError};
@@ -67,7 +67,7 @@ const AUDIT_RETRY: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub struct Applier {
     storage: Storage,
-    host: Host,
+    pbx: Pbx,
     host_name: String,
     /// Held by the one audit row that is being retried: many of them would take all connections.
     audit_retry: Arc<Mutex<()>>,
@@ -77,7 +77,7 @@ pub struct Applier {
 
 /// One apply, from its snapshot on.
 struct Run<'a> {
-    host: &'a Host,
+    pbx: &'a Pbx,
     lock: &'a HostLock,
     progress: &'a mut Progress,
     users: Vec<User>,
@@ -89,7 +89,7 @@ impl Applier {
     pub fn new(settings: &Settings, storage: Storage, tasks: TaskTracker, stopping: CancellationToken) -> Self {
         Self {
             storage,
-            host: Host::new(settings),
+            pbx: Pbx::new(settings),
             host_name: settings.host.clone(),
             audit_retry: Arc::default(),
             tasks,
@@ -109,7 +109,7 @@ impl Applier {
 
     /// Steps 1, 2 and 9, around the others.
     async fn run(&self, triggered_by: Name) -> Result<Applied, ApplyError> {
-        let lock = HostLock::try_acquire(&self.host.files).transpose().ok_or(ApplyError::InProgress)?;
+        let lock = HostLock::try_acquire(&self.pbx.files).transpose().ok_or(ApplyError::InProgress)?;
         let mut row = AuditEntry {
             id: Uuid::new_v4(),
             triggered_at: storage::now(),
@@ -134,7 +134,7 @@ impl Applier {
         let steps = async {
             // Held until the audit row is finished.
             let lock = lock.as_ref().map_err(|error| anyhow!("{error}"))?;
-            let bound = self.host.command.ends_within * COMMANDS_WITHIN;
+            let bound = self.pbx.command.ends_within * COMMANDS_WITHIN;
             timeout(bound, self.steps(lock, &mut progress)).await.unwrap_or_else(|_| {
                 bail!(
                     "Asterisk is too slow: the apply was given up after {} s; look at the machine's load and at 'core show locks', then apply again",
@@ -164,7 +164,7 @@ impl Applier {
     async fn steps(&self, lock: &HostLock, progress: &mut Progress) -> Result<usize> {
         let users = self.storage.users().await.map_err(|error| anyhow!("the users can't be read: {error}"))?;
         let numbers = proof::numbers(&users);
-        let mut run = Run { host: &self.host, lock, progress, users, numbers };
+        let mut run = Run { pbx: &self.pbx, lock, progress, users, numbers };
         run.progress.done("snapshot");
 
         let before = run.look().await?;
@@ -197,17 +197,17 @@ struct Files {
 impl Run<'_> {
     /// Step 4. Returns who has the numbers now.
     async fn look(&mut self) -> Result<Before> {
-        self.host.asterisk().await?;
-        let control = &self.host.control;
+        self.pbx.asterisk().await?;
+        let control = &self.pbx.control;
         let (main, in_force, served) = join!(
-            self.host.probe_before_apply(),
+            self.pbx.probe_before_apply(),
             objects::secrets(control, &self.numbers),
             objects::numbers(control, ObjectType::Auth)
         );
-        let before = Before::new(self.host, &main?, in_force?, served?)?;
+        let before = Before::new(self.pbx, &main?, in_force?, served?)?;
         if !before.changing_hands(&self.users).is_empty() {
             // A running reload may have read an older file, and put it in force later.
-            self.host.command.wait_until_none_runs(control).await?;
+            self.pbx.command.wait_until_none_runs(control).await?;
         }
         let former = before.in_file.len();
         let is_kept = |own: &Extension| before.in_file.get(&own.number).is_some_and(|old| old == own.secret.reveal());
@@ -222,10 +222,10 @@ impl Run<'_> {
 
     /// Step 5.
     fn prepare(&mut self, changing: &Numbers) -> Result<Files> {
-        files::remove_left_overs(self.lock, &self.host.files)?;
+        files::remove_left_overs(self.lock, &self.pbx.files)?;
         let endpoints = self.prepare_endpoints(Stage::Final, &Numbers::new())?;
         let routing = render::routing(&self.numbers);
-        let routing = files::prepare(self.lock, &self.host.files.routing, Stage::Final, &routing)?;
+        let routing = files::prepare(self.lock, &self.pbx.files.routing, Stage::Final, &routing)?;
         let without = if changing.is_empty() { None } else { Some(self.prepare_endpoints(Stage::TakeAway, changing)?) };
         self.progress.done("prepare");
         Ok(Files { endpoints, routing, without })
@@ -234,7 +234,7 @@ impl Run<'_> {
     /// Writes the temporary file of all endpoints but those of some numbers.
     fn prepare_endpoints(&self, stage: Stage, left_out: &Numbers) -> Result<Prepared> {
         let users = self.users.iter().filter(|user| !left_out.contains(&user.extension.number));
-        Ok(files::prepare(self.lock, &self.host.files.endpoints, stage, &render::endpoints(users))?)
+        Ok(files::prepare(self.lock, &self.pbx.files.endpoints, stage, &render::endpoints(users))?)
     }
 
     /// Step 7. Afterwards Asterisk has read both files; it may have refused them.
@@ -242,7 +242,7 @@ impl Run<'_> {
         self.publish(endpoints)?;
         self.publish(routing)?;
         let ReloadResults { pjsip_reload, dialplan_reload } = &mut self.progress.reload_results;
-        let command = &self.host.command;
+        let command = &self.pbx.command;
         let (endpoints, routing) =
             join!(command.reload(reload::PJSIP, pjsip_reload), command.reload(reload::DIALPLAN, dialplan_reload));
         endpoints?;
@@ -254,17 +254,17 @@ impl Run<'_> {
 
     /// Step 8. Afterwards it is known that Asterisk serves the snapshot, no more and no less.
     async fn prove(&mut self, before: &Before) -> Result<()> {
-        let differences = proof::differences(&self.host.control, &self.users, &before.had_an_owner()).await?;
+        let differences = proof::differences(&self.pbx.control, &self.users, &before.had_an_owner()).await?;
         if !differences.is_empty() {
             let found = format!("Asterisk does not serve what the database holds: {}", differences.join("; "));
             return Err(self.not_proven(found).await);
         }
         // Without a user there is nothing that Asterisk could show: then the include lines are the proof.
         if self.users.is_empty() {
-            self.host.includes(&MainFiles::read(&self.host.config_dir)?)?;
+            self.pbx.includes(&MainFiles::read(&self.pbx.config_dir)?)?;
         }
         // What can only warn does not fail an apply that is proven.
-        let warnings = phones::kept_out(&self.host.control).await;
+        let warnings = phones::kept_out(&self.pbx.control).await;
         for warning in warnings.unwrap_or_else(|problem| vec![problem]) {
             self.progress.warn(warning.to_string());
         }
@@ -283,7 +283,7 @@ impl Run<'_> {
     }
 
     async fn not_proven(&self, found: String) -> Error {
-        anyhow!("{found}; likely cause: {}", self.host.likely_cause().await)
+        anyhow!("{found}; likely cause: {}", self.pbx.likely_cause().await)
     }
 }
 

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use crate::domain::{ExtensionNumber, Numbers, Secret, User};
 use crate::host::configuration::{Config, MainFiles, Section};
-use crate::preflight::probes::Host;
+use crate::pbx::Pbx;
 use crate::problem::{Result, bail};
 
 /// Secrets by number.
@@ -33,15 +33,15 @@ pub(super) struct Before {
 impl Before {
     /// Uses our file as Asterisk reads it in `main`. If Asterisk does not, reads it directly; a missing one counts as empty. Fails if
     /// Asterisk does not show the secrets in force as they are.
-    pub(super) fn new(host: &Host, main: &MainFiles, in_force: Secrets, served: Numbers) -> Result<Self> {
+    pub(super) fn new(pbx: &Pbx, main: &MainFiles, in_force: Secrets, served: Numbers) -> Result<Self> {
         let mut before = Self { in_force, in_file: Secrets::new(), served, sections: Numbers::new() };
-        let path = &host.files.endpoints;
+        let path = &pbx.files.endpoints;
         let files = main.pjsip.included(path);
         let ours = |section: &&Section| files.contains(&section.place.file);
         if main.pjsip.sections.iter().any(|section| ours(&section)) {
             main.pjsip.sections.iter().filter(ours).for_each(|section| before.take(section));
         } else {
-            Config::read_if_there(&host.config_dir, path)?.sections.iter().for_each(|section| before.take(section));
+            Config::read_if_there(&pbx.config_dir, path)?.sections.iter().for_each(|section| before.take(section));
         }
         before.ensure_secrets_are_shown()?;
         Ok(before)

@@ -10,22 +10,23 @@ use crate::asterisk::in_force::objects;
 use crate::asterisk::registrations;
 use crate::domain::{Numbers, User, some_of};
 use crate::host::configuration::MainFiles;
-use crate::preflight::probes::{Finding, Found, Host, State, add};
+use crate::pbx::Pbx;
+use crate::preflight::probes::{Finding, Found, State, add};
 use crate::problem::{Result, problem};
 use crate::storage::Storage;
 
 /// Adds what the next apply would do to the `findings` of a check, if none of them is a failure.
-pub async fn preview(host: &Host, storage: &Storage, findings: &mut Vec<Finding>) {
+pub async fn preview(pbx: &Pbx, storage: &Storage, findings: &mut Vec<Finding>) {
     let possible = findings.iter().all(|finding| finding.state != State::Failure);
     let users = if possible { storage.users().await.ok() } else { None };
     let (possible, users) = (users.is_some(), users.unwrap_or_default());
-    add(findings, "the next apply", possible, Box::pin(next_apply(host, &users))).await;
-    add(findings, "old registrations", possible, old_registrations(host, &users)).await;
+    add(findings, "the next apply", possible, Box::pin(next_apply(pbx, &users))).await;
+    add(findings, "old registrations", possible, old_registrations(pbx, &users)).await;
 }
 
 /// How what Asterisk serves differs from what the database holds.
-async fn next_apply(host: &Host, users: &[User]) -> Result<Found> {
-    let differences = proof::differences(&host.control, users, &Numbers::new()).await?;
+async fn next_apply(pbx: &Pbx, users: &[User]) -> Result<Found> {
+    let differences = proof::differences(&pbx.control, users, &Numbers::new()).await?;
     if differences.is_empty() {
         return Ok(format!("changes nothing: Asterisk serves all {} users", users.len()).into());
     }
@@ -34,12 +35,12 @@ async fn next_apply(host: &Host, users: &[User]) -> Result<Found> {
 }
 
 /// The numbers whose registrations the next apply evicts: those without a user, and those that change hands.
-async fn old_registrations(host: &Host, users: &[User]) -> Result<Found> {
+async fn old_registrations(pbx: &Pbx, users: &[User]) -> Result<Found> {
     let wanted = proof::numbers(users);
     let (in_force, registrations) =
-        try_join!(objects::secrets(&host.control, &wanted), registrations::list(&host.control))?;
-    let main = MainFiles::read(&host.config_dir)?;
-    let changing = Before::new(host, &main, in_force, Numbers::new())?.changing_hands(users);
+        try_join!(objects::secrets(&pbx.control, &wanted), registrations::list(&pbx.control))?;
+    let main = MainFiles::read(&pbx.config_dir)?;
+    let changing = Before::new(pbx, &main, in_force, Numbers::new())?.changing_hands(users);
     let registered = registrations.into_iter().map(|registration| registration.number);
     let old: BTreeSet<_> = registered.filter(|number| changing.contains(number) || !wanted.contains(number)).collect();
     if old.is_empty() {

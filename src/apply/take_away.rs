@@ -48,12 +48,12 @@ impl Run<'_> {
     ) -> Result<Option<Error>> {
         self.remove_objects(changing, sections, without).await?;
         // Two commands are left for giving and the proof.
-        let until = Instant::now() + GIVE_UP_AFTER.min(self.host.command.ends_within * (COMMANDS_WITHIN - 2));
+        let until = Instant::now() + GIVE_UP_AFTER.min(self.pbx.command.ends_within * (COMMANDS_WITHIN - 2));
         let held_back = |cause: &str| {
             let numbers = some_of(changing);
             anyhow!("{cause}; until then nobody has these numbers, and calls to them get 480: {numbers}")
         };
-        match timeout_at(until, queues::work_off(&self.host.control)).await {
+        match timeout_at(until, queues::work_off(&self.pbx.control)).await {
             Ok(worked_off) => worked_off?,
             Err(_) => {
                 return Ok(Some(held_back(
@@ -78,12 +78,12 @@ impl Run<'_> {
 
     /// Afterwards Asterisk has no endpoint, auth or AOR of these numbers, and no file on the disk could bring one back.
     async fn remove_objects(&mut self, changing: &Numbers, sections: &Numbers, without: Prepared) -> Result<()> {
-        let control = &self.host.control;
+        let control = &self.pbx.control;
         if sections.is_disjoint(changing) && objects::by_name(control, changing).await?.is_empty() {
             return Ok(()); // Drops the prepared file.
         }
         self.publish(without)?;
-        self.host.command.reload(reload::OBJECTS, &mut self.progress.reload_results.pjsip_reload).await?;
+        self.pbx.command.reload(reload::OBJECTS, &mut self.progress.reload_results.pjsip_reload).await?;
         let left = objects::by_name(control, changing).await?;
         if !left.is_empty() {
             let found = format!(
@@ -99,7 +99,7 @@ impl Run<'_> {
     /// Tries until Asterisk has committed the deletion of all registrations of these numbers. The caller bounds it.
     async fn delete_and_commit(&self, changing: &Numbers) -> Result<()> {
         let mut pause = FIRST_PAUSE;
-        while !registrations::delete(&self.host.control, changing).await? {
+        while !registrations::delete(&self.pbx.control, changing).await? {
             sleep(pause).await;
             pause = LONGEST_PAUSE.min(pause * 2);
         }
@@ -108,7 +108,7 @@ impl Run<'_> {
 
     /// Fails if Asterisk still knows a contact of these numbers: then it keeps registrations elsewhere than in its database.
     async fn see_no_contact_left(&self, changing: &Numbers) -> Result<()> {
-        let left = &registrations::numbers_with_contacts(&self.host.control).await? & changing;
+        let left = &registrations::numbers_with_contacts(&self.pbx.control).await? & changing;
         if !left.is_empty() {
             bail!(
                 "Asterisk keeps registrations elsewhere than in its own database, so phones of former owners can't be evicted: {}; look in sorcery.conf for a line of 'contact', remove it, restart Asterisk, then apply again",
@@ -125,7 +125,7 @@ impl Run<'_> {
         let mut freed = self.note_evictions(|number| !users.contains(number)).await?;
         freed.extend(served_before - &users);
         if !freed.is_empty() {
-            registrations::delete(&self.host.control, &freed).await?;
+            registrations::delete(&self.pbx.control, &freed).await?;
             self.warn_of_subscriptions(&freed).await?;
         }
         Ok(())
@@ -133,7 +133,7 @@ impl Run<'_> {
 
     /// Records, for the answer, the registrations that are about to be evicted. Returns their numbers.
     async fn note_evictions(&mut self, evicted: impl Fn(&ExtensionNumber) -> bool) -> Result<Numbers> {
-        let mut registered = registrations::list(&self.host.control).await?;
+        let mut registered = registrations::list(&self.pbx.control).await?;
         registered.retain(|registration| evicted(&registration.number));
         let numbers = registered.iter().map(|registration| registration.number).collect();
         self.progress.note_evicted(registered);
@@ -142,7 +142,7 @@ impl Run<'_> {
 
     /// Warns of live subscriptions. Nobody can end one from outside, and a phone refreshes it without its password.
     async fn warn_of_subscriptions(&mut self, taken: &Numbers) -> Result<()> {
-        let watching = &registrations::numbers_with_subscriptions(&self.host.control).await? & taken;
+        let watching = &registrations::numbers_with_subscriptions(&self.pbx.control).await? & taken;
         if !watching.is_empty() {
             self.progress.warn(format!(
                 "phones that former owners subscribed with still see what they watch (hints, mailboxes), as: {}; restart Asterisk when no call is up, to end that",

@@ -5,7 +5,8 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::account::user_name;
-use crate::preflight::probes::{Finding, Found, Host, State};
+use crate::pbx::Pbx;
+use crate::preflight::probes::{Finding, Found, State};
 use crate::problem::{Problem, Result, problem};
 use crate::settings::{ApiToken, DatabaseUrl, Dotenv, Secrets, Settings};
 use crate::storage::{Storage, StorageError};
@@ -27,13 +28,13 @@ pub async fn check(
     secrets: &Secrets,
     dotenv: &Dotenv,
     storage: &Storage,
-    host: &Host,
+    pbx: &Pbx,
 ) -> Vec<Finding> {
     let mut findings = vec![Finding::of("the settings", Ok(token_rule(settings, secrets)))];
     let of_dotenv = |warning| Finding::of("where settings come from", Ok(Found::Warning(warning)));
     findings.extend(dotenv.warnings().into_iter().map(of_dotenv));
     findings.push(Finding::of("the database", database(&secrets.database, storage).await));
-    findings.extend(host.probe().await);
+    findings.extend(pbx.probe().await);
     findings
 }
 

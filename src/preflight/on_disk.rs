@@ -5,20 +5,21 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use super::probes::{Found, Host};
+use super::probes::Found;
 use crate::host::configuration::{Config, MainFiles, Place, Section};
 use crate::host::foreign;
 use crate::host::includes::Include;
 use crate::host::lock::HostLock;
 use crate::host::place::folder;
 use crate::host::rights;
+use crate::pbx::Pbx;
 use crate::problem::{Problem, Result, bail, ensure, problem};
 use crate::render::CONTEXT;
 
 /// The files that are read, each with what it includes.
 const FILES: &str = "pjsip.conf, extensions.conf and sorcery.conf";
 
-impl Host {
+impl Pbx {
     /// `ASTERISK_CONFIG_DIR` is a folder.
     pub(super) fn folder(&self) -> Result<String> {
         let shown = self.config_dir.display();

@@ -2,30 +2,13 @@
 //! nothing. `pbx-portal check` shows them all. An apply refuses to begin if one that it needs fails. The likely cause of an apply
 //! that is not proven is the first that fails.
 
-use std::path::PathBuf;
-use std::time::Duration;
-
 use serde::Serialize;
 use tokio::join;
 
-use crate::asterisk::control::Control;
 use crate::asterisk::in_force::modules::Modules;
-use crate::asterisk::reload::AsteriskCommand;
 use crate::host::configuration::MainFiles;
-use crate::host::place::GeneratedFiles;
+use crate::pbx::Pbx;
 use crate::problem::{Problem, Result};
-use crate::settings::Settings;
-
-/// An Asterisk, and where its configuration and the generated files lie.
-#[derive(Debug, Clone)]
-pub struct Host {
-    pub control: Control,
-    /// `ASTERISK_BIN`.
-    pub command: AsteriskCommand,
-    /// `ASTERISK_CONFIG_DIR`.
-    pub config_dir: PathBuf,
-    pub files: GeneratedFiles,
-}
 
 /// How a probe ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -101,26 +84,13 @@ fn first_failure(list: Vec<Finding>) -> Option<Problem> {
     Some(Problem { what: found, remedy: remedy.unwrap_or_default() })
 }
 
-impl Host {
-    /// The host that the settings describe.
-    pub fn new(settings: &Settings) -> Self {
-        let config_dir = &settings.asterisk_config_dir;
-        let config_dir = std::path::absolute(config_dir).unwrap_or_else(|_| config_dir.clone());
-        let ends_within = Duration::from_secs(settings.asterisk_timeout_secs);
-        Self {
-            control: Control::new(&settings.asterisk_run_dir, ends_within),
-            command: AsteriskCommand { program: settings.asterisk_bin.clone(), ends_within },
-            files: GeneratedFiles::under(&config_dir),
-            config_dir,
-        }
-    }
-
+impl Pbx {
     /// Runs all probes.
     pub(super) async fn probe(&self) -> Vec<Finding> {
         self.list(&MainFiles::read(&self.config_dir), true).await
     }
 
-    /// Runs the probes that an apply needs, except [`Host::asterisk`], on which they depend. Gives the files that it read, or the
+    /// Runs the probes that an apply needs, except [`Pbx::asterisk`], on which they depend. Gives the files that it read, or the
     /// first failure.
     pub(crate) async fn probe_before_apply(&self) -> Result<MainFiles> {
         let others = async {

@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::fs::getxattr;
 use tokio::try_join;
 
-use super::probes::{Found, Host};
+use super::probes::Found;
 use crate::asterisk::contact;
 use crate::asterisk::control::Server;
 use crate::asterisk::in_force::dialplan::{FirstPriority, first_priorities};
@@ -18,13 +18,14 @@ use crate::domain::some_of;
 use crate::host::configuration::MainFiles;
 use crate::host::mappings;
 use crate::host::place::folder;
+use crate::pbx::Pbx;
 use crate::problem::{Problem, Result, bail, ensure, problem};
 use crate::render::CONTEXT;
 
 /// The oldest release line that the portal was tried with.
 const OLDEST_RELEASE: u32 = 22;
 
-impl Host {
+impl Pbx {
     /// Asterisk answers, is not too old, is fully booted and not shutting down.
     pub(crate) async fn asterisk(&self) -> Result<String> {
         let server = self.control.server().await?;
