@@ -58,10 +58,10 @@ use outcome::{Progress, ReloadResults};
 use ownership::Before;
 
 /// Steps 3 to 8 may take as long as this many commands. A flush to the disk is not interrupted.
-const COMMANDS_WITHIN: u32 = 5;
+const COMMANDS_PER_APPLY: u32 = 5;
 
 /// Between two attempts to complete an audit row.
-const AUDIT_RETRY: Duration = Duration::from_secs(2);
+const AUDIT_PAUSE: Duration = Duration::from_secs(2);
 
 /// Applies to one Asterisk.
 #[derive(Clone)]
@@ -134,11 +134,11 @@ impl Applier {
         let steps = async {
             // Held until the audit row is finished.
             let lock = lock.as_ref().map_err(|error| anyhow!("{error}"))?;
-            let bound = self.pbx.command.ends_within * COMMANDS_WITHIN;
-            timeout(bound, self.steps(lock, &mut progress)).await.unwrap_or_else(|_| {
+            let ends_within = self.pbx.command.ends_within * COMMANDS_PER_APPLY;
+            timeout(ends_within, self.steps(lock, &mut progress)).await.unwrap_or_else(|_| {
                 bail!(
                     "Asterisk is too slow: the apply was given up after {} s; look at the machine's load and at 'core show locks', then apply again",
-                    bound.as_secs()
+                    ends_within.as_secs()
                 )
             })
         };
@@ -169,9 +169,17 @@ impl Applier {
 
         let before = run.look().await?;
         let changing = before.changing_hands(&run.users);
-        let Files { endpoints, routing, without } = run.prepare(&changing)?;
+
+        files::remove_left_overs(lock, &self.pbx.files)?;
+        let endpoints = run.prepare_endpoints(Stage::Final, &Numbers::new())?;
+        let routing = render::routing(&run.numbers);
+        let routing = files::prepare(lock, &self.pbx.files.routing, Stage::Final, &routing)?;
+        let changes = !changing.is_empty();
+        let without = changes.then(|| run.prepare_endpoints(Stage::TakeAway, &changing)).transpose()?;
+        run.progress.done("prepare");
+
         let held_back = match without {
-            Some(without) => run.take_away(&changing, &before.sections, without).await?,
+            Some(without) => run.take_away(&changing, &before, without).await?,
             None => None,
         };
         if let Some(why) = held_back {
@@ -184,14 +192,6 @@ impl Applier {
         run.prove(&before).await?;
         Ok(run.users.len())
     }
-}
-
-/// The temporary files.
-struct Files {
-    endpoints: Prepared,
-    routing: Prepared,
-    /// The endpoints without the numbers that change hands, if there are any.
-    without: Option<Prepared>,
 }
 
 impl Run<'_> {
@@ -218,17 +218,6 @@ impl Run<'_> {
         }
         self.progress.done("look before touching");
         Ok(before)
-    }
-
-    /// Step 5.
-    fn prepare(&mut self, changing: &Numbers) -> Result<Files> {
-        files::remove_left_overs(self.lock, &self.pbx.files)?;
-        let endpoints = self.prepare_endpoints(Stage::Final, &Numbers::new())?;
-        let routing = render::routing(&self.numbers);
-        let routing = files::prepare(self.lock, &self.pbx.files.routing, Stage::Final, &routing)?;
-        let without = if changing.is_empty() { None } else { Some(self.prepare_endpoints(Stage::TakeAway, changing)?) };
-        self.progress.done("prepare");
-        Ok(Files { endpoints, routing, without })
     }
 
     /// Writes the temporary file of all endpoints but those of some numbers.
@@ -275,7 +264,8 @@ impl Run<'_> {
     /// Renames a temporary file over its target, and flushes the folder.
     fn publish(&mut self, prepared: Prepared) -> Result<()> {
         let target = prepared.publish(self.lock)?;
-        let (written, path) = (&mut self.progress.files_written, target.display().to_string());
+        let written = &mut self.progress.files_written;
+        let path = target.display().to_string();
         if !written.contains(&path) {
             written.push(path);
         }
@@ -288,7 +278,7 @@ impl Run<'_> {
 }
 
 async fn retry_audit(storage: Storage, row: AuditEntry, turn: Arc<Mutex<()>>, stopping: CancellationToken) {
-    while stopping.run_until_cancelled(sleep(AUDIT_RETRY)).await.is_some() {
+    while stopping.run_until_cancelled(sleep(AUDIT_PAUSE)).await.is_some() {
         let _turn = turn.lock().await;
         match storage.write_audit(row.clone()).await {
             Ok(()) => return info!(audit_log_id = %row.id, "the audit row is completed"),

@@ -10,7 +10,6 @@ use uuid::Uuid;
 
 use crate::asterisk::registrations::Registration;
 use crate::asterisk::reload::CommandResult;
-use crate::domain::ExtensionNumber;
 use crate::storage::StorageError;
 
 /// What an apply has done so far.
@@ -18,7 +17,7 @@ pub(super) struct Progress {
     step_began: Instant,
     pub(super) files_written: Vec<String>,
     pub(super) reload_results: ReloadResults,
-    pub(super) evicted: Vec<EvictedRegistration>,
+    evicted: Vec<Registration>,
     /// What an administrator should look at, although the apply goes on.
     warnings: Vec<String>,
 }
@@ -32,16 +31,6 @@ pub struct ReloadResults {
     /// Of `dialplan reload`.
     #[schema(required)]
     pub dialplan_reload: Option<CommandResult>,
-}
-
-/// A registration that was evicted.
-#[derive(Debug, PartialEq, Eq, Serialize, ToSchema)]
-pub struct EvictedRegistration {
-    /// The number that it was registered as.
-    #[schema(value_type = u16, minimum = 1000, maximum = 1999)]
-    pub extension: ExtensionNumber,
-    /// Where the phone is.
-    pub contact: String,
 }
 
 /// An apply that is proven.
@@ -63,7 +52,7 @@ pub struct Applied {
     #[schema(minimum = 0, maximum = 1000)]
     pub extensions_generated: usize,
     /// The phones that were registered as a number that is no longer theirs.
-    pub registrations_evicted: Vec<EvictedRegistration>,
+    pub registrations_evicted: Vec<Registration>,
 }
 
 /// The fields that an apply's failure has beside those of every error.
@@ -116,16 +105,14 @@ impl Progress {
 
     /// All warnings, to be added to a text.
     pub(super) fn warnings(&self) -> String {
-        let warnings: Vec<_> = self.warnings.iter().map(|warning| format!(". Warning: {warning}")).collect();
-        warnings.concat()
+        self.warnings.iter().flat_map(|warning| [". Warning: ", warning]).collect()
     }
 
     /// Records evicted registrations, each phone once.
     pub(super) fn note_evicted(&mut self, registrations: Vec<Registration>) {
-        for registration in registrations {
-            let new = EvictedRegistration { extension: registration.number, contact: registration.contact };
+        for new in registrations {
             if !self.evicted.contains(&new) {
-                info!(extension = %new.extension, contact = new.contact, "registration evicted");
+                info!(extension = %new.number, contact = new.contact, "registration evicted");
                 self.evicted.push(new);
             }
         }
@@ -162,10 +149,9 @@ impl Progress {
                 )
             }
             (Err(failure), Ok(())) => format!("{failure}{warnings}"),
-            (Err(failure), Err(error)) => {
-                let row = "the audit row says \"interrupted\" until the database takes the rest";
-                format!("{failure}; {row} ({error}){warnings}")
-            }
+            (Err(failure), Err(error)) => format!(
+                "{failure}; the audit row says \"interrupted\" until the database takes the rest ({error}){warnings}"
+            ),
         };
         if !in_force {
             error!(%audit_log_id, error = error_details, "apply failed");

@@ -22,64 +22,59 @@ pub(super) type Secrets = BTreeMap<ExtensionNumber, String>;
 pub(super) struct Before {
     /// The secrets in force of the numbers that were asked for.
     in_force: Secrets,
-    /// The secrets in our file, also if somebody edited it.
+    /// Of each number that has a section in our file: its secret there, also if somebody edited it; empty if it has none.
     pub(super) in_file: Secrets,
     /// The numbers that have an auth in force.
     pub(super) served: Numbers,
-    /// The numbers that have a section in our file.
-    pub(super) sections: Numbers,
 }
 
 impl Before {
     /// Uses our file as Asterisk reads it in `main`. If Asterisk does not, reads it directly; a missing one counts as empty. Fails if
     /// Asterisk does not show the secrets in force as they are.
     pub(super) fn new(pbx: &Pbx, main: &MainFiles, in_force: Secrets, served: Numbers) -> Result<Self> {
-        let mut before = Self { in_force, in_file: Secrets::new(), served, sections: Numbers::new() };
         let path = &pbx.files.endpoints;
         let files = main.pjsip.included(path);
         let ours = |section: &&Section| files.contains(&section.place.file);
-        if main.pjsip.sections.iter().any(|section| ours(&section)) {
-            main.pjsip.sections.iter().filter(ours).for_each(|section| before.take(section));
-        } else {
-            Config::read_if_there(&pbx.config_dir, path)?.sections.iter().for_each(|section| before.take(section));
+        let is_read = main.pjsip.sections.iter().any(|section| ours(&section));
+        let directly = if is_read { Config::default() } else { Config::read_if_there(&pbx.config_dir, path)? };
+        let mut before = Self { in_force, in_file: Secrets::new(), served };
+        for section in main.pjsip.sections.iter().filter(ours).chain(&directly.sections) {
+            let Some(number) = ExtensionNumber::parse(&section.name) else { continue };
+            let secret = before.in_file.entry(number).or_default();
+            if let Some(password) = section.values("password").last() {
+                password.clone_into(secret);
+            }
         }
         before.ensure_secrets_are_shown()?;
         Ok(before)
     }
 
-    fn take(&mut self, section: &Section) {
-        let Some(number) = ExtensionNumber::parse(&section.name) else { return };
-        self.sections.insert(number);
-        if let Some(secret) = section.values("password").last() {
-            self.in_file.insert(number, secret.to_owned());
-        }
-    }
-
     /// The numbers that had an owner.
     pub(super) fn had_an_owner(&self) -> Numbers {
-        &self.served | &self.sections
+        self.served.iter().chain(self.in_file.keys()).copied().collect()
     }
 
     /// The numbers of `users` that change hands.
     pub(super) fn changing_hands(&self, users: &[User]) -> Numbers {
         let changes = |user: &&User| {
             let number = user.extension.number;
-            let owner = self.in_force.get(&number).or(self.in_file.get(&number));
-            owner.is_none_or(|secret| secret != user.extension.secret.reveal())
+            let decides = self.in_force.get(&number).or_else(|| self.in_file.get(&number));
+            decides.is_none_or(|secret| secret != user.extension.secret.reveal())
         };
         users.iter().filter(changes).map(|user| user.extension.number).collect()
     }
 
-    /// If Asterisk masked the secrets, every number would change hands in every apply. A masked one has not the form of ours, or is
-    /// equal for two numbers to which our file gives different secrets.
+    /// If Asterisk masked the secrets, every number would change hands in every apply. A number tells of that only if its secret in our
+    /// file has the form of ours; another was edited by hand. A secret in force is masked if it has not that form, or is the one of
+    /// two numbers whose secrets in our file differ.
     fn ensure_secrets_are_shown(&self) -> Result<()> {
-        let mut numbers: BTreeMap<&str, ExtensionNumber> = BTreeMap::new();
-        for (number, shown) in &self.in_force {
-            let Some(written) = self.in_file.get(number).filter(|written| Secret::parse(written).is_ok()) else {
+        let mut seen: BTreeMap<&str, &str> = BTreeMap::new();
+        for (number, in_force) in &self.in_force {
+            let Some(in_file) = self.in_file.get(number).filter(|secret| Secret::parse(secret).is_ok()) else {
                 continue;
             };
-            let twin = numbers.insert(shown, *number).filter(|twin| self.in_file[twin] != *written);
-            if twin.is_some() || Secret::parse(shown).is_err() {
+            let of_two = seen.insert(in_force, in_file).is_some_and(|other| other != in_file);
+            if of_two || Secret::parse(in_force).is_err() {
                 bail!(
                     "'pjsip show auth {number}' does not show the secret of {number} as it is, so nobody knows who has the number",
                     "if somebody edited the generated file by hand, run 'pjsip reload' in Asterisk, then apply again; otherwise this release of Asterisk hides secrets, and the portal does not work with it"
@@ -102,12 +97,7 @@ mod tests {
     #[test]
     fn an_asterisk_that_hides_secrets_is_recognised() {
         let shown = |in_force: &[(i32, &str)], in_file: &[(i32, &str)]| {
-            let before = Before {
-                in_force: secrets(in_force),
-                in_file: secrets(in_file),
-                served: Numbers::new(),
-                sections: Numbers::new(),
-            };
+            let before = Before { in_force: secrets(in_force), in_file: secrets(in_file), served: Numbers::new() };
             before.ensure_secrets_are_shown().is_ok()
         };
         let in_file = [(1000, "kedn"), (1001, "acdf")];

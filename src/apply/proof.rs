@@ -15,19 +15,16 @@ use crate::domain::{ExtensionNumber, Numbers, User, some_of};
 use crate::problem::Result;
 use crate::render::{self, CONTEXT, ObjectType};
 
-/// The differences between the snapshot and what Asterisk serves, in words: what is missing, left over or different.
-pub(super) type Differences = Vec<String>;
-
-/// Compares everything that Asterisk serves with `users`. Numbers that had an owner `before` and have no user are asked for by name,
-/// because a listing does not show an object that is left in a cache.
-pub(super) async fn differences(control: &Control, users: &[User], before: &Numbers) -> Result<Differences> {
+/// Compares everything that Asterisk serves with `users`, and returns in words what is missing, left over or different. Numbers that
+/// had an owner `before` and have no user are asked for by name, because a listing does not show an object that is left in a cache.
+pub(super) async fn differences(control: &Control, users: &[User], before: &Numbers) -> Result<Vec<String>> {
     let (endpoints, auths, aors, dialplan) = try_join!(
         object_differences(control, ObjectType::Endpoint, users, before),
         object_differences(control, ObjectType::Auth, users, before),
         object_differences(control, ObjectType::Aor, users, before),
         dialplan_differences(control, users)
     )?;
-    Ok([endpoints, auths, aors, dialplan].into_iter().flatten().collect())
+    Ok([endpoints, auths, aors, dialplan].concat())
 }
 
 /// The numbers of `users`.
@@ -40,65 +37,62 @@ async fn object_differences(
     kind: ObjectType,
     users: &[User],
     before: &Numbers,
-) -> Result<Differences> {
+) -> Result<Vec<String>> {
     let users: BTreeMap<_, _> = users.iter().map(|user| (user.extension.number, user)).collect();
     let asked: Numbers = users.keys().chain(before).copied().collect();
-    let differing = |number, shown: &Options| {
-        let user = users.get(&number)?;
-        Some(differing_options(kind, user, shown))
-    };
-    let (listed, found) =
-        try_join!(objects::numbers(control, kind), objects::options(control, kind, &asked, differing))?;
-    let missing: Vec<_> = users.keys().copied().filter(|number| !found.contains_key(number)).collect();
-    let served: Numbers = found.keys().copied().chain(listed).collect();
-    let left_over = served.into_iter().filter(|number| !users.contains_key(number));
+    let compare = |number, in_force: &Options| users.get(&number).map(|user| differing(kind, user, in_force));
+    let (listed, compared) =
+        try_join!(objects::numbers(control, kind), objects::options(control, kind, &asked, compare))?;
+    let missing = users.keys().filter(|number| !compared.contains_key(number));
+    let served: Numbers = compared.keys().copied().chain(listed).collect();
+    let left_over = served.iter().filter(|number| !users.contains_key(number));
 
     let mut by_option: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for (number, options) in found {
-        for option in options.unwrap_or_default() {
+    for (number, options) in &compared {
+        for option in options.iter().flatten() {
             by_option.entry(option).or_default().push(number);
         }
     }
-    let (mut found, shown) = (Differences::new(), kind.shown());
-    add(&mut found, &format!("{shown}s missing"), missing);
-    add(&mut found, &format!("{shown}s left over"), left_over);
-    for (option, numbers) in by_option {
-        add(&mut found, &format!("{shown}s with another {option}"), numbers);
-    }
-    Ok(found)
+    let object = kind.shown();
+    let different = by_option.into_iter();
+    let different = different.map(|(option, numbers)| difference(&format!("{object}s with another {option}"), numbers));
+    let missing = difference(&format!("{object}s missing"), missing);
+    let left_over = difference(&format!("{object}s left over"), left_over);
+    Ok([missing, left_over].into_iter().chain(different).flatten().collect())
 }
 
-/// The options of a user's object that are shown with another value than the file's.
-fn differing_options(kind: ObjectType, user: &User, shown: &Options) -> Vec<&'static str> {
+/// The options of a user's object that are in force with another value than the file's.
+fn differing(kind: ObjectType, user: &User, in_force: &Options) -> Vec<&'static str> {
     let written = render::options(kind, user);
-    let differs = |(name, shown): &(&str, &str)| {
-        let written = written.iter().find(|(written, _)| written == name);
-        written.filter(|(name, value)| render::as_written(name, shown) != *value).map(|(name, _)| *name)
+    let differs = |(name, value): &(&str, &str)| {
+        let (name, wanted) = written.iter().find(|(written, _)| written == name)?;
+        (render::as_written(name, value) != *wanted).then_some(*name)
     };
-    shown.iter().filter_map(differs).collect()
+    in_force.iter().filter_map(differs).collect()
 }
 
-async fn dialplan_differences(control: &Control, users: &[User]) -> Result<Differences> {
+async fn dialplan_differences(control: &Control, users: &[User]) -> Result<Vec<String>> {
     let Some(routed) = first_priorities(control).await? else {
         return Ok(vec![format!("the dialplan context {CONTEXT} missing")]);
     };
-    let (wanted, mut found) = (numbers(users), Differences::new());
-    let missing = wanted.iter().copied().filter(|number| !routed.contains_key(number));
-    add(&mut found, "dialplan extensions missing", missing);
+    let wanted = numbers(users);
+    let missing = wanted.iter().filter(|number| !routed.contains_key(number));
     let (ours, left_over): (Vec<_>, Vec<_>) = routed.iter().partition(|(number, _)| wanted.contains(number));
-    let placed = |(number, row): (&ExtensionNumber, &FirstPriority)| format!("{number} ({})", row.source);
-    add(&mut found, "dialplan extensions left over", left_over.into_iter().map(placed));
     let not_ours = ours.into_iter().filter(|(number, first)| !first.is_ours(&render::dial(**number)));
-    add(&mut found, "dialplan extensions whose priority 1 is not ours", not_ours.map(placed));
-    Ok(found)
+    let with_source = |(number, first): (&ExtensionNumber, &FirstPriority)| format!("{number} ({})", first.source);
+    let found = [
+        difference("dialplan extensions missing", missing),
+        difference("dialplan extensions left over", left_over.into_iter().map(with_source)),
+        difference("dialplan extensions whose priority 1 is not ours", not_ours.map(with_source)),
+    ];
+    Ok(found.into_iter().flatten().collect())
 }
 
-/// Adds a difference, if there are any numbers.
-fn add(found: &mut Differences, what: &str, numbers: impl IntoIterator<Item = impl ToString>) {
+/// A difference in words, if there are any numbers.
+fn difference(what: &str, numbers: impl IntoIterator<Item = impl ToString>) -> Option<String> {
     let mut numbers = numbers.into_iter().peekable();
-    if numbers.peek().is_some() {
-        found.push(format!("{what}: {}", some_of(numbers)));
-    }
+    numbers.peek()?;
+    Some(format!("{what}: {}", some_of(numbers)))
 }
 
 #[cfg(test)]
@@ -113,9 +107,9 @@ mod tests {
         let compare = |_, shown: &Options| {
             let is_shown = |name: &&str| shown.iter().any(|(shown, _)| shown == name);
             let missing = written.iter().map(|(name, _)| *name).filter(|name| !is_shown(name)).collect();
-            (missing, differing_options(kind, user, shown))
+            (missing, differing(kind, user, shown))
         };
-        let parsed = parse_options(kind, recording, &[user.extension.number], compare).expect("a whole answer");
+        let parsed = parse_options(kind, recording, &[user.extension.number], compare).expect("a complete answer");
         parsed.into_values().next().expect("an object")
     }
 

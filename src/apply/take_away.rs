@@ -14,28 +14,29 @@
 //! again.
 //!
 //! Two things can keep a number from being taken away although Asterisk works: a thread of Asterisk that hangs (the queues do not move),
-//! and a process that reads Asterisk's database (the commit fails). Both are retried, within one bound. Beyond it the number is held
-//! back: the apply gives everything but its endpoint, auth and AOR, and fails.
+//! and a process that reads Asterisk's database (the commit fails). Both are retried, together within [`TAKEN_AWAY_WITHIN`]. After
+//! that the number is held back: the apply gives everything but its endpoint, auth and AOR, and fails.
 
 use std::time::Duration;
 
 use anyhow::{Error, Result, anyhow, bail};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{COMMANDS_WITHIN, Run};
+use super::ownership::Before;
+use super::{COMMANDS_PER_APPLY, Run};
 use crate::asterisk::in_force::objects;
 use crate::asterisk::{queues, registrations, reload};
 use crate::domain::{ExtensionNumber, Numbers, some_of};
 use crate::host::files::Prepared;
 
-/// How long to try until the queues are worked off and the deletion is committed, both together; less if the whole apply has less time.
-const GIVE_UP_AFTER: Duration = Duration::from_secs(20);
+/// The queues are worked off and the deletion is committed, both together; less if the complete apply has less time.
+const TAKEN_AWAY_WITHIN: Duration = Duration::from_secs(20);
 
-/// Between the first two attempts to commit. Each pause is twice the one before, up to [`LONGEST_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// Between the first two attempts to commit. Each pause is twice the one before, up to [`LONGEST_COMMIT_PAUSE`].
+const FIRST_COMMIT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Between two attempts to commit, at most.
-const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_COMMIT_PAUSE: Duration = Duration::from_millis(500);
 
 impl Run<'_> {
     /// Step 6. Afterwards each number of `changing` belongs to nobody; `without` is the prepared file of the endpoints without them.
@@ -43,33 +44,30 @@ impl Run<'_> {
     pub(super) async fn take_away(
         &mut self,
         changing: &Numbers,
-        sections: &Numbers,
+        before: &Before,
         without: Prepared,
     ) -> Result<Option<Error>> {
-        self.remove_objects(changing, sections, without).await?;
+        self.remove_objects(changing, before, without).await?;
         // Two commands are left for giving and the proof.
-        let until = Instant::now() + GIVE_UP_AFTER.min(self.pbx.command.ends_within * (COMMANDS_WITHIN - 2));
+        let longest = self.pbx.command.ends_within * (COMMANDS_PER_APPLY - 2);
+        let until = Instant::now() + TAKEN_AWAY_WITHIN.min(longest);
         let held_back = |cause: &str| {
             let numbers = some_of(changing);
             anyhow!("{cause}; until then nobody has these numbers, and calls to them get 480: {numbers}")
         };
-        match timeout_at(until, queues::work_off(&self.pbx.control)).await {
-            Ok(worked_off) => worked_off?,
-            Err(_) => {
-                return Ok(Some(held_back(
-                    "Asterisk does not finish the SIP requests that it has accepted, so a former owner's phone may yet be registered: one of its threads hangs, or the machine is overloaded; look at 'core show taskprocessors like pjsip/distributor' and 'core show locks', restart Asterisk, then apply again",
-                )));
-            }
-        }
+        let Ok(worked_off) = timeout_at(until, queues::work_off(&self.pbx.control)).await else {
+            return Ok(Some(held_back(
+                "Asterisk does not finish the SIP requests that it has accepted, so a former owner's phone may yet be registered: one of its threads hangs, or the machine is overloaded; look at 'core show taskprocessors like pjsip/distributor' and 'core show locks', restart Asterisk, then apply again",
+            )));
+        };
+        worked_off?;
         self.note_evictions(|number| changing.contains(number)).await?;
-        match timeout_at(until, self.delete_and_commit(changing)).await {
-            Ok(committed) => committed?,
-            Err(_) => {
-                return Ok(Some(held_back(
-                    "Asterisk cannot commit to its database, so the registrations of former owners that were deleted may come back: a process that reads astdb.sqlite3 (a backup, a monitor) is the usual cause; find it (fuser -v on that file), stop it, then apply again",
-                )));
-            }
-        }
+        let Ok(committed) = timeout_at(until, self.delete_and_commit(changing)).await else {
+            return Ok(Some(held_back(
+                "Asterisk cannot commit to its database, so the registrations of former owners that were deleted may come back: a process that reads astdb.sqlite3 (a backup, a monitor) is the usual cause; find it (fuser -v on that file), stop it, then apply again",
+            )));
+        };
+        committed?;
         self.see_no_contact_left(changing).await?;
         self.warn_of_subscriptions(changing).await?;
         self.progress.done("take away");
@@ -77,9 +75,10 @@ impl Run<'_> {
     }
 
     /// Afterwards Asterisk has no endpoint, auth or AOR of these numbers, and no file on the disk could bring one back.
-    async fn remove_objects(&mut self, changing: &Numbers, sections: &Numbers, without: Prepared) -> Result<()> {
+    async fn remove_objects(&mut self, changing: &Numbers, before: &Before, without: Prepared) -> Result<()> {
         let control = &self.pbx.control;
-        if sections.is_disjoint(changing) && objects::by_name(control, changing).await?.is_empty() {
+        let in_file = changing.iter().any(|number| before.in_file.contains_key(number));
+        if !in_file && objects::by_name(control, changing).await?.is_empty() {
             return Ok(()); // Drops the prepared file.
         }
         self.publish(without)?;
@@ -96,12 +95,12 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Tries until Asterisk has committed the deletion of all registrations of these numbers. The caller bounds it.
+    /// Tries until Asterisk has committed the deletion of all registrations of these numbers. The caller ends it in time.
     async fn delete_and_commit(&self, changing: &Numbers) -> Result<()> {
-        let mut pause = FIRST_PAUSE;
+        let mut pause = FIRST_COMMIT_PAUSE;
         while !registrations::delete(&self.pbx.control, changing).await? {
             sleep(pause).await;
-            pause = LONGEST_PAUSE.min(pause * 2);
+            pause = LONGEST_COMMIT_PAUSE.min(pause * 2);
         }
         Ok(())
     }
