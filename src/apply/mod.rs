@@ -42,8 +42,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, Span, info, info_span, warn};
 use uuid::Uuid;
 
-use crate::asterisk::in_force::objects;
-use crate::asterisk::in_force::phones;
+use crate::asterisk::in_force::{objects, phones};
 use crate::asterisk::reload;
 use crate::domain::{Extension, Name, Numbers, User};
 use crate::host::configuration::MainFiles;
@@ -70,7 +69,7 @@ pub struct Applier {
     pbx: Pbx,
     host_name: String,
     /// Held by the one audit row that is being retried: many of them would take all connections.
-    audit_retry: Arc<Mutex<()>>,
+    audit_turn: Arc<Mutex<()>>,
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
@@ -91,7 +90,7 @@ impl Applier {
             storage,
             pbx: Pbx::new(settings),
             host_name: settings.host.clone(),
-            audit_retry: Arc::default(),
+            audit_turn: Arc::default(),
             tasks,
             stopping,
         }
@@ -157,7 +156,16 @@ impl Applier {
 
     /// Writes the audit row as soon as the database takes it.
     fn complete_later(&self, row: AuditEntry) {
-        self.tasks.spawn(retry_audit(self.storage.clone(), row, self.audit_retry.clone(), self.stopping.clone()));
+        let Self { storage, audit_turn, stopping, .. } = self.clone();
+        self.tasks.spawn(async move {
+            while stopping.run_until_cancelled(sleep(AUDIT_PAUSE)).await.is_some() {
+                let _turn = audit_turn.lock().await;
+                match storage.write_audit(row.clone()).await {
+                    Ok(()) => return info!(audit_log_id = %row.id, "the audit row is completed"),
+                    Err(error) => warn!(audit_log_id = %row.id, %error, "the audit row can't be completed yet"),
+                }
+            }
+        });
     }
 
     /// Steps 3 to 8; returns the number of users.
@@ -274,15 +282,5 @@ impl Run<'_> {
 
     async fn not_proven(&self, found: String) -> Error {
         anyhow!("{found}; likely cause: {}", self.pbx.likely_cause().await)
-    }
-}
-
-async fn retry_audit(storage: Storage, row: AuditEntry, turn: Arc<Mutex<()>>, stopping: CancellationToken) {
-    while stopping.run_until_cancelled(sleep(AUDIT_PAUSE)).await.is_some() {
-        let _turn = turn.lock().await;
-        match storage.write_audit(row.clone()).await {
-            Ok(()) => return info!(audit_log_id = %row.id, "the audit row is completed"),
-            Err(error) => warn!(audit_log_id = %row.id, %error, "the audit row can't be completed yet"),
-        }
     }
 }

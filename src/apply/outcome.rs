@@ -108,13 +108,11 @@ impl Progress {
         self.warnings.iter().flat_map(|warning| [". Warning: ", warning]).collect()
     }
 
-    /// Records evicted registrations, each phone once.
-    pub(super) fn note_evicted(&mut self, registrations: Vec<Registration>) {
-        for new in registrations {
-            if !self.evicted.contains(&new) {
-                info!(extension = %new.number, contact = new.contact, "registration evicted");
-                self.evicted.push(new);
-            }
+    /// Records an evicted registration, each phone once.
+    pub(super) fn note_evicted(&mut self, registration: Registration) {
+        if !self.evicted.contains(&registration) {
+            info!(extension = %registration.number, contact = registration.contact, "registration evicted");
+            self.evicted.push(registration);
         }
     }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use tokio::try_join;
 
-use crate::asterisk::control::Control;
+use crate::asterisk::Control;
 use crate::asterisk::in_force::dialplan::{FirstPriority, first_priorities};
 use crate::asterisk::in_force::objects::{self, Options};
 use crate::domain::{ExtensionNumber, Numbers, User, some_of};

@@ -19,7 +19,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Error, Result, anyhow, bail};
+use anyhow::{Error, Result, anyhow, ensure};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::ownership::Before;
@@ -108,12 +108,11 @@ impl Run<'_> {
     /// Fails if Asterisk still knows a contact of these numbers: then it keeps registrations elsewhere than in its database.
     async fn see_no_contact_left(&self, changing: &Numbers) -> Result<()> {
         let left = &registrations::numbers_with_contacts(&self.pbx.control).await? & changing;
-        if !left.is_empty() {
-            bail!(
-                "Asterisk keeps registrations elsewhere than in its own database, so phones of former owners can't be evicted: {}; look in sorcery.conf for a line of 'contact', remove it, restart Asterisk, then apply again",
-                some_of(left)
-            );
-        }
+        ensure!(
+            left.is_empty(),
+            "Asterisk keeps registrations elsewhere than in its own database, so phones of former owners can't be evicted: {}; look in sorcery.conf for a line of 'contact', remove it, restart Asterisk, then apply again",
+            some_of(left)
+        );
         Ok(())
     }
 
@@ -132,10 +131,13 @@ impl Run<'_> {
 
     /// Records, for the answer, the registrations that are about to be evicted. Returns their numbers.
     async fn note_evictions(&mut self, evicted: impl Fn(&ExtensionNumber) -> bool) -> Result<Numbers> {
-        let mut registered = registrations::list(&self.pbx.control).await?;
-        registered.retain(|registration| evicted(&registration.number));
-        let numbers = registered.iter().map(|registration| registration.number).collect();
-        self.progress.note_evicted(registered);
+        let mut numbers = Numbers::new();
+        for registration in registrations::list(&self.pbx.control).await? {
+            if evicted(&registration.number) {
+                numbers.insert(registration.number);
+                self.progress.note_evicted(registration);
+            }
+        }
         Ok(numbers)
     }
 

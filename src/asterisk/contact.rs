@@ -8,9 +8,8 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
-use super::command::Command;
-use super::control::Control;
 use super::in_force::rows;
+use super::{Command, Control};
 use crate::problem::Result;
 
 /// SIP's own port.
@@ -35,17 +34,18 @@ pub fn leads_elsewhere(uri: &str, known: &Known) -> bool {
     };
     has(parameters, ';', "maddr")
         || has(headers, '&', "route")
-        || endpoint(host)
+        || ip_and_port(host)
             .is_none_or(|(ip, port)| known.contains(&(ip, None)) || known.contains(&(ip, Some(port.unwrap_or(PORT)))))
 }
 
 /// An IP address with or without a port; `None` for a name.
-fn endpoint(text: &str) -> Option<(IpAddr, Option<u16>)> {
+fn ip_and_port(text: &str) -> Option<(IpAddr, Option<u16>)> {
     let with_port = text.parse::<SocketAddr>().map(|address| (address.ip(), Some(address.port())));
     with_port.or_else(|_| text.trim_matches(['[', ']']).parse().map(|ip| (ip, None))).ok()
 }
 
-/// `None` unless the listing is complete.
+/// `None` unless the listing is complete. Below the row of an identify there is a line for each of its addresses, which the trailer
+/// does not count.
 fn parse(text: &str) -> Option<Known> {
     // The module that knows this command is not needed for phones.
     if text.contains("No such command") {
@@ -54,7 +54,7 @@ fn parse(text: &str) -> Option<Known> {
     rows(text, " Identify:  ")?;
     let hosts = text.lines().filter_map(|line| {
         let (address, bits) = line.strip_prefix("      Match: ")?.trim().rsplit_once('/')?;
-        endpoint(address).filter(|(ip, _)| bits == if ip.is_ipv4() { "32" } else { "128" })
+        ip_and_port(address).filter(|(ip, _)| bits == if ip.is_ipv4() { "32" } else { "128" })
     });
     Some(hosts.collect())
 }

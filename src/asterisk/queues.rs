@@ -18,9 +18,8 @@ use tokio::select;
 use tokio::time::sleep;
 use tracing::info;
 
-use super::command::Command;
-use super::control::Control;
 use super::in_force::rows;
+use super::{Command, Control};
 use crate::problem::{Result, ensure};
 
 /// Between two looks at the queues.
@@ -54,17 +53,16 @@ pub async fn work_off(control: &Control) -> Result<()> {
     for (name, queue) in list(control).await? {
         before.entry(name).or_insert(queue).processed = queue.processed;
     }
+    let until_worked_off = async {
+        while !worked_off(&before, &list(control).await?) {
+            sleep(LOOK_PAUSE).await;
+        }
+        Ok(())
+    };
     select! {
-        moved = until_worked_off(control, &before) => moved,
+        worked_off = until_worked_off => worked_off,
         never = ping_twice(control, &before) => match never {},
     }
-}
-
-async fn until_worked_off(control: &Control, before: &Queues) -> Result<()> {
-    while !worked_off(before, &list(control).await?) {
-        sleep(LOOK_PAUSE).await;
-    }
-    Ok(())
 }
 
 /// Does not end. Pings that fail, because Asterisk closed the connection or a queue does not move, are sent again; more of them do no

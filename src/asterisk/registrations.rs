@@ -12,9 +12,8 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::command::Command;
-use super::control::Control;
 use super::in_force::{numbers_in, rows};
+use super::{Command, Control};
 use crate::domain::{ExtensionNumber, Numbers};
 use crate::problem::{Result, problem};
 

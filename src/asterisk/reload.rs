@@ -25,8 +25,8 @@ use tokio::try_join;
 use tracing::info;
 use utoipa::ToSchema;
 
-use super::command::Command;
-use super::control::{Control, Identity, MAX_QUOTED_CHARS, ensure_not_refused};
+use super::control::{Identity, MAX_QUOTED_CHARS, ensure_not_refused};
+use super::{Command, Control};
 use crate::problem::{Result, bail, ensure, problem};
 
 /// Between two attempts to reload.

@@ -1,9 +1,11 @@
 //! Priority 1 of our numbers in the dialplan in force.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
-use crate::asterisk::command::Command;
-use crate::asterisk::control::Control;
+use regex::Regex;
+
+use crate::asterisk::{Command, Control};
 use crate::domain::ExtensionNumber;
 use crate::host::place::ROUTING_FILE_NAME;
 use crate::problem::Result;
@@ -31,48 +33,33 @@ pub async fn first_priorities(control: &Control) -> Result<Option<BTreeMap<Exten
     control.listing(&[Command::DIALPLAN.with(CONTEXT)], |text| absent(text).or_else(|| parse(text).map(Some))).await
 }
 
-/// `None` unless the listing is whole.
+/// `None` unless the listing is complete.
 pub(super) fn parse(text: &str) -> Option<BTreeMap<ExtensionNumber, FirstPriority>> {
-    let count: usize = text.lines().rev().find_map(trailer)?.parse().ok()?;
-    let mut first_priorities = BTreeMap::new();
-    let (mut rows, mut current) = (0, None);
-    for line in text.lines() {
-        let head = line.strip_prefix("  '").and_then(|head| head.split_once(" => "));
-        let rest = head.map_or(line, |(_, rest)| rest);
-        if let Some((name, _)) = head {
-            // A caller-ID match stands behind the closing quote.
-            current = name.strip_suffix('\'').and_then(ExtensionNumber::parse);
-        }
-        let Some((priority, first)) = row(rest) else { continue };
+    // `  '1000' =>   [label] 1. Dial(…)  [file:line]`. Further priorities have no name before them, and few rows have a label. A hint
+    // has no number. A caller-ID match stands behind the closing quote, so such a name is none of ours.
+    static PRIORITY: LazyLock<Regex> = LazyLock::new(|| {
+        let row = r"^(?:  '(?<name>.*?) => )? *(?:\[.*?\] +)?(?:(?<priority>[0-9]+)\.|hint:) (?<application>.+) \[(?<source>.*)\]$";
+        Regex::new(row).expect("a regex")
+    });
+    static TRAILER: LazyLock<Regex> =
+        LazyLock::new(|| Regex::new(r"(?m)^-= .*\(([0-9]+) .*\) in 1 context\. =-$").expect("a regex"));
+
+    let mut found = BTreeMap::new();
+    let mut rows = 0;
+    let mut current = None;
+    for row in text.lines().filter_map(|line| PRIORITY.captures(line)) {
         rows += 1;
-        if let (Some(number), "1") = (current, priority) {
-            first_priorities.insert(number, first);
+        if let Some(name) = row.name("name") {
+            current = name.as_str().strip_suffix('\'').and_then(ExtensionNumber::parse);
+        }
+        if let Some(number) = current.filter(|_| row.name("priority").is_some_and(|priority| priority.as_str() == "1"))
+        {
+            let application = row["application"].trim_end_matches(' ').to_owned();
+            found.insert(number, FirstPriority { application, source: row["source"].to_owned() });
         }
     }
-    (rows == count).then_some(first_priorities)
-}
-
-/// The number of priorities: `-= 2 extensions (4 priorities) in 1 context. =-`.
-fn trailer(line: &str) -> Option<&str> {
-    let (_, count) = line.strip_prefix("-= ")?.strip_suffix(") in 1 context. =-")?.split_once('(')?;
-    count.split_once(' ').map(|(count, _)| count)
-}
-
-/// `1. Dial(…)  [file:line]`, with a label in brackets before it or not; a hint has no priority but `hint`.
-fn row(text: &str) -> Option<(&str, FirstPriority)> {
-    let text = text.trim_start_matches(' ');
-    let text = match text.strip_prefix('[') {
-        Some(labelled) => labelled.split_once("] ")?.1.trim_start_matches(' '),
-        None => text,
-    };
-    let (priority, text) = match text.strip_prefix("hint: ") {
-        Some(hint) => ("hint", hint),
-        None => text.split_once(". ").filter(|(p, _)| !p.is_empty() && p.bytes().all(|byte| byte.is_ascii_digit()))?,
-    };
-    let (application, source) = text.strip_suffix(']')?.rsplit_once(" [")?;
-    let application = application.trim_end_matches(' ');
-    let first = FirstPriority { application: application.to_owned(), source: source.to_owned() };
-    (!application.is_empty()).then_some((priority, first))
+    let count: usize = TRAILER.captures(text)?[1].parse().ok()?;
+    (rows == count).then_some(found)
 }
 
 #[cfg(test)]
@@ -83,7 +70,7 @@ mod tests {
     #[test]
     fn first_priorities_are_ours_or_named() {
         let number = |number| ExtensionNumber::new(number).expect("a number");
-        let dialplan = parse(recorded!("dialplan")).expect("a whole listing");
+        let dialplan = parse(recorded!("dialplan")).expect("a complete listing");
         assert!(dialplan.keys().copied().eq([1000, 1001, 1600].map(number)), "{dialplan:?}");
         assert!(dialplan[&number(1000)].is_ours("Dial(PJSIP/1000,25,i)"), "{dialplan:?}");
         assert_eq!(dialplan[&number(1600)].source, "pbx_config", "typed by an administrator");

@@ -77,10 +77,10 @@ mod tests {
                     proptest::prop_assert!(parsed.is_none() || parsed == $parse(recorded!($name)), "{}: {:?}", $name, parsed);
                 };
             }
-            same_or_none!(|text: &str| numbers_in(text, objects::heading(ObjectType::Endpoint)), "endpoints");
-            same_or_none!(|text: &str| numbers_in(text, objects::heading(ObjectType::Auth)), "auths");
-            same_or_none!(|text: &str| numbers_in(text, objects::heading(ObjectType::Aor)), "aors");
-            same_or_none!(modules::parse_transports, "transports");
+            same_or_none!(|text: &str| numbers_in(text, objects::shown(ObjectType::Endpoint).heading), "endpoints");
+            same_or_none!(|text: &str| numbers_in(text, objects::shown(ObjectType::Auth).heading), "auths");
+            same_or_none!(|text: &str| numbers_in(text, objects::shown(ObjectType::Aor).heading), "aors");
+            same_or_none!(phones::has_transport, "transports");
             same_or_none!(dialplan::parse, "dialplan");
             same_or_none!(modules::parse, "modules");
         }
@@ -88,9 +88,9 @@ mod tests {
         #[test]
         fn nothing_that_asterisk_prints_makes_it_panic(text in "([ '=>\\[\\]()./0-9a-zA-Z:-]{0,60}\n){0,8}") {
             let number = ExtensionNumber::new(1000).expect("a number");
-            let _ = (dialplan::parse(&text), modules::parse(&text), modules::parse_transports(&text));
+            let _ = (dialplan::parse(&text), modules::parse(&text), phones::has_transport(&text));
             for kind in ObjectType::ALL {
-                let _ = numbers_in(&text, objects::heading(kind));
+                let _ = numbers_in(&text, objects::shown(kind).heading);
                 let _ = objects::parse_options(kind, &text, &[number], |_, options| options.len());
             }
         }

@@ -2,9 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::rows;
-use crate::asterisk::command::Command;
-use crate::asterisk::control::{Control, unexpected};
+use crate::asterisk::control::unexpected;
+use crate::asterisk::{Command, Control};
 use crate::problem::Result;
 
 /// Without any of these, a phone of ours cannot register, be called or talk, or an apply cannot be proven; with all of them it
@@ -93,11 +92,6 @@ pub async fn read_from_a_database(control: &Control, files: &[&str]) -> Result<V
     Ok(found)
 }
 
-/// Whether there is a transport: without one, no phone can reach Asterisk.
-pub async fn has_transport(control: &Control) -> Result<bool> {
-    control.listing(&[Command::TRANSPORTS], parse_transports).await
-}
-
 /// `None` unless the listing is complete.
 pub(super) fn parse(text: &str) -> Option<Modules> {
     let rows: Vec<_> = text.lines().skip(1).filter(|line| !line.trim().is_empty()).collect();
@@ -110,24 +104,17 @@ pub(super) fn parse(text: &str) -> Option<Modules> {
     (rows.len() == count).then(|| Modules { running: in_state("Running"), declined: in_state("Not Running") })
 }
 
-/// `None` unless the listing is complete.
-pub(super) fn parse_transports(text: &str) -> Option<bool> {
-    rows(text, "Transport:  ").map(|transports| !transports.is_empty())
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::recorded;
     use super::*;
 
     #[test]
-    fn modules_that_run_and_transports() {
+    fn modules_that_run_and_that_do_not() {
         let modules = parse(recorded!("modules")).expect("a complete listing");
         assert!(modules.running.contains("app_dial.so") && !modules.missing().contains(&"app_dial.so"), "{modules:?}");
         let modules = parse(recorded!("a-module-that-does-not-run")).expect("a complete listing");
         assert!(modules.running.is_empty() && modules.has_declined("func_odbc.so"), "{modules:?}");
         assert_eq!(modules.missing(), NEEDED);
-        assert_eq!(parse_transports(recorded!("transports")), Some(true));
-        assert_eq!(parse_transports(recorded!("no-endpoints")), Some(false));
     }
 }

@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::{number_of, numbers_in};
-use crate::asterisk::command::Command;
-use crate::asterisk::control::Control;
+use crate::asterisk::{Command, Control};
 use crate::domain::{ExtensionNumber, Numbers};
 use crate::problem::Result;
 use crate::render::ObjectType;
@@ -21,23 +20,26 @@ const AT_ONCE: usize = 100;
 /// read, it writes the others.
 const CONNECTIONS: usize = 3;
 
-/// The beginning of a line that names an object of this type.
-pub(super) fn heading(kind: ObjectType) -> &'static str {
+/// How Asterisk shows the objects of one type.
+pub(super) struct Shown {
+    one: Command,
+    all: Command,
+    /// The beginning of a line that names one.
+    pub(super) heading: &'static str,
+}
+
+pub(super) fn shown(kind: ObjectType) -> Shown {
     match kind {
-        ObjectType::Endpoint => " Endpoint:  ",
-        ObjectType::Auth => "     Auth:  ",
-        ObjectType::Aor => "      Aor:  ",
+        ObjectType::Endpoint => Shown { one: Command::ENDPOINT, all: Command::ENDPOINTS, heading: " Endpoint:  " },
+        ObjectType::Auth => Shown { one: Command::AUTH, all: Command::AUTHS, heading: "     Auth:  " },
+        ObjectType::Aor => Shown { one: Command::AOR, all: Command::AORS, heading: "      Aor:  " },
     }
 }
 
 /// The numbers 1000 to 1999 that have an object of this type, from a listing.
 pub async fn numbers(control: &Control, kind: ObjectType) -> Result<Numbers> {
-    let all = match kind {
-        ObjectType::Endpoint => Command::ENDPOINTS,
-        ObjectType::Auth => Command::AUTHS,
-        ObjectType::Aor => Command::AORS,
-    };
-    control.listing(&[all], |text| numbers_in(text, heading(kind))).await
+    let Shown { all, heading, .. } = shown(kind);
+    control.listing(&[all], |text| numbers_in(text, heading)).await
 }
 
 /// What `each` makes of the options of the objects of this type; a number without such an object is left out.
@@ -47,11 +49,7 @@ pub async fn options<T>(
     numbers: &Numbers,
     each: impl Fn(ExtensionNumber, &Options) -> T,
 ) -> Result<BTreeMap<ExtensionNumber, T>> {
-    let one = match kind {
-        ObjectType::Endpoint => Command::ENDPOINT,
-        ObjectType::Auth => Command::AUTH,
-        ObjectType::Aor => Command::AOR,
-    };
+    let Shown { one, .. } = shown(kind);
     let numbers: Vec<_> = numbers.iter().copied().collect();
     let ask = async |some: &[ExtensionNumber]| {
         let commands: Vec<_> = some.iter().map(|number| one.with(number)).collect();
@@ -86,11 +84,12 @@ pub(crate) fn parse_options<T>(
     numbers: &[ExtensionNumber],
     each: impl Fn(ExtensionNumber, &Options) -> T,
 ) -> Option<BTreeMap<ExtensionNumber, T>> {
+    let Shown { heading, .. } = shown(kind);
     let mut parsed = BTreeMap::new();
     let mut lines = text.lines();
     for &number in numbers {
         let absent = format!("Unable to find object {number}.");
-        let named = |line: &str| line.strip_prefix(heading(kind)).and_then(number_of) == Some(number);
+        let named = |line: &str| line.strip_prefix(heading).and_then(number_of) == Some(number);
         if lines.find(|line| *line == absent || named(line))? == absent {
             continue;
         }
@@ -122,7 +121,7 @@ mod tests {
     #[test]
     fn the_numbers_that_have_an_object() {
         let both = Numbers::from([1000, 1001].map(number));
-        let parsed = |kind, text| numbers_in(text, heading(kind));
+        let parsed = |kind, text| numbers_in(text, shown(kind).heading);
         assert_eq!(parsed(ObjectType::Endpoint, recorded!("endpoints")), Some(both.clone()));
         assert_eq!(parsed(ObjectType::Auth, recorded!("auths")), Some(both.clone()));
         assert_eq!(parsed(ObjectType::Aor, recorded!("aors")), Some(both));

@@ -7,9 +7,8 @@ use std::net::IpAddr;
 
 use rustix::system::sysinfo;
 
-use super::modules;
-use crate::asterisk::command::Command;
-use crate::asterisk::control::Control;
+use super::rows;
+use crate::asterisk::{Command, Control};
 use crate::domain::{ExtensionNumber, some_of};
 use crate::problem::{Problem, Result, problem};
 
@@ -19,7 +18,7 @@ const QUESTIONS: [Command; 5] =
 /// All that keeps phones out.
 pub async fn kept_out(control: &Control) -> Result<Vec<Problem>> {
     let mut found = Vec::new();
-    if !modules::has_transport(control).await? {
+    if !control.listing(&[Command::TRANSPORTS], has_transport).await? {
         found.push(problem!(
             "Asterisk has no transport, so no phone can reach it",
             "add a section of type=transport to pjsip.conf, then restart Asterisk"
@@ -29,6 +28,11 @@ pub async fn kept_out(control: &Control) -> Result<Vec<Problem>> {
     found.extend([maintenance(&shown), algorithms(&shown), identify(&shown)].into_iter().flatten());
     found.extend(limits(&shown));
     Ok(found)
+}
+
+/// `None` unless the listing is complete.
+pub(super) fn has_transport(text: &str) -> Option<bool> {
+    rows(text, "Transport:  ").map(|transports| !transports.is_empty())
 }
 
 /// A value in lines of the form `name : value`.
@@ -128,7 +132,14 @@ fn limits(shown: &str) -> Vec<Problem> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::recorded;
     use super::*;
+
+    #[test]
+    fn transports_are_some_or_none() {
+        assert_eq!(has_transport(recorded!("transports")), Some(true));
+        assert_eq!(has_transport(recorded!("no-endpoints")), Some(false));
+    }
 
     #[test]
     fn a_trunks_own_addresses_hold_no_phones() {
