@@ -41,7 +41,7 @@ struct Queue {
 }
 
 /// Waits until Asterisk has handled every SIP request outside a dialog that it had accepted before. Does not end if a queue does not
-/// move: the caller bounds it.
+/// move: the caller gives up in time.
 pub async fn work_off(control: &Control) -> Result<()> {
     let mut before = list(control).await?;
     ensure!(

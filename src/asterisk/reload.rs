@@ -162,7 +162,7 @@ impl AsteriskCommand {
         format!("{} -rx '{}'", self.program.display(), command.line())
     }
 
-    /// Runs `program -rx command` in a process group of its own, and kills the whole group if it takes too long. Returns what it
+    /// Runs `program -rx command` in a process group of its own, and kills that group if it takes too long. Returns what it
     /// printed.
     async fn run(&self, command: &Command, last: &mut Option<CommandResult>) -> Result<String> {
         let typed = self.typed(command);

@@ -77,9 +77,9 @@ mod tests {
                     proptest::prop_assert!(parsed.is_none() || parsed == $parse(recorded!($name)), "{}: {:?}", $name, parsed);
                 };
             }
-            same_or_none!(|text: &str| numbers_in(text, objects::shown(ObjectType::Endpoint).heading), "endpoints");
-            same_or_none!(|text: &str| numbers_in(text, objects::shown(ObjectType::Auth).heading), "auths");
-            same_or_none!(|text: &str| numbers_in(text, objects::shown(ObjectType::Aor).heading), "aors");
+            same_or_none!(|text: &str| numbers_in(text, objects::asked(ObjectType::Endpoint).heading), "endpoints");
+            same_or_none!(|text: &str| numbers_in(text, objects::asked(ObjectType::Auth).heading), "auths");
+            same_or_none!(|text: &str| numbers_in(text, objects::asked(ObjectType::Aor).heading), "aors");
             same_or_none!(phones::has_transport, "transports");
             same_or_none!(dialplan::parse, "dialplan");
             same_or_none!(modules::parse, "modules");
@@ -90,7 +90,7 @@ mod tests {
             let number = ExtensionNumber::new(1000).expect("a number");
             let _ = (dialplan::parse(&text), modules::parse(&text), phones::has_transport(&text));
             for kind in ObjectType::ALL {
-                let _ = numbers_in(&text, objects::shown(kind).heading);
+                let _ = numbers_in(&text, objects::asked(kind).heading);
                 let _ = objects::parse_options(kind, &text, &[number], |_, options| options.len());
             }
         }

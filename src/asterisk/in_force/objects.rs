@@ -20,25 +20,25 @@ const AT_ONCE: usize = 100;
 /// read, it writes the others.
 const CONNECTIONS: usize = 3;
 
-/// How Asterisk shows the objects of one type.
-pub(super) struct Shown {
+/// How Asterisk is asked for the objects of one type.
+pub(super) struct Asked {
     one: Command,
     all: Command,
     /// The beginning of a line that names one.
     pub(super) heading: &'static str,
 }
 
-pub(super) fn shown(kind: ObjectType) -> Shown {
+pub(super) fn asked(kind: ObjectType) -> Asked {
     match kind {
-        ObjectType::Endpoint => Shown { one: Command::ENDPOINT, all: Command::ENDPOINTS, heading: " Endpoint:  " },
-        ObjectType::Auth => Shown { one: Command::AUTH, all: Command::AUTHS, heading: "     Auth:  " },
-        ObjectType::Aor => Shown { one: Command::AOR, all: Command::AORS, heading: "      Aor:  " },
+        ObjectType::Endpoint => Asked { one: Command::ENDPOINT, all: Command::ENDPOINTS, heading: " Endpoint:  " },
+        ObjectType::Auth => Asked { one: Command::AUTH, all: Command::AUTHS, heading: "     Auth:  " },
+        ObjectType::Aor => Asked { one: Command::AOR, all: Command::AORS, heading: "      Aor:  " },
     }
 }
 
 /// The numbers 1000 to 1999 that have an object of this type, from a listing.
 pub async fn numbers(control: &Control, kind: ObjectType) -> Result<Numbers> {
-    let Shown { all, heading, .. } = shown(kind);
+    let Asked { all, heading, .. } = asked(kind);
     control.listing(&[all], |text| numbers_in(text, heading)).await
 }
 
@@ -49,7 +49,7 @@ pub async fn options<T>(
     numbers: &Numbers,
     each: impl Fn(ExtensionNumber, &Options) -> T,
 ) -> Result<BTreeMap<ExtensionNumber, T>> {
-    let Shown { one, .. } = shown(kind);
+    let Asked { one, .. } = asked(kind);
     let numbers: Vec<_> = numbers.iter().copied().collect();
     let ask = async |some: &[ExtensionNumber]| {
         let commands: Vec<_> = some.iter().map(|number| one.with(number)).collect();
@@ -84,7 +84,7 @@ pub(crate) fn parse_options<T>(
     numbers: &[ExtensionNumber],
     each: impl Fn(ExtensionNumber, &Options) -> T,
 ) -> Option<BTreeMap<ExtensionNumber, T>> {
-    let Shown { heading, .. } = shown(kind);
+    let Asked { heading, .. } = asked(kind);
     let mut parsed = BTreeMap::new();
     let mut lines = text.lines();
     for &number in numbers {
@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn the_numbers_that_have_an_object() {
         let both = Numbers::from([1000, 1001].map(number));
-        let parsed = |kind, text| numbers_in(text, shown(kind).heading);
+        let parsed = |kind, text| numbers_in(text, asked(kind).heading);
         assert_eq!(parsed(ObjectType::Endpoint, recorded!("endpoints")), Some(both.clone()));
         assert_eq!(parsed(ObjectType::Auth, recorded!("auths")), Some(both.clone()));
         assert_eq!(parsed(ObjectType::Aor, recorded!("aors")), Some(both));
