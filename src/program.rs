@@ -28,7 +28,7 @@ use crate::apply::Applier;
 use crate::apply::preview::preview;
 use crate::pbx::Pbx;
 use crate::preflight::check::{Report, check, token_rule};
-use crate::preflight::probes::Found;
+use crate::preflight::finding::Found;
 use crate::settings::{Command, Dotenv, LogFormat, Secrets, Settings, own_names};
 use crate::storage::{Inspection, Storage, StorageError};
 

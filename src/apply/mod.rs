@@ -49,6 +49,7 @@ use crate::host::configuration::MainFiles;
 use crate::host::files::{self, Prepared, Stage};
 use crate::host::lock::HostLock;
 use crate::pbx::Pbx;
+use crate::preflight::{on_disk, probes, running};
 use crate::render::{self, ObjectType};
 use crate::settings::Settings;
 use crate::storage::{self, AuditEntry, Storage, StorageError};
@@ -205,10 +206,10 @@ impl Applier {
 impl Run<'_> {
     /// Step 4. Returns who has the numbers now.
     async fn look(&mut self) -> Result<Before> {
-        self.pbx.asterisk().await?;
+        running::asterisk(&self.pbx.control).await?;
         let control = &self.pbx.control;
         let (main, in_force, served) = join!(
-            self.pbx.probe_before_apply(),
+            probes::before_apply(self.pbx),
             objects::secrets(control, &self.numbers),
             objects::numbers(control, ObjectType::Auth)
         );
@@ -258,7 +259,7 @@ impl Run<'_> {
         }
         // Without a user there is nothing that Asterisk could show: then the include lines are the proof.
         if self.users.is_empty() {
-            self.pbx.includes(&MainFiles::read(&self.pbx.config_dir)?)?;
+            on_disk::includes(&MainFiles::read(&self.pbx.config_dir)?, self.pbx)?;
         }
         // What can only warn does not fail an apply that is proven.
         let warnings = phones::kept_out(&self.pbx.control).await;
@@ -281,6 +282,6 @@ impl Run<'_> {
     }
 
     async fn not_proven(&self, found: String) -> Error {
-        anyhow!("{found}; likely cause: {}", self.pbx.likely_cause().await)
+        anyhow!("{found}; likely cause: {}", probes::likely_cause(self.pbx).await)
     }
 }

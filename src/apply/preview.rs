@@ -11,24 +11,30 @@ use crate::asterisk::registrations;
 use crate::domain::{Numbers, User, some_of};
 use crate::host::configuration::MainFiles;
 use crate::pbx::Pbx;
-use crate::preflight::probes::{Finding, Found, State, add};
+use crate::preflight::finding::{Finding, Found};
 use crate::problem::{Result, problem};
 use crate::storage::Storage;
 
+const NEXT_APPLY: &str = "the next apply";
+const OLD_REGISTRATIONS: &str = "old registrations";
+
 /// Adds what the next apply would do to the `findings` of a check, if none of them is a failure.
 pub async fn preview(pbx: &Pbx, storage: &Storage, findings: &mut Vec<Finding>) {
-    let possible = findings.iter().all(|finding| finding.state != State::Failure);
+    let possible = !findings.iter().any(Finding::failed);
     let users = if possible { storage.users().await.ok() } else { None };
-    let (possible, users) = (users.is_some(), users.unwrap_or_default());
-    add(findings, "the next apply", possible, Box::pin(next_apply(pbx, &users))).await;
-    add(findings, "old registrations", possible, old_registrations(pbx, &users)).await;
+    let Some(users) = users else {
+        findings.extend([NEXT_APPLY, OLD_REGISTRATIONS].map(Finding::unknown));
+        return;
+    };
+    findings.push(Finding::of(NEXT_APPLY, Box::pin(next_apply(pbx, &users)).await));
+    findings.push(Finding::of(OLD_REGISTRATIONS, old_registrations(pbx, &users).await));
 }
 
 /// How what Asterisk serves differs from what the database holds.
 async fn next_apply(pbx: &Pbx, users: &[User]) -> Result<Found> {
     let differences = proof::differences(&pbx.control, users, &Numbers::new()).await?;
     if differences.is_empty() {
-        return Ok(format!("changes nothing: Asterisk serves all {} users", users.len()).into());
+        return Ok(Found::fine(format!("changes nothing: Asterisk serves all {} users", users.len())));
     }
     let differences = differences.join(", and ");
     Ok(Found::Warning(problem!("would change what Asterisk serves: {differences}", "POST /apply")))
@@ -44,7 +50,7 @@ async fn old_registrations(pbx: &Pbx, users: &[User]) -> Result<Found> {
     let registered = registrations.into_iter().map(|registration| registration.number);
     let old: BTreeSet<_> = registered.filter(|number| changing.contains(number) || !wanted.contains(number)).collect();
     if old.is_empty() {
-        return Ok("no phone of a former user is registered".to_owned().into());
+        return Ok(Found::fine("no phone of a former user is registered"));
     }
     let old = some_of(old);
     Ok(Found::Warning(problem!(

@@ -6,7 +6,8 @@ use serde::Serialize;
 
 use crate::account::user_name;
 use crate::pbx::Pbx;
-use crate::preflight::probes::{Finding, Found, State};
+use crate::preflight::finding::{Finding, Found, State};
+use crate::preflight::probes;
 use crate::problem::{Problem, Result, problem};
 use crate::settings::{ApiToken, DatabaseUrl, Dotenv, Secrets, Settings};
 use crate::storage::{Storage, StorageError};
@@ -34,7 +35,7 @@ pub async fn check(
     let of_dotenv = |warning| Finding::of("where settings come from", Ok(Found::Warning(warning)));
     findings.extend(dotenv.warnings().into_iter().map(of_dotenv));
     findings.push(Finding::of("the database", database(&secrets.database, storage).await));
-    findings.extend(pbx.probe().await);
+    findings.extend(probes::all(pbx).await);
     findings
 }
 
@@ -51,7 +52,7 @@ impl Report {
 
     /// The report on these findings, and on which database.
     pub fn new(database: String, findings: Vec<Finding>) -> Self {
-        let ok = findings.iter().all(|finding| finding.state != State::Failure);
+        let ok = !findings.iter().any(Finding::failed);
         Self { ok, user: user_name(), database, findings }
     }
 }
@@ -60,24 +61,23 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "pbx-portal {}, as user {}, database {}\n", env!("CARGO_PKG_VERSION"), self.user, self.database)?;
-        let width = self.findings.iter().map(|finding| finding.what.chars().count()).max().unwrap_or(0);
-        for Finding { what, state, found, remedy } in &self.findings {
+        let width = self.findings.iter().map(|finding| finding.name.chars().count()).max().unwrap_or(0);
+        for Finding { name, state, found, remedy } in &self.findings {
             let state = match state {
                 State::Ok => "ok",
                 State::Warning => "WARN",
                 State::Failure => "FAIL",
                 State::Unknown => "?",
             };
-            writeln!(f, "{state:<5} {what:<width$}  {found}")?;
+            writeln!(f, "{state:<5} {name:<width$}  {found}")?;
             if let Some(remedy) = remedy {
                 writeln!(f, "{:<5} {:<width$}  -> {remedy}", "", "")?;
             }
         }
-        let failures = self.findings.iter().filter(|finding| finding.state == State::Failure).count();
-        match failures {
+        match self.findings.iter().filter(|finding| finding.failed()).count() {
             0 => writeln!(f, "\nAn apply has what it needs."),
             1 => writeln!(f, "\n1 failure: fix it, then check again."),
-            _ => writeln!(f, "\n{failures} failures: fix the first, then check again."),
+            failures => writeln!(f, "\n{failures} failures: fix the first, then check again."),
         }
     }
 }
@@ -91,8 +91,8 @@ pub fn token_rule(settings: &Settings, secrets: &Secrets) -> Found {
             "listening on {listen}, with a token of fewer than {long_enough} bytes, which can be guessed",
             "make a longer one with openssl rand -hex 32"
         )),
-        (Some(_), _) => format!("listening on {listen}, for everybody who has the token").into(),
-        (None, true) => format!("listening on {listen}, for every user of this machine (no token)").into(),
+        (Some(_), _) => Found::fine(format!("listening on {listen}, for everybody who has the token")),
+        (None, true) => Found::fine(format!("listening on {listen}, for every user of this machine (no token)")),
         (None, false) => Found::Warning(problem!(
             "listening on {listen} without a token: anybody who reaches it can read every SIP secret",
             "set PORTAL_API_TOKEN"
@@ -117,7 +117,7 @@ async fn database(url: &DatabaseUrl, storage: &Storage) -> Result<Found> {
     let what = format!("{server}, schema {version}");
     Ok(match found.advice {
         Some(remedy) => Found::Warning(Problem { what, remedy }),
-        None => what.into(),
+        None => Found::fine(what),
     })
 }
 

@@ -1,6 +1,7 @@
 //! What must be set up beside the portal, and `pbx-portal check`.
 
 pub mod check;
-mod on_disk;
+pub mod finding;
+pub mod on_disk;
 pub mod probes;
-mod running;
+pub mod running;

@@ -2,155 +2,180 @@
 //! nothing. `pbx-portal check` shows them all. An apply refuses to begin if one that it needs fails. The likely cause of an apply
 //! that is not proven is the first that fails.
 
-use serde::Serialize;
+use std::future::ready;
+use std::pin::Pin;
+
 use tokio::join;
 
+use InApply::{Always, IfModulesAreMissing, No};
+
+use super::finding::{Finding, Found};
+use super::{on_disk, running};
 use crate::asterisk::in_force::modules::Modules;
 use crate::host::configuration::MainFiles;
 use crate::pbx::Pbx;
 use crate::problem::{Problem, Result};
 
-/// How a probe ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum State {
-    Ok,
-    /// Worth a look; an apply works.
-    Warning,
-    /// An apply, or the phones, will not work.
-    Failure,
-    /// It could not be looked at, because something that it depends on fails.
-    Unknown,
+struct Probe {
+    name: &'static str,
+    /// If one of these failed, this one would only fail for the same reason. All of them stand above it.
+    needs: &'static [&'static str],
+    in_apply: InApply,
+    look: for<'a> fn(&'a Setup<'a>) -> Look<'a>,
 }
 
-/// What a probe found that an apply works with.
-#[derive(Debug)]
-pub enum Found {
-    Fine(String),
-    Warning(Problem),
+type Look<'a> = Pin<Box<dyn Future<Output = Result<Found>> + Send + 'a>>;
+
+/// Whether an apply looks at it before it begins. `check` looks at everything.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum InApply {
+    Always,
+    /// It may be why a module is missing.
+    IfModulesAreMissing,
+    No,
 }
 
-impl From<String> for Found {
-    fn from(text: String) -> Self {
-        Self::Fine(text)
+/// What the probes look at.
+struct Setup<'a> {
+    pbx: &'a Pbx,
+    /// Without those that are unreadable.
+    main: MainFiles,
+    unreadable: Option<Problem>,
+    modules: Result<Modules>,
+}
+
+const ASTERISK: &str = "Asterisk";
+const CONFIG_DIR: &str = "the configuration folder";
+const SAME_CONFIG_DIR: &str = "Asterisk's configuration folder";
+const TWO_FOLDERS: &str = "the two folders";
+const READABLE: &str = "Asterisk's configuration files";
+const ONCE: &str = "files included twice";
+const MODULES: &str = "Asterisk's modules";
+const PERMITTED: &str = "the permission to run commands";
+
+/// What a question to Asterisk depends on, and what the folders do, and the configuration files.
+const QUESTIONS: &[&str] = &[ASTERISK, PERMITTED];
+const FOLDERS: &[&str] = &[CONFIG_DIR, SAME_CONFIG_DIR];
+const FILES: &[&str] = &[CONFIG_DIR, SAME_CONFIG_DIR, READABLE];
+
+/// In the order in which they are shown. [`ASTERISK`] comes before all of them.
+#[rustfmt::skip]
+const PROBES: [Probe; 20] = [
+    probe(CONFIG_DIR, &[], Always, |on| now(on_disk::config_dir(&on.pbx.config_dir))),
+    probe(SAME_CONFIG_DIR, &[ASTERISK, CONFIG_DIR], No, |on| Box::pin(running::same_config_dir(on.pbx))),
+    probe(TWO_FOLDERS, FOLDERS, Always, |on| now(on_disk::two_folders(&on.pbx.files))),
+    probe(READABLE, FOLDERS, Always, |on| now(on_disk::readable(&on.main, on.unreadable.as_ref()))),
+    probe("files to include", FILES, Always, |on| now(on_disk::includes_that_find(&on.main, &on.pbx.files, &on.missing()))),
+    probe("mappings elsewhere", FILES, Always, |on| now(on_disk::mappings(&on.main, &on.pbx.config_dir, on.has_declined_pjsip()))),
+    probe("files from a database", &[ASTERISK], IfModulesAreMissing, |on| Box::pin(running::files_from_a_database(&on.pbx.control))),
+    probe(ONCE, FILES, Always, |on| now(on_disk::included_once(&on.main, &on.pbx.files))),
+    probe("the include lines", &[CONFIG_DIR, SAME_CONFIG_DIR, READABLE, ONCE], No, |on| now(on_disk::include_lines(&on.main, on.pbx))),
+    probe("Asterisk may read the files", &[ASTERISK, CONFIG_DIR, SAME_CONFIG_DIR, TWO_FOLDERS], IfModulesAreMissing,
+        |on| Box::pin(running::readable_by_asterisk(on.pbx, &on.main))),
+    probe("sections of one name and type", FILES, No, |on| now(on_disk::no_section_twice(&on.main))),
+    probe("lines that Asterisk refuses", FILES, IfModulesAreMissing, |on| now(on_disk::lines(&on.main))),
+    probe("the numbers 1000 to 1999", FILES, Always, |on| now(on_disk::nothing_foreign(&on.main, on.pbx))),
+    probe("the dialplan context", FILES, No, |on| now(Ok(on_disk::context_elsewhere(&on.main, &on.pbx.files)))),
+    probe(MODULES, &[ASTERISK], Always, |on| now(on.modules.as_ref().map_err(Problem::clone).and_then(running::modules))),
+    // Without PJSIP's modules, Asterisk would take the harmless `pjsip reload qualify` for `pjsip reload`.
+    probe(PERMITTED, &[ASTERISK, MODULES], Always, |on| Box::pin(running::permissions(&on.pbx.control))),
+    // An apply looks at these two at the same time as at the files.
+    probe("the asterisk command", QUESTIONS, No, |on| Box::pin(running::same_asterisk(on.pbx))),
+    probe("where routing comes from", QUESTIONS, No, |on| Box::pin(running::routing_from_files(&on.pbx.control))),
+    probe("phones", QUESTIONS, No, |on| Box::pin(running::phones(&on.pbx.control))),
+    probe("where calls to phones end", QUESTIONS, No, |on| Box::pin(running::contacts(&on.pbx.control))),
+];
+
+/// A row of [`PROBES`].
+const fn probe(
+    name: &'static str,
+    needs: &'static [&'static str],
+    in_apply: InApply,
+    look: for<'a> fn(&'a Setup<'a>) -> Look<'a>,
+) -> Probe {
+    Probe { name, needs, in_apply, look }
+}
+
+/// Of a probe that waits for nothing.
+fn now<'a>(found: Result<Found>) -> Look<'a> {
+    Box::pin(ready(found))
+}
+
+impl<'a> Setup<'a> {
+    fn new(pbx: &'a Pbx, modules: Result<Modules>) -> Self {
+        let read = MainFiles::read(&pbx.config_dir);
+        let unreadable = read.as_ref().err().cloned();
+        Self { pbx, main: read.unwrap_or_default(), unreadable, modules }
+    }
+
+    /// The needed modules that do not run, as far as Asterisk says so.
+    fn missing(&self) -> Vec<&'static str> {
+        self.modules.as_ref().map(Modules::missing).unwrap_or_default()
+    }
+
+    fn has_declined_pjsip(&self) -> bool {
+        self.modules.as_ref().is_ok_and(|modules| modules.has_declined("res_pjsip.so"))
     }
 }
 
-/// What a probe looked at, and what it found.
-#[derive(Debug, Serialize)]
-pub struct Finding {
-    pub what: &'static str,
-    pub state: State,
-    /// What is there, or what is wrong.
-    pub found: String,
-    #[serde(rename = "mend", skip_serializing_if = "Option::is_none")]
-    pub remedy: Option<String>,
-}
-
-impl Finding {
-    /// The result of a probe.
-    pub(crate) fn of(what: &'static str, found: Result<Found>) -> Self {
-        let (state, Problem { what: found, remedy }) = match found {
-            Ok(Found::Fine(found)) => return Self { what, state: State::Ok, found, remedy: None },
-            Ok(Found::Warning(problem)) => (State::Warning, problem),
-            Err(problem) => (State::Failure, problem),
-        };
-        Self { what, state, found, remedy: Some(remedy) }
-    }
-}
-
-/// Runs a probe and adds what it found to a list. If it is not `possible`, because something that it depends on failed, only this is
-/// added. Says whether the probe did not fail.
-pub(crate) async fn add<F: Into<Found>>(
-    list: &mut Vec<Finding>,
-    what: &'static str,
-    possible: bool,
-    probe: impl Future<Output = Result<F>>,
-) -> bool {
-    let finding = if possible {
-        Finding::of(what, probe.await.map(Into::into))
-    } else {
-        let found = "not checked: it depends on a failure above".to_owned();
-        Finding { what, state: State::Unknown, found, remedy: None }
+/// Runs all probes. One that depends on a failure is unknown.
+pub async fn all(pbx: &Pbx) -> Vec<Finding> {
+    let asterisk = running::asterisk(&pbx.control).await;
+    let modules = match &asterisk {
+        Ok(_) => Modules::list(&pbx.control).await,
+        Err(problem) => Err(problem.clone()),
     };
-    let passed = finding.state != State::Failure;
-    list.push(finding);
-    passed
+    let setup = Setup::new(pbx, modules);
+    let mut findings = vec![Finding::of(ASTERISK, asterisk)];
+    for Probe { name, needs, look, .. } in PROBES {
+        let is_needed = |finding: &&Finding| needs.contains(&finding.name);
+        let possible = !findings.iter().filter(is_needed).any(Finding::failed);
+        findings.push(if possible { Finding::of(name, look(&setup).await) } else { Finding::unknown(name) });
+    }
+    findings
 }
 
-/// The first failure.
-fn first_failure(list: Vec<Finding>) -> Option<Problem> {
-    let Finding { found, remedy, .. } = list.into_iter().find(|finding| finding.state == State::Failure)?;
-    Some(Problem { what: found, remedy: remedy.unwrap_or_default() })
+/// Runs the probes that an apply needs, of an Asterisk that answers ([`running::asterisk`]). Returns the files that it read, or the
+/// first failure.
+pub async fn before_apply(pbx: &Pbx) -> Result<MainFiles> {
+    let others = async {
+        let setup = Setup::new(pbx, Modules::list(&pbx.control).await);
+        let modules_are_missing = !setup.missing().is_empty();
+        for Probe { in_apply, look, .. } in PROBES {
+            if in_apply == Always || in_apply == IfModulesAreMissing && modules_are_missing {
+                look(&setup).await?;
+            }
+        }
+        Ok(setup.main)
+    };
+    // Asterisk lists the dialplan, and a process starts, while this one reads the files.
+    let (main, routing, same_asterisk) =
+        join!(others, running::routing_from_files(&pbx.control), running::same_asterisk(pbx));
+    let main = main?;
+    routing?;
+    same_asterisk?;
+    Ok(main)
 }
 
-impl Pbx {
-    /// Runs all probes.
-    pub(super) async fn probe(&self) -> Vec<Finding> {
-        self.list(&MainFiles::read(&self.config_dir), true).await
+/// The first failure; otherwise where to look.
+pub async fn likely_cause(pbx: &Pbx) -> String {
+    match all(pbx).await.into_iter().find(Finding::failed) {
+        Some(Finding { found, remedy: Some(remedy), .. }) => format!("{found}; {remedy}"),
+        _ => "none was found; Asterisk's own log (messages.log) says what it refused".to_owned(),
     }
+}
 
-    /// Runs the probes that an apply needs, except [`Pbx::asterisk`], on which they depend. Gives the files that it read, or the
-    /// first failure.
-    pub(crate) async fn probe_before_apply(&self) -> Result<MainFiles> {
-        let others = async {
-            let main = MainFiles::read(&self.config_dir);
-            first_failure(self.list(&main, false).await).map_or(main, Err)
-        };
-        // Asterisk lists the dialplan, and a process starts, while this one reads the files.
-        let (main, routing, same_asterisk) = join!(others, self.routing_from_files(), self.same_asterisk());
-        let main = main?;
-        routing?;
-        same_asterisk?;
-        Ok(main)
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    /// The first failure; otherwise where to look.
-    pub(crate) async fn likely_cause(&self) -> String {
-        let none = || "none was found; Asterisk's own log (messages.log) says what it refused".to_owned();
-        first_failure(self.probe().await).map_or_else(none, |failure| failure.to_string())
-    }
-
-    /// The list. Without `all`, only what an apply needs, and does not ask by itself, is looked at. What others depend on comes first:
-    /// if it fails, they would only fail for the same reason.
-    async fn list(&self, main: &Result<MainFiles>, all: bool) -> Vec<Finding> {
-        let (read, unread, mut found) = (main, MainFiles::default(), Vec::new());
-        let (main, list) = (read.as_ref().unwrap_or(&unread), &mut found);
-
-        let asterisk = add(list, "Asterisk", all, self.asterisk()).await;
-        let modules = if asterisk { Modules::list(&self.control).await } else { Ok(Modules::default()) };
-        let missing = modules.as_ref().map_or(Vec::new(), Modules::missing);
-        let declined = modules.as_ref().is_ok_and(|modules| modules.has_declined("res_pjsip.so"));
-        // If a module is missing, the configuration may be why.
-        let causes = all || asterisk && !missing.is_empty();
-
-        let folder = add(list, "the configuration folder", true, async { self.folder() }).await;
-        let theirs = all && asterisk && folder;
-        let theirs = add(list, "Asterisk's configuration folder", theirs, self.asterisks_folder()).await;
-        let folder = folder && theirs;
-        let two_folders = add(list, "the two folders", folder, async { self.two_folders() }).await;
-        let files = add(list, "Asterisk's configuration files", folder, async { Self::files_readable(read) }).await;
-        let files = folder && files;
-        add(list, "files to include", files, async { self.includes_that_find(main, &missing) }).await;
-        add(list, "mappings elsewhere", files, self.mappings(main, causes && asterisk, declined)).await;
-        let once = add(list, "files included twice", files, async { self.included_once(main) }).await;
-        add(list, "the include lines", all && files && once, async { self.include_lines(main) }).await;
-        let readable = causes && asterisk && folder && two_folders;
-        add(list, "Asterisk may read the files", readable, self.readable_by_asterisk(main)).await;
-        add(list, "sections of one name and type", all && files, async { Self::no_section_twice(main) }).await;
-        add(list, "lines that Asterisk refuses", causes && files, async { Self::lines(main) }).await;
-        add(list, "the numbers 1000 to 1999", files, async { self.nothing_foreign(main) }).await;
-        add(list, "the dialplan context", all && files, async { Ok(self.context_elsewhere(main)) }).await;
-
-        let modules = async { Self::modules(&modules?) };
-        let modules = add(list, "Asterisk's modules", asterisk, modules).await;
-        // Without PJSIP's modules, Asterisk would take the harmless `pjsip reload qualify` for `pjsip reload`.
-        let permitted = add(list, "the permission to run commands", asterisk && modules, self.permissions()).await;
-        let answers = asterisk && permitted;
-        add(list, "the asterisk command", all && answers, self.same_asterisk()).await;
-        add(list, "where routing comes from", all && answers, self.routing_from_files()).await;
-        add(list, "phones", all && answers, self.phones()).await;
-        add(list, "where calls to phones end", all && answers, self.contacts()).await;
-        found
+    #[test]
+    fn a_probe_needs_only_those_above_it() {
+        let mut above = vec![ASTERISK];
+        for Probe { name, needs, .. } in PROBES {
+            assert!(needs.iter().all(|need| above.contains(need)), "{name}");
+            assert!(!above.contains(&name), "{name} stands twice");
+            above.push(name);
+        }
     }
 }

@@ -7,16 +7,15 @@ use std::path::Path;
 use rustix::fs::getxattr;
 use tokio::try_join;
 
-use super::probes::Found;
+use super::finding::Found;
 use crate::asterisk::contact;
-use crate::asterisk::control::Server;
+use crate::asterisk::control::{Control, Server};
 use crate::asterisk::in_force::dialplan::{FirstPriority, first_priorities};
 use crate::asterisk::in_force::modules::{self, Modules};
 use crate::asterisk::in_force::phones;
 use crate::asterisk::registrations;
 use crate::domain::some_of;
 use crate::host::configuration::MainFiles;
-use crate::host::mappings;
 use crate::host::place::folder;
 use crate::pbx::Pbx;
 use crate::problem::{Problem, Result, bail, ensure, problem};
@@ -25,153 +24,144 @@ use crate::render::CONTEXT;
 /// The oldest release line that the portal was tried with.
 const OLDEST_RELEASE: u32 = 22;
 
-impl Pbx {
-    /// Asterisk answers, is not too old, is fully booted and not shutting down.
-    pub(crate) async fn asterisk(&self) -> Result<String> {
-        let server = self.control.server().await?;
-        let version = &server.version;
-        ensure!(
-            server.release().is_none_or(|release| release >= OLDEST_RELEASE),
-            "Asterisk {version} is older than {OLDEST_RELEASE}, the oldest that the portal works with",
-            "upgrade it, then apply again"
-        );
-        modules::wait_fully_booted(&self.control).await?;
-        self.control.identity().await?; // Asterisk knows the command for it a moment after it has booted.
-        Ok(format!("{version}, fully booted"))
-    }
+/// Asterisk answers, is not too old, is fully booted and not shutting down.
+pub async fn asterisk(control: &Control) -> Result<Found> {
+    let server = control.server().await?;
+    let version = &server.version;
+    ensure!(
+        server.release().is_none_or(|release| release >= OLDEST_RELEASE),
+        "Asterisk {version} is older than {OLDEST_RELEASE}, the oldest that the portal works with",
+        "upgrade it, then apply again"
+    );
+    modules::wait_fully_booted(control).await?;
+    control.identity().await?; // Asterisk knows the command for it a moment after it has booted.
+    Ok(Found::fine(format!("{version}, fully booted")))
+}
 
-    /// `cli_permissions.conf` permits all commands that the portal runs.
-    pub(super) async fn permissions(&self) -> Result<String> {
-        self.control.permitted().await?;
-        Ok("all that are needed".to_owned())
-    }
+/// `cli_permissions.conf` permits all commands that the portal runs.
+pub async fn permissions(control: &Control) -> Result<Found> {
+    control.permitted().await?;
+    Ok(Found::fine("all that are needed"))
+}
 
-    /// `ASTERISK_BIN` reaches the Asterisk that answers on the control socket.
-    pub(crate) async fn same_asterisk(&self) -> Result<String> {
-        let (by_command, by_socket) = (self.command.identity().await?, self.control.identity().await?);
-        let program = self.command.program.display();
-        ensure!(
-            by_command == by_socket,
-            "{program} reaches another Asterisk than the control socket does",
-            "set ASTERISK_BIN and ASTERISK_RUN_DIR to the program and the run directory of one Asterisk"
-        );
-        Ok(format!("{program} reaches this Asterisk"))
-    }
+/// `ASTERISK_BIN` reaches the Asterisk that answers on the control socket.
+pub async fn same_asterisk(pbx: &Pbx) -> Result<Found> {
+    let by_command = pbx.command.identity().await?;
+    let by_socket = pbx.control.identity().await?;
+    let program = pbx.command.program.display();
+    ensure!(
+        by_command == by_socket,
+        "{program} reaches another Asterisk than the control socket does",
+        "set ASTERISK_BIN and ASTERISK_RUN_DIR to the program and the run directory of one Asterisk"
+    );
+    Ok(Found::fine(format!("{program} reaches this Asterisk")))
+}
 
-    /// Without some modules a phone cannot register or be called, or an apply cannot be proven.
-    pub(super) fn modules(modules: &Modules) -> Result<Found> {
-        let missing = modules.missing().join(" ");
-        let for_some = modules.missing_for_some().join(" ");
-        ensure!(
-            missing.is_empty(),
-            "Asterisk lacks these modules: {missing}",
-            "load them in this order (module load, and in modules.conf), and if it refuses one, look into its own log (messages.log); then apply again"
-        );
-        if !for_some.is_empty() {
-            return Ok(Found::Warning(problem!(
-                "Asterisk lacks {for_some}, so calls between phones without a common codec fail, or music on hold is silent",
-                "load them (module load, and in modules.conf)"
-            )));
+/// Without some modules a phone cannot register or be called, or an apply cannot be proven.
+pub fn modules(modules: &Modules) -> Result<Found> {
+    let missing = modules.missing().join(" ");
+    ensure!(
+        missing.is_empty(),
+        "Asterisk lacks these modules: {missing}",
+        "load them in this order (module load, and in modules.conf), and if it refuses one, look into its own log (messages.log); then apply again"
+    );
+    let for_some = modules.missing_for_some().join(" ");
+    if !for_some.is_empty() {
+        return Ok(Found::Warning(problem!(
+            "Asterisk lacks {for_some}, so calls between phones without a common codec fail, or music on hold is silent",
+            "load them (module load, and in modules.conf)"
+        )));
+    }
+    Ok(Found::fine("all that are needed are running"))
+}
+
+/// Asterisk reads these files, and not a database.
+pub async fn files_from_a_database(control: &Control) -> Result<Found> {
+    let files = ["pjsip.conf", "extensions.conf", "sorcery.conf"];
+    let elsewhere = modules::read_from_a_database(control, &files).await?.join(", ");
+    ensure!(
+        elsewhere.is_empty(),
+        "Asterisk reads from a database what should come from a file: {elsewhere}",
+        "remove the line from extconfig.conf and restart Asterisk, then apply again"
+    );
+    Ok(Found::fine(format!("none of {}", files.join(", "))))
+}
+
+/// Asterisk reads its configuration from `ASTERISK_CONFIG_DIR`.
+pub async fn same_config_dir(pbx: &Pbx) -> Result<Found> {
+    let theirs = pbx.control.identity().await?.config_dir;
+    let ours = pbx.config_dir.display();
+    match (fs::canonicalize(&theirs), fs::canonicalize(&pbx.config_dir)) {
+        (Ok(a), Ok(b)) if a != b => {
+            bail!("Asterisk reads its configuration from {theirs}, not from {ours}", "set ASTERISK_CONFIG_DIR to it")
         }
-        Ok("all that are needed are running".to_owned().into())
+        // A folder that this user does not see may have another name inside a container.
+        _ => Ok(Found::fine(theirs)),
     }
+}
 
-    /// Asterisk reads the users' objects in `pjsip.conf`, keeps registrations in its own database, and, where it is `asked`, reads
-    /// these files and not a database.
-    pub(super) async fn mappings(&self, main: &MainFiles, asked: bool, declined: bool) -> Result<String> {
-        mappings::check(&main.sorcery, &self.config_dir, declined)?;
-        if asked {
-            let files = ["pjsip.conf", "extensions.conf", "sorcery.conf"];
-            let elsewhere = modules::read_from_a_database(&self.control, &files).await?.join(", ");
-            ensure!(
-                elsewhere.is_empty(),
-                "Asterisk reads from a database what should come from a file: {elsewhere}",
-                "remove the line from extconfig.conf and restart Asterisk, then apply again"
+/// The user that Asterisk runs as may read both generated files, and all others.
+pub async fn readable_by_asterisk(pbx: &Pbx, main: &MainFiles) -> Result<Found> {
+    let asterisk = pbx.control.server().await?;
+    let user = asterisk.uid;
+    for file in pbx.files.both() {
+        if let Some(closed) = closed_to(&asterisk, file) {
+            let closed = closed.display();
+            let folder = folder(file).display();
+            bail!(
+                "Asterisk runs as user {user}, which may not read {closed}",
+                "give the folder a group of that user (chgrp asterisk {folder}; chmod 2750 {folder}), or add that user to the folder's group and restart Asterisk (started with -G or rungroup, it has that group alone); then apply again"
             );
         }
-        Ok("endpoints, auths and AORs in pjsip.conf, registrations in Asterisk's own database".to_owned())
     }
+    let mut files = main.all().into_iter().flat_map(|config| &config.files);
+    if let Some(closed) = files.find_map(|file| closed_to(&asterisk, file)) {
+        let closed = closed.display();
+        bail!(
+            "Asterisk runs as user {user}, which may not read {closed}",
+            "give it a group of that user (chgrp asterisk {closed}; chmod g+rX {closed}) and restart Asterisk, then apply again"
+        );
+    }
+    Ok(Found::fine(format!("as user {user}")))
+}
 
-    /// Asterisk reads its configuration from `ASTERISK_CONFIG_DIR`.
-    pub(super) async fn asterisks_folder(&self) -> Result<String> {
-        let (theirs, ours) = (self.control.identity().await?.config_dir, &self.config_dir);
-        match (fs::canonicalize(&theirs), fs::canonicalize(ours)) {
-            (Ok(a), Ok(b)) if a != b => {
-                let ours = ours.display();
-                bail!(
-                    "Asterisk reads its configuration from {theirs}, not from {ours}",
-                    "set ASTERISK_CONFIG_DIR to it"
-                )
-            }
-            // A folder that this user does not see may have another name inside a container.
-            _ => Ok(theirs),
-        }
+/// No priority 1 of our numbers comes from something else than a file (such as AEL): `dialplan reload` would keep it.
+pub async fn routing_from_files(control: &Control) -> Result<Found> {
+    let routed = first_priorities(control).await?.unwrap_or_default();
+    // `dialplan reload` reads anew what comes from a file (`file:line`), and drops what was typed (`pbx_config`).
+    let reloaded = |source: &str| source.contains(':') || source == "pbx_config";
+    match routed.into_iter().find(|(_, first)| !reloaded(&first.source)) {
+        None => Ok(Found::fine("extensions.conf and what it includes")),
+        Some((number, FirstPriority { source, .. })) => bail!(
+            "priority 1 of extension {number} in {CONTEXT} comes from {source}, not from a file",
+            "remove it there, then apply again"
+        ),
     }
+}
 
-    /// The user that Asterisk runs as may read both generated files, and all others.
-    pub(super) async fn readable_by_asterisk(&self, main: &MainFiles) -> Result<String> {
-        let asterisk = self.control.server().await?;
-        let user = asterisk.uid;
-        for file in self.files.both() {
-            if let Some(closed) = closed_to(&asterisk, file) {
-                let closed = closed.display();
-                let folder = folder(file).display();
-                bail!(
-                    "Asterisk runs as user {user}, which may not read {closed}",
-                    "give the folder a group of that user (chgrp asterisk {folder}; chmod 2750 {folder}), or add that user to the folder's group and restart Asterisk (started with -G or rungroup, it has that group alone); then apply again"
-                );
-            }
-        }
-        for file in main.all().into_iter().flat_map(|config| &config.files) {
-            if let Some(closed) = closed_to(&asterisk, file) {
-                let closed = closed.display();
-                bail!(
-                    "Asterisk runs as user {user}, which may not read {closed}",
-                    "give it a group of that user (chgrp asterisk {closed}; chmod g+rX {closed}) and restart Asterisk, then apply again"
-                );
-            }
-        }
-        Ok(format!("as user {user}"))
+/// Asterisk sends the calls to each registered phone to where it is.
+pub async fn contacts(control: &Control) -> Result<Found> {
+    let (registered, known) = try_join!(registrations::list(control), contact::known(control))?;
+    let elsewhere = registered.into_iter().filter(|phone| contact::leads_elsewhere(&phone.contact, &known));
+    let elsewhere: Vec<_> = elsewhere.map(|phone| format!("{} ({})", phone.number, phone.contact)).collect();
+    if elsewhere.is_empty() {
+        return Ok(Found::fine("at the phones themselves, as far as their contacts tell"));
     }
+    let phones = some_of(elsewhere);
+    Ok(Found::Warning(problem!(
+        "phones registered contacts that lead calls elsewhere, perhaps to a trunk: {phones}",
+        "if you did not set them up so, delete these users and apply; docs/security.md says what else helps"
+    )))
+}
 
-    /// No priority 1 of our numbers comes from something else than a file (such as AEL): `dialplan reload` would keep it.
-    pub(super) async fn routing_from_files(&self) -> Result<String> {
-        let routed = first_priorities(&self.control).await?.unwrap_or_default();
-        // `dialplan reload` reads anew what comes from a file (`file:line`), and drops what was typed (`pbx_config`).
-        let reloaded = |source: &str| source.contains(':') || source == "pbx_config";
-        match routed.into_iter().find(|(_, first)| !reloaded(&first.source)) {
-            None => Ok("extensions.conf and what it includes".to_owned()),
-            Some((number, FirstPriority { source, .. })) => bail!(
-                "priority 1 of extension {number} in {CONTEXT} comes from {source}, not from a file",
-                "remove it there, then apply again"
-            ),
-        }
+/// Nothing that Asterisk shows keeps phones out.
+pub async fn phones(control: &Control) -> Result<Found> {
+    let found = phones::kept_out(control).await?;
+    if found.is_empty() {
+        return Ok(Found::fine("Asterisk shows nothing that keeps them out"));
     }
-
-    /// Asterisk sends the calls to each registered phone to where it is.
-    pub(super) async fn contacts(&self) -> Result<Found> {
-        let (registered, known) = try_join!(registrations::list(&self.control), contact::known(&self.control))?;
-        let elsewhere = registered.into_iter().filter(|phone| contact::leads_elsewhere(&phone.contact, &known));
-        let elsewhere: Vec<_> = elsewhere.map(|phone| format!("{} ({})", phone.number, phone.contact)).collect();
-        if elsewhere.is_empty() {
-            return Ok("at the phones themselves, as far as their contacts tell".to_owned().into());
-        }
-        let phones = some_of(elsewhere);
-        Ok(Found::Warning(problem!(
-            "phones registered contacts that lead calls elsewhere, perhaps to a trunk: {phones}",
-            "if you did not set them up so, delete these users and apply; docs/security.md says what else helps"
-        )))
-    }
-
-    /// Nothing that Asterisk shows keeps phones out.
-    pub(super) async fn phones(&self) -> Result<Found> {
-        let found = phones::kept_out(&self.control).await?;
-        if found.is_empty() {
-            return Ok("Asterisk shows nothing that keeps them out".to_owned().into());
-        }
-        let join = |text: fn(&Problem) -> &str| found.iter().map(text).collect::<Vec<_>>().join(". ");
-        Ok(Found::Warning(Problem { what: join(|one| &one.what), remedy: join(|one| &one.remedy) }))
-    }
+    let join = |text: fn(&Problem) -> &str| found.iter().map(text).collect::<Vec<_>>().join(". ");
+    Ok(Found::Warning(Problem { what: join(|one| &one.what), remedy: join(|one| &one.remedy) }))
 }
 
 /// The file itself, or the folder above it, that the user of Asterisk may not read.
