@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::asterisk::control::Control;
 use crate::asterisk::reload::AsteriskCommand;
-use crate::host::place::GeneratedFiles;
+use crate::host::generated::GeneratedFiles;
 use crate::settings::Settings;
 
 /// One Asterisk: how to ask it, how to make it reload, and where its configuration and the generated files lie.

@@ -18,31 +18,16 @@ use std::sync::Arc;
 
 use regex::bytes::RegexBuilder;
 
-use super::comments::Comments;
 use super::includes::Include;
-use super::rights;
-use crate::problem::{Problem, Result};
+use super::lines::{Comments, Place, strip};
+use super::rights::unreadable;
+use crate::problem::Result;
 
 /// `MAX_INCLUDE_LEVEL` of `main/config.c`.
 const MAX_INCLUDE_DEPTH: usize = 10;
 
 /// Asterisk skips longer lines.
 const MAX_LINE_BYTES: usize = 8190;
-
-/// The error of a file that cannot be read, so that nobody knows what Asterisk would make of it.
-pub(super) fn unreadable(path: &Path, error: &io::Error) -> Problem {
-    let remedy = match error.kind() {
-        io::ErrorKind::NotFound => {
-            "it is missing: make it, or set ASTERISK_CONFIG_DIR to Asterisk's own folder, then apply again".to_owned()
-        }
-        io::ErrorKind::PermissionDenied => rights::closed_above(path).unwrap_or_else(|| {
-            "it is part of Asterisk's configuration: make it readable for the portal's user (by its group, say: chgrp asterisk and chmod g+r)".to_owned()
-        }),
-        io::ErrorKind::InvalidInput => "put a file in its place, or remove the line that includes it".to_owned(),
-        _ => rights::advice(error).to_owned(),
-    };
-    Problem { what: format!("cannot read {}: {error}", path.display()), remedy }
-}
 
 /// A configuration file with everything that it includes.
 #[derive(Debug, Default)]
@@ -110,20 +95,6 @@ pub struct Entry {
     pub key: String,
     pub value: String,
     pub place: Place,
-}
-
-/// A line of a file, shown as `file:line`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    pub file: Arc<Path>,
-    /// The line, from 1.
-    pub line: usize,
-}
-
-impl std::fmt::Display for Place {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}", self.file.display(), self.line)
-    }
 }
 
 impl Config {
@@ -301,11 +272,6 @@ fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
     }
     fs::read(path)
-}
-
-/// Without what Asterisk takes for blanks.
-pub(super) fn strip(text: &str) -> &str {
-    text.trim_matches(|c| c <= ' ')
 }
 
 #[cfg(test)]

@@ -10,8 +10,8 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use super::generated::{GeneratedFiles, folder};
 use super::lock::HostLock;
-use super::place::{GeneratedFiles, folder};
 use super::rights::{self, advice};
 use crate::problem::{Problem, Result, problem};
 

@@ -4,8 +4,9 @@
 //! `[1000](+type=endpoint)` adds to ours, and breaks all of pjsip.conf once 1000 is deleted. Of two priorities 1 of a number,
 //! Asterisk uses only one.
 
-use super::configuration::{Addition, Config, Entry, MainFiles, Place, Section};
-use super::place::GeneratedFiles;
+use super::configuration::{Addition, Config, Entry, MainFiles, Section};
+use super::generated::GeneratedFiles;
+use super::lines::Place;
 use crate::domain::ExtensionNumber;
 use crate::problem::{Result, bail};
 use crate::render::{CONTEXT, ObjectType};

@@ -4,7 +4,8 @@ use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use super::configuration::{Place, strip, unreadable};
+use super::lines::{Place, strip};
+use super::rights::unreadable;
 use crate::problem::Result;
 
 /// How Asterisk reads `*` in a name.

@@ -10,7 +10,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
-use super::place::{GeneratedFiles, folder};
+use super::generated::{GeneratedFiles, folder};
 use super::rights;
 use crate::problem::{Problem, Result};
 

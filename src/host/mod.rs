@@ -1,11 +1,11 @@
 //! This server's disk: the two generated files, the lock on them, and Asterisk's own configuration files.
 
-mod comments;
 pub mod configuration;
 pub mod files;
 pub mod foreign;
+pub mod generated;
 pub mod includes;
+pub mod lines;
 pub mod lock;
 pub mod mappings;
-pub mod place;
 pub mod rights;

@@ -9,7 +9,7 @@ use rustix::fs::{Access, AtFlags, CWD, Mode, StatxAttributes, StatxFlags, access
 use rustix::io::Errno;
 use rustix::process::{getegid, geteuid, getgroups};
 
-use super::place::{GeneratedFiles, folder};
+use super::generated::{GeneratedFiles, folder};
 use crate::account::group_name;
 use crate::problem::{Problem, Result, bail, ensure};
 
@@ -88,6 +88,21 @@ pub fn advice(error: &io::Error) -> &'static str {
         Some(Errno::ISDIR) => "it is a folder: move it away, then apply again",
         _ => "look at its disk (dmesg), then apply again",
     }
+}
+
+/// The error of a file that cannot be read, so that nobody knows what Asterisk would make of it.
+pub fn unreadable(path: &Path, error: &io::Error) -> Problem {
+    let remedy = match error.kind() {
+        io::ErrorKind::NotFound => {
+            "it is missing: make it, or set ASTERISK_CONFIG_DIR to Asterisk's own folder, then apply again".to_owned()
+        }
+        io::ErrorKind::PermissionDenied => closed_above(path).unwrap_or_else(|| {
+            "it is part of Asterisk's configuration: make it readable for the portal's user (by its group, say: chgrp asterisk and chmod g+r)".to_owned()
+        }),
+        io::ErrorKind::InvalidInput => "put a file in its place, or remove the line that includes it".to_owned(),
+        _ => advice(error).to_owned(),
+    };
+    Problem { what: format!("cannot read {}: {error}", path.display()), remedy }
 }
 
 /// If a folder above `path` is closed to this user: which one, the topmost, and how to open it.

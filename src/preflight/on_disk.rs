@@ -6,10 +6,11 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use super::finding::Found;
-use crate::host::configuration::{Config, MainFiles, Place, Section};
+use crate::host::configuration::{Config, MainFiles, Section};
+use crate::host::generated::{GeneratedFiles, folder};
 use crate::host::includes::Include;
+use crate::host::lines::Place;
 use crate::host::lock::HostLock;
-use crate::host::place::{GeneratedFiles, folder};
 use crate::host::{foreign, mappings, rights};
 use crate::pbx::Pbx;
 use crate::problem::{Problem, Result, bail, ensure, problem};

@@ -16,7 +16,7 @@ use crate::asterisk::in_force::phones;
 use crate::asterisk::registrations;
 use crate::domain::some_of;
 use crate::host::configuration::MainFiles;
-use crate::host::place::folder;
+use crate::host::generated::folder;
 use crate::pbx::Pbx;
 use crate::problem::{Problem, Result, bail, ensure, problem};
 use crate::render::CONTEXT;

@@ -7,7 +7,7 @@ use regex::Regex;
 
 use crate::asterisk::{Command, Control};
 use crate::domain::ExtensionNumber;
-use crate::host::place::ROUTING_FILE_NAME;
+use crate::host::generated::ROUTING_FILE_NAME;
 use crate::problem::Result;
 use crate::render::CONTEXT;
 

@@ -1,6 +1,27 @@
-//! `;` and `;-- --;`: the comments of Asterisk's configuration syntax.
+//! Lines of Asterisk's configuration files: where they stand, and what of them is no comment (`;` and `;-- --;`).
 
-use super::configuration::Place;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+/// A line of a file, shown as `file:line`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    pub file: Arc<Path>,
+    /// The line, from 1.
+    pub line: usize,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file.display(), self.line)
+    }
+}
+
+/// Without what Asterisk takes for blanks.
+pub(super) fn strip(text: &str) -> &str {
+    text.trim_matches(|c| c <= ' ')
+}
 
 /// Which enclosing comments are open.
 #[derive(Default)]
