@@ -7,13 +7,13 @@ use std::time::Duration;
 use anyhow::{Context as _, Error, Result, anyhow};
 use clap::ValueEnum as _;
 use clap::error::ErrorKind::{InvalidUtf8, InvalidValue, ValueValidation};
-use futures_util::future::select_all;
 use rustix::fs::Mode;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, geteuid, set_dumpable_behavior, setrlimit};
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::{Receiver, channel};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::level_filters::LevelFilter;
@@ -207,7 +207,7 @@ async fn migrate(storage: &Storage) -> Result<Inspection> {
 }
 
 async fn serve(settings: &Settings, secrets: Secrets, storage: Storage) -> Result<()> {
-    let mut signals = Signals::catch().context("signals can't be handled")?;
+    let mut signals = catch_signals().context("signals can't be handled")?;
     let listener = TcpListener::bind(settings.listen).await;
     let listener = listener.with_context(|| format!("PORTAL_LISTEN {} can't be listened on", settings.listen))?;
     let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
@@ -225,7 +225,7 @@ async fn serve(settings: &Settings, secrets: Secrets, storage: Storage) -> Resul
     tokio::spawn(feed_watchdog());
 
     let mut server = tokio::spawn(server::serve(listener, router, stopping.clone()));
-    let signal = signals.next().await;
+    let signal = signals.recv().await.expect("SIGTERM is always caught");
     info!(signal, "stopping; an apply that runs goes on to its end");
     tell_service_manager(NotifyState::Stopping);
     stopping.cancel();
@@ -239,38 +239,33 @@ async fn serve(settings: &Settings, secrets: Secrets, storage: Storage) -> Resul
     Ok(())
 }
 
-/// The signals that end the service.
-struct Signals(Vec<(&'static str, Signal)>);
-
-impl Signals {
-    /// Catches them from now on, except those that are ignored, as `nohup` does it.
-    fn catch() -> io::Result<Self> {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let ignored =
-            status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
-        let ignored = |kind: SignalKind| ignored.unwrap_or_default() >> (kind.as_raw_value() - 1) & 1 == 1;
-        let caught = [
-            ("SIGTERM", SignalKind::terminate()),
-            ("SIGINT", SignalKind::interrupt()),
-            ("SIGHUP", SignalKind::hangup()),
-            ("SIGQUIT", SignalKind::quit()),
-            ("SIGUSR1", SignalKind::user_defined1()),
-            ("SIGUSR2", SignalKind::user_defined2()),
-        ];
-        let caught = caught.into_iter().filter(|(name, kind)| *name == "SIGTERM" || !ignored(*kind));
-        Ok(Self(caught.map(|(name, kind)| Ok((name, signal(kind)?))).collect::<io::Result<_>>()?))
-    }
-
-    /// The name of the next one.
-    async fn next(&mut self) -> &'static str {
-        let signals = self.0.iter_mut().map(|(name, signal)| {
-            Box::pin(async {
-                signal.recv().await;
-                *name
-            })
+/// Catches the signals that end the service from now on, except those that are ignored, as `nohup` does it. Returns where the name of
+/// one arrives.
+fn catch_signals() -> io::Result<Receiver<&'static str>> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    let is_ignored = |kind: SignalKind| ignored.unwrap_or_default() >> (kind.as_raw_value() - 1) & 1 == 1;
+    let (caught, signals) = channel(1);
+    for (name, kind) in [
+        ("SIGTERM", SignalKind::terminate()),
+        ("SIGINT", SignalKind::interrupt()),
+        ("SIGHUP", SignalKind::hangup()),
+        ("SIGQUIT", SignalKind::quit()),
+        ("SIGUSR1", SignalKind::user_defined1()),
+        ("SIGUSR2", SignalKind::user_defined2()),
+    ] {
+        if name != "SIGTERM" && is_ignored(kind) {
+            continue;
+        }
+        let mut signal = signal(kind)?;
+        let caught = caught.clone();
+        tokio::spawn(async move {
+            signal.recv().await;
+            // Only the first one counts.
+            let _ = caught.try_send(name);
         });
-        select_all(signals).await.0
     }
+    Ok(signals)
 }
 
 /// Tells systemd twice in each `WatchdogSec=` that the event loop lives. If it hangs, systemd restarts the service.

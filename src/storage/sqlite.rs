@@ -42,8 +42,6 @@ const LOCK_WAIT: Duration = Duration::from_millis(5);
 const MARGIN: Duration = Duration::from_millis(100);
 
 const RESTORE_ADVICE: &str = "The database's file is damaged, or not in its place: stop the service, restore a backup, start the service; its log shows the command.";
-const REPLACED_ADVICE: &str =
-    "The database's file was replaced: restart the service to use the one that is there now, or put the former back.";
 
 /// A database file.
 pub(super) struct File {
@@ -210,12 +208,12 @@ impl File {
             Err(error) => failed(&error.to_string()),
             Ok(found) if found != *started_on => Err(StorageError::unavailable(
                 format!("{path}: it was replaced: this is not the file that the service was started on"),
-                Some("restart the service to use it, or put the former back".to_owned()),
-                REPLACED_ADVICE,
+                None,
+                "The database's file was replaced: restart the service to use the one that is there now, or put the former back.",
             )),
             Ok(_) if self.log().exists() => Err(StorageError::unavailable(
                 format!("{path}: another program gave it a write-ahead log, {}", self.log().display()),
-                Some("restart the service, which ends it".to_owned()),
+                None,
                 "Another program gave the database's file a write-ahead log: restart the service, which ends it.",
             )),
             Ok(_) => Ok(()),
