@@ -36,11 +36,11 @@ use crate::storage::{Inspection, Storage, StorageError};
 const INVALID: u8 = 2;
 
 /// How long a start waits for a database that is not available yet.
-const DATABASE_PATIENCE: Duration = Duration::from_secs(30);
+const DATABASE_WITHIN: Duration = Duration::from_secs(30);
 
 /// How long a stop waits for requests. By then each request that was being sent has arrived or is given up, so none begins an
 /// apply later. A stop waits for an apply however long it takes.
-const STOP_PATIENCE: Duration = server::SEND_PATIENCE.saturating_mul(2).saturating_add(Duration::from_secs(1));
+const STOPPED_WITHIN: Duration = server::SENT_WITHIN.saturating_mul(2).saturating_add(Duration::from_secs(1));
 
 /// An invalid setting or argument.
 #[derive(Debug, thiserror::Error)]
@@ -196,7 +196,7 @@ async fn migrate(storage: &Storage) -> Result<Inspection> {
     let started = tokio::time::Instant::now();
     loop {
         match storage.migrate().await {
-            Err(StorageError::Unavailable { problem, .. }) if started.elapsed() < DATABASE_PATIENCE => {
+            Err(StorageError::Unavailable { problem, .. }) if started.elapsed() < DATABASE_WITHIN => {
                 warn!(reason = problem.what, remedy = problem.remedy, "the database can't be used yet; trying again");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
@@ -230,7 +230,7 @@ async fn serve(settings: &Settings, secrets: Secrets, storage: Storage) -> Resul
     tell_service_manager(NotifyState::Stopping);
     stopping.cancel();
     // Requests that are being sent may still begin an apply, so they come first; then every apply ends, and is answered.
-    let drained = tokio::time::timeout(STOP_PATIENCE, &mut server).await.is_ok();
+    let drained = tokio::time::timeout(STOPPED_WITHIN, &mut server).await.is_ok();
     tasks.close();
     tasks.wait().await;
     if !drained && tokio::time::timeout(Duration::from_secs(1), server).await.is_err() {

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::MAX_BODY_BYTES;
 use super::error::{ApiError, FieldError};
-use super::server::SEND_PATIENCE;
+use super::server::SENT_WITHIN;
 
 /// The fields of a JSON object. An operation takes each of its fields once; a field that is left over is an error.
 #[derive(Default)]
@@ -36,13 +36,13 @@ impl<S: Send + Sync> FromRequest<S> for Fields {
         if !encodings.all(|encoding| encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
             return Err(ApiError::ENCODED);
         }
-        match timeout(SEND_PATIENCE, Bytes::from_request(request, state)).await {
+        match timeout(SENT_WITHIN, Bytes::from_request(request, state)).await {
             Ok(Ok(body)) => parse(&body).map_err(invalid),
             Ok(Err(rejection)) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
                 Err(ApiError::PAYLOAD_TOO_LARGE)
             }
             // It ends too early or comes too late.
-            _ => Err(invalid(format!("must arrive whole, within {} seconds", SEND_PATIENCE.as_secs()))),
+            _ => Err(invalid(format!("must arrive whole, within {} seconds", SENT_WITHIN.as_secs()))),
         }
     }
 }

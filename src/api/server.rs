@@ -34,10 +34,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 /// From a connection to the end of its first request's head, and from the end of a head to the end of its body.
-pub const SEND_PATIENCE: Duration = Duration::from_secs(5);
+pub const SENT_WITHIN: Duration = Duration::from_secs(5);
 
 /// From an answer to the end of the next request's head. Enough for a client at 1 Mbit/s to read a list of 1000 users.
-pub const ANSWER_PATIENCE: Duration = Duration::from_secs(20);
+pub const TAKEN_WITHIN: Duration = Duration::from_secs(20);
 
 /// The most connections at a time.
 pub const MAX_CONNECTIONS: u64 = 512;
@@ -70,7 +70,7 @@ pub async fn serve(mut listener: TcpListener, router: Router, stopping: Cancella
 /// One connection, from its first request to its last answer.
 async fn converse(stream: TcpStream, router: Router, watcher: Watcher, place: OwnedSemaphorePermit) {
     // When the client is too slow; `None` while the service works on an answer.
-    let waited_until = Mutex::new(Some(Instant::now() + SEND_PATIENCE));
+    let waited_until = Mutex::new(Some(Instant::now() + SENT_WITHIN));
     let wait_until = |time| *waited_until.lock().unwrap_or_else(PoisonError::into_inner) = time;
     let router = TowerToHyperService::new(router);
     let service = service_fn(async |request: Request<Incoming>| {
@@ -79,7 +79,7 @@ async fn converse(stream: TcpStream, router: Router, watcher: Watcher, place: Ow
         if place.semaphore().available_permits() == 0 {
             answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        wait_until(Some(Instant::now() + ANSWER_PATIENCE));
+        wait_until(Some(Instant::now() + TAKEN_WITHIN));
         Ok::<_, Infallible>(answer)
     });
     let mut http = http1::Builder::new();
@@ -101,6 +101,6 @@ async fn no_progress(waited_until: &Mutex<Option<Instant>>) {
         if until.is_some_and(|until| until <= now) {
             return;
         }
-        sleep_until(until.unwrap_or(now + ANSWER_PATIENCE)).await;
+        sleep_until(until.unwrap_or(now + TAKEN_WITHIN)).await;
     }
 }

@@ -11,18 +11,21 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::error::{DEADLINE, Failure, StorageError, no_answer};
+use super::error::{CALL_WITHIN, Failure, StorageError, no_answer};
 use super::statements::{Access, Connection};
 use super::{postgres, sqlite};
 
 /// A firewall may forget a connection that was idle for longer.
-const IDLE: Duration = Duration::from_mins(10);
+const IDLE_AT_MOST: Duration = Duration::from_mins(10);
 
 /// How long a server that refused one more connection is not asked for it again.
-const FULL: Duration = Duration::from_mins(1);
+const FULL_PAUSE: Duration = Duration::from_mins(1);
 
 /// How long a server may count a connection that was closed.
-const CLOSING: Duration = Duration::from_secs(1);
+const CLOSED_WITHIN: Duration = Duration::from_secs(1);
+
+/// Between two tries to connect to it.
+const CONNECT_PAUSE: Duration = Duration::from_millis(50);
 
 /// How to reach each kind of database.
 pub(super) enum Database {
@@ -75,7 +78,7 @@ impl Pool {
         Self { database, queue: queue(), reads: queue(), counter: Arc::default() }
     }
 
-    /// Runs `work` on a connection, within [`DEADLINE`]: in a transaction, unless it only reads.
+    /// Runs `work` on a connection, within [`CALL_WITHIN`]: in a transaction, unless it only reads.
     ///
     /// What fails before it commits has changed nothing. It is repeated on a new connection if it failed on one that was open
     /// before, and until the deadline while another process locks SQLite's file.
@@ -84,7 +87,7 @@ impl Pool {
         access: Access,
         work: impl for<'c> Fn(&'c mut Connection) -> Work<'c, T>,
     ) -> Result<T, StorageError> {
-        let deadline = Instant::now() + DEADLINE;
+        let deadline = Instant::now() + CALL_WITHIN;
         let mut attempt = Attempt::default();
         let called = timeout_at(deadline, async {
             loop {
@@ -166,12 +169,12 @@ impl Pool {
     /// Waits for a place, and takes a connection that is idle, or opens one. If the server allows fewer than there are places, this
     /// waits for one of those that are open.
     async fn lease(&self, queue: &Queue, access: Access, reused: &mut bool) -> Result<Lease, Failure> {
-        let patience = Instant::now() + CLOSING;
+        let closed = Instant::now() + CLOSED_WITHIN;
         loop {
             let place = queue.places.clone().acquire_owned().await.expect("it is never closed");
             self.database.check()?;
             let idle = queue.idle().pop();
-            if let Some((open, _)) = idle.filter(|(_, since)| since.elapsed() < IDLE) {
+            if let Some((open, _)) = idle.filter(|(_, since)| since.elapsed() < IDLE_AT_MOST) {
                 *reused = true;
                 return Ok(Lease { open: Some(open), place: Some(place) });
             }
@@ -188,12 +191,12 @@ impl Pool {
                 // Somebody else has a connection, and will return it.
                 (Err(error), _) if postgres::is_full(&error) && Arc::strong_count(&self.counter) > 1 => {
                     tokio::spawn(async move {
-                        sleep(FULL).await;
+                        sleep(FULL_PAUSE).await;
                         drop(place);
                     });
                 }
-                (Err(error), _) if postgres::is_full(&error) && Instant::now() < patience => {
-                    sleep(CLOSING / 20).await;
+                (Err(error), _) if postgres::is_full(&error) && Instant::now() < closed => {
+                    sleep(CONNECT_PAUSE).await;
                 }
                 (Err(error), Database::Postgres(server)) => return Err(server.cannot_be_reached(&error).into()),
             }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::problem::Problem;
 
 /// The bound of one call. The API promises an answer within 5 seconds.
-pub(super) const DEADLINE: Duration = Duration::from_millis(4250);
+pub(super) const CALL_WITHIN: Duration = Duration::from_millis(4250);
 
 /// The error of a database that does not answer in time.
 pub(super) fn no_answer() -> sqlx::Error {

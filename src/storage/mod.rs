@@ -3,7 +3,7 @@
 //! A [`call`] is the same on both databases. What differs is in [`postgres`] and [`sqlite`]: how to connect, how to begin, what an
 //! error means. Why so is in `docs/architecture.md`.
 //!
-//! - **Time.** Each call but a migration ends within [`error::DEADLINE`], whatever the database does.
+//! - **Time.** Each call but a migration ends within [`error::CALL_WITHIN`], whatever the database does.
 //! - **Truth.** A call that fails before it sends COMMIT has changed nothing, and says so. After that, it is unknown.
 //! - **Connections.** A connection is used again only outside a transaction. After any other end it is closed. A client that hangs
 //!   up cancels nothing, because each call is a task of its own.

@@ -13,7 +13,7 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::{ConnectOptions as _, Connection as _, FromRow, PgConnection, Row as _};
 use tokio::time::timeout;
 
-use super::error::{DEADLINE, Failure, LOOK_AND_TRY_AGAIN, StorageError, no_answer, text};
+use super::error::{CALL_WITHIN, Failure, LOOK_AND_TRY_AGAIN, StorageError, no_answer, text};
 use super::schema::{Inspection, run_migrations};
 use crate::problem::Problem;
 use crate::settings::{address, is_this_machine};
@@ -77,7 +77,7 @@ impl Server {
             let _ = connection.close().await;
             inspected
         };
-        let inspected = timeout(DEADLINE, inspecting).await.unwrap_or_else(|_| Err(no_answer().into()));
+        let inspected = timeout(CALL_WITHIN, inspecting).await.unwrap_or_else(|_| Err(no_answer().into()));
         inspected.map_err(|failure| failure.explained(|error| self.explain(error)))
     }
 
@@ -235,7 +235,7 @@ fn as_unusable(error: StorageError) -> StorageError {
 }
 
 async fn connect(options: &PgConnectOptions) -> sqlx::Result<PgConnection> {
-    timeout(DEADLINE, PgConnection::connect_with(options)).await.unwrap_or_else(|_| Err(no_answer()))
+    timeout(CALL_WITHIN, PgConnection::connect_with(options)).await.unwrap_or_else(|_| Err(no_answer()))
 }
 
 /// Whether each migration was run, with the same text.

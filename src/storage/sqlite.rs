@@ -23,7 +23,7 @@ use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection};
 use tokio::sync::RwLock;
 use tokio::time::{Instant, timeout};
 
-use super::error::{DEADLINE, Failure, LOOK_AND_TRY_AGAIN, StorageError, no_answer, text};
+use super::error::{CALL_WITHIN, Failure, LOOK_AND_TRY_AGAIN, StorageError, no_answer, text};
 use super::schema::{Inspection, run_migrations};
 use super::statements::{Access, Connection};
 use crate::account::user_name;
@@ -36,10 +36,10 @@ pub(super) const CONNECTIONS: usize = 1;
 const ROWS_AHEAD: usize = 1000;
 
 /// How long one try waits for the lock.
-const LOCK_WAIT: Duration = Duration::from_millis(5);
+const LOCK_WITHIN: Duration = Duration::from_millis(5);
 
 /// How long before the deadline no further try and no commit begins, so that it is known what came of the last one.
-const MARGIN: Duration = Duration::from_millis(100);
+const COMMIT_WITHIN: Duration = Duration::from_millis(100);
 
 const RESTORE_ADVICE: &str = "The database's file is damaged, or not in its place: stop the service, restore a backup, start the service; its log shows the command.";
 
@@ -63,7 +63,7 @@ impl File {
             .filename(path)
             .synchronous(SqliteSynchronous::Extra)
             .foreign_keys(true)
-            .busy_timeout(LOCK_WAIT)
+            .busy_timeout(LOCK_WITHIN)
             .row_buffer_size(ROWS_AHEAD)
             .disable_statement_logging();
         let (started_on, damage) = (OnceLock::new(), OnceLock::new());
@@ -85,7 +85,7 @@ impl File {
         // The mode is the file's own. Only here, because `check` must not change the file.
         let options = self.options.clone().create_if_missing(true).journal_mode(SqliteJournalMode::Delete);
         let migrating = async {
-            let mut connection = options.busy_timeout(DEADLINE).connect().await?;
+            let mut connection = options.busy_timeout(CALL_WITHIN).connect().await?;
             let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
             let mut inspection = self.inspected(&mut transaction).await?;
             run_migrations(sqlx::migrate!("migrations/sqlite"), &mut *transaction).await?;
@@ -119,11 +119,11 @@ impl File {
 
     pub(super) async fn inspect(&self) -> Result<Inspection, StorageError> {
         let inspecting = async {
-            let options = self.options.clone().busy_timeout(DEADLINE);
+            let options = self.options.clone().busy_timeout(CALL_WITHIN);
             let inspection = self.inspected(&mut options.connect().await?).await?;
             self.read_only().map_or(Ok(inspection), |why| Err(Failure::Refused(StorageError::Unusable(why))))
         };
-        let inspected = timeout(DEADLINE, inspecting).await.unwrap_or_else(|_| Err(no_answer().into()));
+        let inspected = timeout(CALL_WITHIN, inspecting).await.unwrap_or_else(|_| Err(no_answer().into()));
         inspected.map_err(|failure| failure.explained(|error| self.explain(error)))
     }
 
@@ -183,7 +183,7 @@ impl File {
         deadline: Instant,
     ) -> sqlx::Result<()> {
         let _alone = self.commits.write().await;
-        if Instant::now() + MARGIN > deadline {
+        if Instant::now() + COMMIT_WITHIN > deadline {
             return Err(no_answer());
         }
         *committing = true;
@@ -299,7 +299,7 @@ fn is_locked(error: &sqlx::Error) -> bool {
 
 /// Whether another process holds the lock, and there is time to try again and to report that.
 pub(super) fn is_worth_waiting_for(error: &sqlx::Error, deadline: Instant) -> bool {
-    is_locked(error) && Instant::now() + MARGIN < deadline
+    is_locked(error) && Instant::now() + COMMIT_WITHIN < deadline
 }
 
 /// Whether the error shows that the file is damaged. A missing table does too: migrations made all of them before any call.
