@@ -33,7 +33,7 @@ use crate::settings::{Command, Dotenv, LogFormat, Secrets, Settings, own_names};
 use crate::storage::{Inspection, Storage, StorageError};
 
 /// The exit status for an invalid setting or argument. For any other failure it is 1.
-const INVALID: u8 = 2;
+const INVALID_STATUS: u8 = 2;
 
 /// How long a start waits for a database that is not available yet.
 const DATABASE_WITHIN: Duration = Duration::from_secs(30);
@@ -50,15 +50,14 @@ struct Invalid(String);
 /// Runs the program, with the arguments and the environment of the process. A failure ends it with one line.
 #[must_use]
 pub fn run() -> ExitCode {
-    let mut format = asked_format(&Dotenv::default());
-    start(&mut format).unwrap_or_else(|failure| {
-        if format == LogFormat::Json {
+    try_run().unwrap_or_else(|failure| {
+        if asked_format(&Dotenv::read().unwrap_or_default()) == LogFormat::Json {
             start_log(LogFormat::Json, LevelFilter::ERROR);
             error!("{failure:#}");
         } else {
             eprintln!("pbx-portal: {failure:#}");
         }
-        ExitCode::from(if failure.is::<Invalid>() { INVALID } else { 1 })
+        ExitCode::from(if failure.is::<Invalid>() { INVALID_STATUS } else { 1 })
     })
 }
 
@@ -73,12 +72,11 @@ fn asked_format(dotenv: &Dotenv) -> LogFormat {
     LogFormat::from_str(asked, true).unwrap_or(LogFormat::Text)
 }
 
-fn start(format: &mut LogFormat) -> Result<ExitCode> {
+fn try_run() -> Result<ExitCode> {
     // Other users cannot read any file that this process makes, unless it says otherwise.
     rustix::process::umask(Mode::from_raw_mode(0o077));
     keep_memory_private().context("core dumps can't be turned off")?;
     let dotenv = Dotenv::read().map_err(|problem| Invalid(format!(".env can't be used: {problem}")))?;
-    *format = asked_format(&dotenv);
     let command = match Command::read(std::env::args_os(), &dotenv) {
         Ok(command) => command,
         Err(error) if !error.use_stderr() => error.exit(),
@@ -101,17 +99,17 @@ fn start(format: &mut LogFormat) -> Result<ExitCode> {
     };
     start_log(settings.log_format, settings.log_level);
     let runtime = Runtime::new().context("no event loop can be started")?;
-    runtime.block_on(carry_out(&command, settings, secrets, &dotenv))
+    runtime.block_on(run_command(&command, settings, secrets, &dotenv))
 }
 
 /// Checks, migrates or serves.
-async fn carry_out(command: &Command, settings: &Settings, secrets: Secrets, dotenv: &Dotenv) -> Result<ExitCode> {
+async fn run_command(command: &Command, settings: &Settings, secrets: Secrets, dotenv: &Dotenv) -> Result<ExitCode> {
     let storage = Storage::new(&secrets.database);
     if let Command::Check { json, .. } = command {
         let pbx = Pbx::new(settings);
         let mut findings = check(settings, &secrets, dotenv, &storage, &pbx).await;
         preview(&pbx, &storage, &mut findings).await;
-        return Ok(report(&Report::new(secrets.database.to_string(), findings), *json));
+        return Ok(print_report(&Report::new(secrets.database.to_string(), findings), *json));
     }
     // A setting that is ignored may be the reason why the database can't be used.
     warn_of(settings, &secrets, dotenv);
@@ -129,13 +127,13 @@ async fn carry_out(command: &Command, settings: &Settings, secrets: Secrets, dot
     Ok(ExitCode::SUCCESS)
 }
 
-/// Refuses an invalid setting, of which `check` makes a report.
+/// Ends the program for an invalid setting. The command 'check' reports it; any other fails.
 fn refuse_setting(invalid: &Error) -> Result<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().is_none_or(|command| command != "check") {
         return Err(Invalid(invalid.to_string()).into());
     }
-    Ok(report(&Report::of_settings(invalid), arguments.any(|argument| argument == "--json")))
+    Ok(print_report(&Report::of_settings(invalid), arguments.any(|argument| argument == "--json")))
 }
 
 /// Logs what an administrator should look at before the service is used.
@@ -154,7 +152,7 @@ fn warn_of(settings: &Settings, secrets: &Secrets, dotenv: &Dotenv) {
 }
 
 /// Prints what `check` found; exit status 1 if something failed.
-fn report(report: &Report, json: bool) -> ExitCode {
+fn print_report(report: &Report, json: bool) -> ExitCode {
     if json {
         println!("{}", serde_json::to_string_pretty(report).expect("a report of plain values"));
     } else {
@@ -214,26 +212,23 @@ async fn serve(settings: &Settings, secrets: Secrets, storage: Storage) -> Resul
     let applier = Applier::new(settings, storage.clone(), tasks.clone(), stopping.clone());
     let guard = match secrets.api_token {
         Some(token) => Guard::Token(token),
-        None => Guard::Open {
-            own_names: own_names(settings).into(),
-            proxied: settings.allow_unauthenticated || !settings.listen.ip().is_loopback(),
-        },
+        None => Guard::Open { own_names: own_names(settings).into(), proxied: settings.allow_unauthenticated },
     };
     let router = api::router(Portal { storage, applier }, guard);
     info!(address = %settings.listen, version = env!("CARGO_PKG_VERSION"), "serving; the documentation is at /docs");
     tell_service_manager(NotifyState::Ready);
     tokio::spawn(feed_watchdog());
 
-    let mut server = tokio::spawn(server::serve(listener, router, stopping.clone()));
+    let mut serving = tokio::spawn(server::serve(listener, router, stopping.clone()));
     let signal = signals.recv().await.expect("SIGTERM is always caught");
     info!(signal, "stopping; an apply that runs goes on to its end");
     tell_service_manager(NotifyState::Stopping);
     stopping.cancel();
     // Requests that are being sent may still begin an apply, so they come first; then every apply ends, and is answered.
-    let drained = tokio::time::timeout(STOPPED_WITHIN, &mut server).await.is_ok();
+    let drained = tokio::time::timeout(STOPPED_WITHIN, &mut serving).await.is_ok();
     tasks.close();
     tasks.wait().await;
-    if !drained && tokio::time::timeout(Duration::from_secs(1), server).await.is_err() {
+    if !drained && tokio::time::timeout(Duration::from_secs(1), serving).await.is_err() {
         warn!("some clients did not take their answers");
     }
     Ok(())
@@ -244,8 +239,9 @@ async fn serve(settings: &Settings, secrets: Secrets, storage: Storage) -> Resul
 fn catch_signals() -> io::Result<Receiver<&'static str>> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
-    let is_ignored = |kind: SignalKind| ignored.unwrap_or_default() >> (kind.as_raw_value() - 1) & 1 == 1;
+    let is_ignored = |kind: SignalKind| (ignored.unwrap_or_default() >> (kind.as_raw_value() - 1)) & 1 == 1;
     let (caught, signals) = channel(1);
+    // The last three would end the process in the middle of an apply.
     for (name, kind) in [
         ("SIGTERM", SignalKind::terminate()),
         ("SIGINT", SignalKind::interrupt()),
@@ -271,6 +267,7 @@ fn catch_signals() -> io::Result<Receiver<&'static str>> {
 /// Tells systemd twice in each `WatchdogSec=` that the event loop lives. If it hangs, systemd restarts the service.
 async fn feed_watchdog() {
     let Some(bound) = sd_notify::watchdog_enabled() else { return };
+    // An interval of nothing would panic.
     let mut ticks = tokio::time::interval((bound / 2).max(Duration::from_millis(1)));
     loop {
         ticks.tick().await;
@@ -281,6 +278,6 @@ async fn feed_watchdog() {
 /// Tells systemd the state of the service, if systemd started it.
 fn tell_service_manager(state: NotifyState) {
     if let Err(error) = sd_notify::notify(&[state]) {
-        warn!(%error, "systemd cannot be notified");
+        warn!(%error, "systemd can't be notified");
     }
 }

@@ -92,7 +92,7 @@ const EMAIL_IN_USE: ApiError = ApiError::new(
 );
 
 const POOL_EXHAUSTED: ApiError = ApiError::new(
-    Phrase::ExtensionPoolExhausted,
+    Phrase::ExtensionNoFreeExtension,
     "All extensions from 1000 to 1999 are taken; delete a user to free one.",
 );
 
@@ -149,7 +149,7 @@ pub(super) async fn create(State(portal): State<Portal>, mut fields: Fields) -> 
     let created = portal.storage.create_user(name, email, Secret::generate()).await;
     let user = created.map_err(|failure| match failure {
         StorageError::EmailInUse => EMAIL_IN_USE,
-        StorageError::PoolExhausted => POOL_EXHAUSTED,
+        StorageError::NoFreeExtension => POOL_EXHAUSTED,
         failure => ApiError::database(&failure, Some(MAYBE_CREATED)),
     })?;
     Ok((StatusCode::CREATED, Json(user)).into_response())

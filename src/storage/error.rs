@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::problem::Problem;
 
-/// The bound of one call. The API promises an answer within 5 seconds.
+/// The time limit of one call. The API promises an answer within 5 seconds; the rest is for everything else.
 pub(super) const CALL_WITHIN: Duration = Duration::from_millis(4250);
 
 /// The error of a database that does not answer in time.
@@ -19,7 +19,7 @@ pub const LOOK_AND_TRY_AGAIN: &str = "Look at the service's log, then try again.
 /// Why a call failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StorageError {
-    /// It cannot be reached, did not answer in time, or failed. That may end by itself.
+    /// It can't be reached, did not answer in time, or failed. Another try may succeed.
     #[error("{problem}")]
     Unavailable {
         /// The database's message, and the remedy with all details; never a URL, a password or a value. For the log and `check`.
@@ -38,7 +38,7 @@ pub enum StorageError {
     #[error("the e-mail address belongs to another user")]
     EmailInUse,
     #[error("all extensions from 1000 to 1999 are taken")]
-    PoolExhausted,
+    NoFreeExtension,
     #[error("there is no such user")]
     UserNotFound,
 }
@@ -51,26 +51,27 @@ impl StorageError {
     }
 }
 
-/// Why a call failed.
+/// An error inside a call.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) enum Failure {
-    Statement(#[from] sqlx::Error),
-    /// The statements worked but the call must not go on; or there is no connection; or SQLite's file was replaced or damaged.
-    Refused(#[from] StorageError),
+    /// sqlx's error, which a database explains.
+    Database(#[from] sqlx::Error),
+    /// The error for the caller.
+    Explained(#[from] StorageError),
 }
 
 impl Failure {
-    /// The error for the caller. `explain` says what an error of a statement means.
+    /// The error for the caller.
     pub(super) fn explained(self, explain: impl FnOnce(&sqlx::Error) -> StorageError) -> StorageError {
         match self {
-            Self::Statement(error) => explain(&error),
-            Self::Refused(refusal) => refusal,
+            Self::Database(error) => explain(&error),
+            Self::Explained(error) => error,
         }
     }
 }
 
-/// The database's own message.
+/// The database's own message, without what sqlx adds.
 pub(super) fn text(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Database(refusal) => refusal.message().to_owned(),

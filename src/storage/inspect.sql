@@ -1,5 +1,5 @@
 -- Which server it is; why the service cannot work with this database, with what to do about it; whether migrations have run.
-SELECT 'PostgreSQL ' || current_setting('server_version'),
+SELECT 'PostgreSQL ' || current_setting('server_version') AS server,
     CASE
         WHEN getdatabaseencoding() NOT IN ('UTF8', 'SQL_ASCII') THEN ARRAY[
             format('the database %I has the encoding %s, which cannot hold every name', current_database(), getdatabaseencoding()),
@@ -19,8 +19,8 @@ SELECT 'PostgreSQL ' || current_setting('server_version'),
         WHEN NOT migrated AND NOT has_schema_privilege(current_schema(), 'CREATE') THEN ARRAY[
             format('the role %I may not create tables in the schema %I of the database %I', current_user, current_schema(), current_database()),
             format('as a superuser, in that database, run: GRANT CREATE ON SCHEMA %I TO %I', current_schema(), current_user)]
-    END,
-    migrated
+    END AS obstacle,
+    migrated AS has_migrations
 FROM (SELECT to_regclass('_sqlx_migrations') IS NOT NULL, string_agg(relname, ', ' ORDER BY relname)
       FROM pg_class
       WHERE oid IN (to_regclass('tenants'), to_regclass('users'), to_regclass('extensions'), to_regclass('apply_audit_logs'), to_regclass('_sqlx_migrations'))

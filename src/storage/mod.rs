@@ -4,7 +4,7 @@
 //! error means. Why so is in `docs/architecture.md`.
 //!
 //! - **Time.** Each call but a migration ends within [`error::CALL_WITHIN`], whatever the database does.
-//! - **Truth.** A call that fails before it sends COMMIT has changed nothing, and says so. After that, it is unknown.
+//! - **Truth.** A call that fails before it sends COMMIT has changed nothing, and says so. After that, the caller learns that the write may have happened.
 //! - **Connections.** A connection is used again only outside a transaction. After any other end it is closed. A client that hangs
 //!   up cancels nothing, because each call is a task of its own.
 
@@ -17,17 +17,19 @@ mod statements;
 
 use std::sync::Arc;
 
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::domain::{Email, ExtensionNumber, Name, Secret, User};
 use crate::problem::Problem;
 use crate::settings::DatabaseUrl;
-use call::{Database, Pool, Work};
+use call::{Access, Database, Pool, Work};
+use error::{CALL_WITHIN, no_answer};
 pub use error::{LOOK_AND_TRY_AGAIN, StorageError};
 pub use schema::Inspection;
 pub use statements::AuditEntry;
+use statements::Connection;
 pub(crate) use statements::now;
-use statements::{Access, Connection};
 
 /// The database behind the service.
 #[derive(Clone)]
@@ -55,13 +57,18 @@ impl Storage {
 
     /// Finds out which database it is, and whether the service can work with it.
     pub async fn inspect(&self) -> Result<Inspection, StorageError> {
-        match &self.pool.database {
-            Database::Postgres(server) => server.inspect().await,
-            Database::Sqlite(file) => file.inspect().await,
-        }
+        let database = &self.pool.database;
+        let inspecting = timeout(CALL_WITHIN, async {
+            match database {
+                Database::Postgres(server) => server.inspect().await,
+                Database::Sqlite(file) => file.inspect().await,
+            }
+        });
+        let inspected = inspecting.await.unwrap_or_else(|_| Err(no_answer().into()));
+        inspected.map_err(|failure| database.explain(failure))
     }
 
-    /// Creates a user with the lowest free extension. Can also fail with `EmailInUse` or `PoolExhausted`.
+    /// Creates a user with the lowest free extension. Fails with `EmailInUse` or `NoFreeExtension`, besides `Unavailable`.
     pub async fn create_user(&self, name: Name, email: Email, secret: Secret) -> Result<User, StorageError> {
         self.call(Access::Create, move |connection| {
             Box::pin(connection.insert_user(name.clone(), email.clone(), secret.clone()))
@@ -69,17 +76,17 @@ impl Storage {
         .await
     }
 
-    /// All users of one snapshot, by extension number. Can also fail with `DamagedRow`.
+    /// All users of one snapshot, by extension number. Fails with `DamagedRow`, besides `Unavailable`.
     pub async fn users(&self) -> Result<Vec<User>, StorageError> {
         self.call(Access::Read, |connection| Box::pin(connection.users())).await
     }
 
-    /// Deletes a user. Returns the extension that is free again; `None` if the user had none. Can also fail with `UserNotFound`.
+    /// Deletes a user. Returns the extension that is free again; `None` if the user had none. Fails with `UserNotFound`, besides `Unavailable`.
     pub async fn delete_user(&self, id: Uuid) -> Result<Option<ExtensionNumber>, StorageError> {
         self.call(Access::Write, move |connection| Box::pin(connection.delete_user(id))).await
     }
 
-    /// Inserts a row of the audit log, or updates it to how its apply ended. It may be gone, after a restored backup.
+    /// Inserts or updates a row of the audit log. An update inserts it if a restored backup lacks it.
     pub async fn write_audit(&self, entry: AuditEntry) -> Result<(), StorageError> {
         self.call(Access::Write, move |connection| Box::pin(connection.write_audit(entry.clone()))).await
     }

@@ -21,14 +21,22 @@ use crate::settings::{address, is_this_machine};
 /// Enough to keep a server busy. Ten hosts stay well below the default limit of a server, 100.
 pub(super) const CONNECTIONS: usize = 8;
 
-/// The time-outs end a transaction whose host hangs, so that it does not block other hosts.
-pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; \
-    SET LOCAL statement_timeout = '5s'; SET LOCAL idle_in_transaction_session_timeout = '5s'";
+/// The time-outs, longer than a call, end a transaction whose host hangs, so that it does not block other hosts.
+macro_rules! begin {
+    ($then:literal) => {
+        concat!(
+            "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = '5s'; \
+             SET LOCAL idle_in_transaction_session_timeout = '5s'",
+            $then
+        )
+    };
+}
 
-/// Like [`BEGIN`], and locks the tenant's row. FOR NO KEY UPDATE excludes other creates, but not foreign keys to the tenant.
-pub(super) const BEGIN_CREATE: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; \
-    SET LOCAL statement_timeout = '5s'; SET LOCAL idle_in_transaction_session_timeout = '5s'; \
-    SELECT 1 FROM tenants WHERE id = 'a0000000-0000-0000-0000-000000000000' FOR NO KEY UPDATE";
+pub(super) const BEGIN: &str = begin!("");
+
+/// Locks the tenant's row, too. FOR NO KEY UPDATE excludes other creates, but not foreign keys to the tenant.
+pub(super) const BEGIN_CREATE: &str =
+    begin!("; SELECT 1 FROM tenants WHERE id = 'a0000000-0000-0000-0000-000000000000' FOR NO KEY UPDATE");
 
 /// One process migrates a database at a time. COMMIT releases the lock.
 const LOCK_MIGRATIONS: &str = "SELECT pg_advisory_xact_lock(hashtext('pbx-portal migrations'))";
@@ -50,11 +58,12 @@ impl Server {
         Self { options }
     }
 
-    /// One transaction holds an advisory lock from the first look to the last migration.
+    /// Runs the migrations that are missing, in one transaction under an advisory lock. Looks before without the lock, because usually
+    /// none is missing.
     pub(super) async fn migrate(&self) -> Result<Inspection, StorageError> {
-        let mut connection = connect(&self.options).await.map_err(|error| self.cannot_connect(&error))?;
+        let mut connection = self.connect().await.map_err(|error| self.connect_error_at_start(&error))?;
         let migrating = async {
-            let inspection = self.inspected(&mut connection).await?;
+            let inspection = self.inspect_on(&mut connection).await?;
             // sqlx prepares its statements under names, which an untracked PgBouncer mixes up. Usually there is nothing to do.
             let migrator = sqlx::migrate!("migrations/postgres");
             if inspection.schema.is_none() || !is_up_to_date(&mut connection, &migrator).await? {
@@ -70,46 +79,53 @@ impl Server {
         migrating.await.map_err(|failure| failure.explained(failed))
     }
 
-    pub(super) async fn inspect(&self) -> Result<Inspection, StorageError> {
-        let inspecting = async {
-            let mut connection = connect(&self.options).await.map_err(|error| self.cannot_be_reached(&error))?;
-            let inspected = self.inspected(&mut connection).await;
-            let _ = connection.close().await;
-            inspected
-        };
-        let inspected = timeout(CALL_WITHIN, inspecting).await.unwrap_or_else(|_| Err(no_answer().into()));
-        inspected.map_err(|failure| failure.explained(|error| self.explain(error)))
+    pub(super) async fn inspect(&self) -> Result<Inspection, Failure> {
+        let mut connection = self.connect().await.map_err(|error| self.connect_error(&error))?;
+        let inspection = self.inspect_on(&mut connection).await;
+        let _ = connection.close().await;
+        inspection
     }
 
     /// Finds out which server it is, how the service is connected to it, and whether it can work with it.
-    async fn inspected(&self, connection: &mut PgConnection) -> Result<Inspection, Failure> {
+    async fn inspect_on(&self, connection: &mut PgConnection) -> Result<Inspection, Failure> {
         let found = sqlx::raw_sql(include_str!("inspect.sql")).fetch_one(&mut *connection).await?;
-        let (server, obstacle, migrated): (String, Option<Vec<String>>, bool) = FromRow::from_row(&found)?;
+        let server: String = found.try_get("server")?;
+        let obstacle: Option<Vec<String>> = found.try_get("obstacle")?;
+        let has_migrations: bool = found.try_get("has_migrations")?;
         if let Some([what, remedy]) = obstacle.as_deref() {
             let problem = Problem { what: what.clone(), remedy: remedy.clone() };
             return Err(StorageError::Unusable(problem).into());
         }
-        let schema = if migrated {
+        let schema = if has_migrations {
             sqlx::raw_sql("SELECT max(version) FROM _sqlx_migrations").fetch_one(connection).await?.try_get(0)?
         } else {
             None
         };
-        let required = self.options.clone().ssl_mode(PgSslMode::Require);
-        let mode = self.options.get_ssl_mode();
-        let wire = match mode {
+        let unverified = self.is_unverified().then(|| UNVERIFIED.to_owned());
+        let advice: Vec<_> = unverified.into_iter().chain(self.ignored()).collect();
+        let advice = (!advice.is_empty()).then(|| advice.join("; "));
+        Ok(Inspection::new(format!("{server} ({})", self.protection().await), schema, advice)?)
+    }
+
+    /// Whether another machine could take the server's place.
+    fn is_unverified(&self) -> bool {
+        let is_local = self.options.get_socket().is_some() || is_this_machine(self.options.get_host());
+        !is_local && !matches!(self.options.get_ssl_mode(), PgSslMode::VerifyFull)
+    }
+
+    /// How connections are protected.
+    async fn protection(&self) -> &'static str {
+        match self.options.get_ssl_mode() {
             _ if self.options.get_socket().is_some() => "over a local socket",
             PgSslMode::VerifyFull => "encrypted, and the server is verified",
             PgSslMode::VerifyCa => "encrypted, and the server's certificate is verified, but not its name",
             PgSslMode::Disable | PgSslMode::Allow => "not encrypted",
             // It falls back to plain text silently, so try whether the server can do better.
-            PgSslMode::Prefer if connect(&required).await.is_err() => "not encrypted",
+            PgSslMode::Prefer if connect(&self.options.clone().ssl_mode(PgSslMode::Require)).await.is_err() => {
+                "not encrypted"
+            }
             PgSslMode::Prefer | PgSslMode::Require => "encrypted, but the server is not verified",
-        };
-        let local = self.options.get_socket().is_some() || is_this_machine(self.options.get_host());
-        let unverified = (!local && !matches!(mode, PgSslMode::VerifyFull)).then(|| UNVERIFIED.to_owned());
-        let advice: Vec<_> = [unverified, self.ignored()].into_iter().flatten().collect();
-        let advice = (!advice.is_empty()).then(|| advice.join("; "));
-        Ok(Inspection::new(format!("{server} ({wire})"), schema, advice)?)
+        }
     }
 
     pub(super) async fn connect(&self) -> sqlx::Result<PgConnection> {
@@ -117,12 +133,12 @@ impl Server {
     }
 
     /// Why there is no connection, and what to do.
-    pub(super) fn cannot_be_reached(&self, error: &sqlx::Error) -> StorageError {
-        let (what, sql, advice) = match self.problem_of_tls(error) {
+    pub(super) fn connect_error(&self, error: &sqlx::Error) -> StorageError {
+        let (what, sql, advice) = match self.tls_problem(error) {
             Some((what, advice)) => (what, None, advice),
             None => (self.refusal(error), self.sql_for(error), advice(error)),
         };
-        let details: Vec<_> = [sql, self.ignored()].into_iter().flatten().collect();
+        let details: Vec<_> = sql.into_iter().chain(self.ignored()).collect();
         StorageError::unavailable(what, (!details.is_empty()).then(|| details.join("; ")), advice)
     }
 
@@ -130,13 +146,13 @@ impl Server {
     pub(super) fn explain(&self, error: &sqlx::Error) -> StorageError {
         match error {
             // It names the address.
-            sqlx::Error::Io(_) => self.cannot_be_reached(error),
+            sqlx::Error::Io(_) => self.connect_error(error),
             _ => StorageError::unavailable(text(error), None, advice(error)),
         }
     }
 
     /// At start, only failures that may end by themselves are retried.
-    fn cannot_connect(&self, error: &sqlx::Error) -> StorageError {
+    fn connect_error_at_start(&self, error: &sqlx::Error) -> StorageError {
         let may_pass = match error {
             // An invalid certificate is invalid data; a file may be missing. A socket may be missing until the server is up.
             sqlx::Error::Io(cause) if cause.kind() == ErrorKind::NotFound => self.options.get_socket().is_some(),
@@ -144,7 +160,7 @@ impl Server {
             // The server starts or stops, or is out of connections.
             _ => is_full(error) || matches!(sqlstate(error).get(..2), Some("57" | "53")),
         };
-        let unavailable = self.cannot_be_reached(error);
+        let unavailable = self.connect_error(error);
         if may_pass { unavailable } else { as_unusable(unavailable) }
     }
 
@@ -171,7 +187,7 @@ impl Server {
     }
 
     /// What is wrong with TLS or its files, and what to do. sqlx reads the files for each connection, and does not name them.
-    fn problem_of_tls(&self, error: &sqlx::Error) -> Option<(String, &'static str)> {
+    fn tls_problem(&self, error: &sqlx::Error) -> Option<(String, &'static str)> {
         use ErrorKind::{InvalidData, IsADirectory, NotFound, PermissionDenied};
         let is_of_files = matches!(error, sqlx::Error::Tls(_) | sqlx::Error::Configuration(_));
         let may_be =
@@ -179,9 +195,10 @@ impl Server {
         if !is_of_files && !matches!(error, sqlx::Error::Io(cause) if may_be(cause)) {
             return None;
         }
-        let shown = self.shown().to_url_lossy();
+        let url = self.fit_for_url().to_url_lossy();
+        // sqlx shows a file as `sslrootcert=file: PATH`.
         let files =
-            shown.query_pairs().filter_map(|(name, value)| Some((name, value.strip_prefix("file: ")?.to_owned())));
+            url.query_pairs().filter_map(|(name, value)| Some((name, value.strip_prefix("file: ")?.to_owned())));
         let mut names = Vec::new();
         for (name, file) in files {
             let wrong = match std::fs::read(&file) {
@@ -198,7 +215,7 @@ impl Server {
             return Some((format!("{name}={file} {wrong}"), TLS));
         }
         let (why, address) = (text(error), address(&self.options));
-        if let Some((_, advice)) = CERTIFICATE.iter().find(|(words, _)| why.contains(words)) {
+        if let Some((_, advice)) = TLS_ADVICE.iter().find(|(words, _)| why.contains(words)) {
             return Some((format!("{address}: {why}"), advice));
         }
         let what = if names.is_empty() { address } else { format!("{} can't be used", names.join(", ")) };
@@ -206,22 +223,23 @@ impl Server {
     }
 
     /// What libpq would use and sqlx does not, and what to do.
-    fn ignored(&self) -> Option<String> {
+    fn ignored(&self) -> Vec<String> {
         let mut ignored = Vec::new();
         if var_os("PGSERVICE").is_some() {
             ignored.push("PGSERVICE is ignored; set DATABASE_URL to what it stands for".to_owned());
         }
         let files = [var_os("PGPASSFILE").map(PathBuf::from), home_dir().map(|home| home.join(".pgpass"))];
-        for file in files.into_iter().flatten().filter(|_| self.shown().to_url_lossy().password().is_none()) {
-            if file.metadata().is_ok_and(|file| file.mode() & 0o077 != 0) {
+        let has_password = self.fit_for_url().to_url_lossy().password().is_some();
+        for file in files.into_iter().flatten() {
+            if !has_password && file.metadata().is_ok_and(|file| file.mode() & 0o077 != 0) {
                 ignored.push(format!("{0} is ignored, because others may read it; run: chmod 600 {0}", file.display()));
             }
         }
-        (!ignored.is_empty()).then(|| ignored.join("; "))
+        ignored
     }
 
-    /// What sqlx shows of its options only as a URL, which cannot have every host and user.
-    fn shown(&self) -> PgConnectOptions {
+    /// sqlx shows the password and the TLS files only in a URL, which can't have every host and user: here, both are others.
+    fn fit_for_url(&self) -> PgConnectOptions {
         self.options.clone().host("host").username("user")
     }
 }
@@ -234,6 +252,7 @@ fn as_unusable(error: StorageError) -> StorageError {
     }
 }
 
+/// Within the limit of a call: a migration has none of its own.
 async fn connect(options: &PgConnectOptions) -> sqlx::Result<PgConnection> {
     timeout(CALL_WITHIN, PgConnection::connect_with(options)).await.unwrap_or_else(|_| Err(no_answer()))
 }
@@ -264,12 +283,11 @@ pub(super) fn is_full(error: &sqlx::Error) -> bool {
     sqlstate(error) == "53300" || text(error).contains("no more connections allowed")
 }
 
-const NO_TLS: &str = "server does not support TLS";
 const NO_ANSWER: &str = "Check that its server is running and can be reached from this host, and look in pg_stat_activity for who holds its locks; then try again.";
 const TLS: &str = "TLS with the database's server does not work: look at the sslmode, sslrootcert, sslcert and sslkey of DATABASE_URL and at their files; the service's log says what is wrong.";
 
 /// Words of an error of TLS, and what to do.
-const CERTIFICATE: [(&str, &str); 6] = [
+const TLS_ADVICE: [(&str, &str); 6] = [
     (
         "CaUsedAsEndEntity",
         "The server's certificate is an authority's. Make one that is not: openssl req -x509 -newkey rsa:2048 -nodes -days 3650 -keyout server.key -out server.crt -subj /CN=HOST -addext subjectAltName=DNS:HOST -addext basicConstraints=critical,CA:FALSE; then give that as sslrootcert.",
@@ -278,6 +296,7 @@ const CERTIFICATE: [(&str, &str); 6] = [
         "UnknownIssuer",
         "The authority that signed the server's certificate is not known: set sslrootcert=FILE in DATABASE_URL to that authority's certificate.",
     ),
+    // Of "Expired" and "expired".
     ("xpired", "The certificate of the database's server has expired: renew it, or set this machine's clock."),
     (
         "not valid yet",
@@ -288,7 +307,7 @@ const CERTIFICATE: [(&str, &str); 6] = [
         "The certificate of the database's server is of another host name: name in DATABASE_URL the host that it is of, or make one for this name.",
     ),
     (
-        NO_TLS,
+        "server does not support TLS",
         "The database's server has no TLS: set ssl = on in its postgresql.conf, or another sslmode in DATABASE_URL.",
     ),
 ];

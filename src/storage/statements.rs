@@ -1,7 +1,7 @@
-//! Every SQL statement, written once for both databases, and a connection to either that runs them.
+//! The statements on users, extensions and the audit log, written once for both databases, and a connection to either that runs them.
 //!
 //! PostgreSQL has types for identifiers and times; SQLite keeps both as text, so that the sqlite3 shell shows what the API
-//! shows. `ask!` therefore compiles each statement twice, once for each kind of connection, with `Id` as that database's
+//! shows. `on_either!` therefore compiles each statement twice, once for each kind of connection, with `Id` as that database's
 //! identifier. No statement is `persistent`, because a PgBouncer may lend another server connection to each transaction.
 
 use std::array;
@@ -42,7 +42,7 @@ const WRITE_AUDIT: &str = "INSERT INTO apply_audit_logs \
 /// The one tenant, made by the first migration.
 pub const DEFAULT_TENANT: Uuid = uuid!("a0000000-0000-0000-0000-000000000000");
 
-/// A row of the audit log while its apply runs: what is true if the service dies now.
+/// A row of the audit log: how its apply ended, or what is true if the service dies now.
 #[derive(Clone)]
 pub struct AuditEntry {
     pub id: Uuid,
@@ -55,17 +55,6 @@ pub struct AuditEntry {
     pub reload_results: Value,
 }
 
-/// What a call does.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Access {
-    /// Reads, by one message.
-    Read,
-    /// Writes, in a transaction.
-    Write,
-    /// Writes, and holds the lock that creates queue on.
-    Create,
-}
-
 /// A connection to either database.
 pub(super) enum Connection {
     Postgres(PgConnection),
@@ -73,17 +62,15 @@ pub(super) enum Connection {
 }
 
 /// Runs `$statement` on either kind of connection; `$id` is the type of its identifiers.
-macro_rules! ask {
+macro_rules! on_either {
     ($either:expr, |$connection:ident, $id:ident| $statement:expr) => {
         match $either {
-            Connection::Postgres(connection) => {
+            Connection::Postgres($connection) => {
                 type $id = Uuid;
-                let $connection = &mut *connection;
                 $statement
             }
-            Connection::Sqlite(connection) => {
+            Connection::Sqlite($connection) => {
                 type $id = Hyphenated;
-                let $connection = &mut *connection;
                 $statement
             }
         }
@@ -93,13 +80,13 @@ macro_rules! ask {
 impl Connection {
     /// Runs SQL without parameters.
     pub(super) async fn execute(&mut self, sql: &'static str) -> sqlx::Result<()> {
-        ask!(self, |connection, _Id| sqlx::raw_sql(sql).execute(connection).await.map(|_| ()))
+        on_either!(self, |connection, _Id| sqlx::raw_sql(sql).execute(connection).await.map(|_| ()))
     }
 
     /// Inserts a user with the lowest free number.
     pub(super) async fn insert_user(&mut self, name: Name, email: Email, secret: Secret) -> Result<User, Failure> {
         let (id, created_at) = (Uuid::new_v4(), now());
-        let number: Option<i32> = ask!(self, |connection, Id| {
+        let number: Option<i32> = on_either!(self, |connection, Id| {
             let user = sqlx::query(INSERT_USER).persistent(false).bind(Id::from(id)).bind(Id::from(DEFAULT_TENANT));
             let user = user.bind(name.as_str()).bind(email.as_str()).bind(created_at);
             if user.execute(&mut *connection).await?.rows_affected() == 0 {
@@ -109,14 +96,14 @@ impl Connection {
             let extension = extension.bind(Id::from(id)).bind(secret.reveal()).bind(created_at);
             extension.fetch_optional(connection).await?
         });
-        let number = number.ok_or(StorageError::PoolExhausted)?;
-        let number = ExtensionNumber::new(number).expect("the statement stays within the pool");
+        let number = number.ok_or(StorageError::NoFreeExtension)?;
+        let number = ExtensionNumber::new(number).expect("the statement inserts only 1000 to 1999");
         Ok(User { id, tenant_id: DEFAULT_TENANT, name, email, extension: Extension { number, secret }, created_at })
     }
 
     /// Deletes a user and their extension. Returns its number; `None` if the user had none.
     pub(super) async fn delete_user(&mut self, id: Uuid) -> Result<Option<ExtensionNumber>, Failure> {
-        let (number, deleted) = ask!(self, |connection, Id| {
+        let (number, deleted) = on_either!(self, |connection, Id| {
             let extension = sqlx::query_scalar(DELETE_EXTENSION).persistent(false).bind(Id::from(id));
             let number: Option<i32> = extension.fetch_optional(&mut *connection).await?;
             let user = sqlx::query(DELETE_USER).persistent(false).bind(Id::from(id));
@@ -131,7 +118,7 @@ impl Connection {
     /// Inserts a row of the audit log, or updates it to how its apply ended.
     pub(super) async fn write_audit(&mut self, entry: AuditEntry) -> Result<(), Failure> {
         let outcome = if entry.error_details.is_none() { "success" } else { "failure" };
-        ask!(self, |connection, Id| {
+        on_either!(self, |connection, Id| {
             let row = sqlx::query(WRITE_AUDIT).persistent(false).bind(Id::from(entry.id)).bind(entry.triggered_at);
             let row = row.bind(entry.triggered_by.as_str()).bind(&entry.host).bind(outcome);
             let row = row.bind(&entry.error_details).bind(&entry.files_written).bind(&entry.reload_results);
@@ -142,8 +129,8 @@ impl Connection {
 
     /// All users, by number. Parses each row while the database reads the next.
     ///
-    /// Without parameters, PostgreSQL plans and runs it in one message, which is one transaction, and sends text, whatever a column's
-    /// type is. It would keep the plan of a named statement until its next ANALYZE: a plan for a few users needs 40 ms for a thousand.
+    /// It has no parameters, so PostgreSQL plans it anew, runs it in one message, which is one transaction, and sends every column as
+    /// text. A named statement would keep its plan until ANALYZE; a plan made for a few users needs 40 ms for a thousand.
     pub(super) async fn users(&mut self) -> Result<Vec<User>, Failure> {
         let (limits, created_at) = match self {
             Self::Postgres(_) => (
@@ -152,13 +139,13 @@ impl Connection {
             ),
             Self::Sqlite(_) => ("", "users.created_at"),
         };
-        // A user without an extension, or an extension without a user, is a row that somebody edited by hand.
+        // FULL JOIN also finds a user without an extension and the reverse, which somebody edited by hand.
         let sql = format!(
             "{limits} SELECT users.id, users.tenant_id, users.name, users.email, {created_at}, extensions.number, extensions.secret \
             FROM users FULL JOIN extensions ON extensions.user_id = users.id ORDER BY extensions.number"
         );
-        // To the end, also if a row is damaged: the connection is used again.
-        let users: Vec<_> = ask!(self, |connection, _Id| {
+        // Reads every row, even if one is damaged, so that the connection can be used again.
+        let users: Vec<_> = on_either!(self, |connection, _Id| {
             let rows = sqlx::raw_sql(AssertSqlSafe(sql)).fetch(connection);
             rows.map_ok(|row| parse(array::from_fn(|column| row.try_get_unchecked(column).unwrap_or_default())))
                 .try_collect()
@@ -219,5 +206,5 @@ fn parse(row: [Option<&str>; 7]) -> Result<User, Problem> {
 /// Now, to the millisecond. Both databases keep that, so a list shows the same time as the answer to a create.
 pub(crate) fn now() -> OffsetDateTime {
     let now = OffsetDateTime::now_utc();
-    now.replace_millisecond(now.millisecond()).expect("a millisecond of the clock")
+    now.replace_millisecond(now.millisecond()).expect("a millisecond is below 1000")
 }
