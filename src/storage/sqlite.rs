@@ -261,8 +261,8 @@ impl File {
 
     /// The error of a file that is damaged or missing.
     fn to_be_restored(&self, what: &str) -> StorageError {
-        let Problem { what, remedy } = self.how_to_restore(what);
-        StorageError::unavailable(what, Some(remedy), RESTORE_ADVICE)
+        let problem = self.how_to_restore(what);
+        StorageError::Unavailable { problem, advice: RESTORE_ADVICE, maybe_written: false }
     }
 
     /// What is wrong with the file, and the commands that restore a backup. If its name is mistyped, nothing is changed. An old journal
