@@ -159,7 +159,7 @@ impl Config {
         Ok(())
     }
 
-    /// Reads `name](…)`. Gives the section that the next lines belong to.
+    /// Reads `name](…)`. Returns the section that the next lines belong to.
     fn open(&mut self, header: &str, place: &Place) -> Result<usize, &'static str> {
         let (name, rest) = header.split_once(']').ok_or("has no closing ]")?;
         let mut new = Section { name: name.to_owned(), place: place.clone(), template: false, entries: Vec::new() };
@@ -241,8 +241,8 @@ impl Section {
             }
             None if key.is_empty() => {}
             None => {
-                let (key, value) = (key.to_owned(), strip(value).to_owned());
-                self.entries.push(Entry { key, value, place: place.clone() });
+                let entry = Entry { key: key.to_owned(), value: strip(value).to_owned(), place: place.clone() };
+                self.entries.push(entry);
             }
         }
         Ok(())
@@ -296,7 +296,7 @@ mod tests {
     }
 
     /// In the form of the recordings.
-    fn shown(config: &Config) -> String {
+    fn recorded(config: &Config) -> String {
         if config.refused.iter().any(|(place, _)| place.file == config.files[0]) {
             return "Config file has invalid format\n".to_owned();
         }
@@ -315,16 +315,16 @@ mod tests {
             let path = recording.expect("a recording").path();
             let text = fs::read_to_string(&path).expect("a text");
             let (files, asterisk) = text.split_once("### Asterisk reads\n").expect("what Asterisk reads");
-            assert_eq!(shown(&read(files)), asterisk, "{}", path.display());
+            assert_eq!(recorded(&read(files)), asterisk, "{}", path.display());
         }
     }
 
     #[test]
     fn what_a_program_prints_may_be_a_section_that_is_missing() {
         let config = read("### main.conf\n#exec \"x\"\n[a](b)\na=1\n[c](+)\nc=1\n");
-        assert_eq!((shown(&config).as_str(), config.refused.len()), ("[a]\na=1\n[c]\nc=1\n", 0));
+        assert_eq!((recorded(&config).as_str(), config.refused.len()), ("[a]\na=1\n[c]\nc=1\n", 0));
         let config = read("### main.conf\n#exec x\na=1\n[b]\nb=1\n");
-        assert_eq!((shown(&config).as_str(), config.refused.len()), ("[b]\nb=1\n", 0));
+        assert_eq!((recorded(&config).as_str(), config.refused.len()), ("[b]\nb=1\n", 0));
     }
 
     proptest::proptest! {

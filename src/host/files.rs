@@ -2,7 +2,7 @@
 //!
 //! [`prepare`] writes a hidden temporary file beside the target, sets its owner, group and mode, and flushes it to the disk.
 //! [`Prepared::publish`] renames it over the target, and [`flush_folder`] flushes the folder: after a crash the target is the
-//! old file or the new one, whole. A temporary file that is not published is removed: when it is dropped, or, if the
+//! old file or the new one, complete. A temporary file that is not published is removed: when it is dropped, or, if the
 //! service was killed, by the next apply.
 
 use std::fs::{self, File, OpenOptions};
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use super::generated::{GeneratedFiles, folder};
 use super::lock::HostLock;
 use super::rights::{self, advice};
-use crate::problem::{Problem, Result, problem};
+use crate::problem::{Problem, Result};
 
 /// Removes the temporary files of an apply that was killed.
 pub fn remove_left_overs(_lock: &HostLock, files: &GeneratedFiles) -> Result<()> {
@@ -28,19 +28,17 @@ pub fn remove_left_overs(_lock: &HostLock, files: &GeneratedFiles) -> Result<()>
 
 /// The error of a step of writing.
 fn failed(step: &str, path: &Path) -> impl FnOnce(io::Error) -> Problem {
-    move |error| {
-        let path = path.display();
-        let remedy = advice(&error);
-        problem!("{step} {path} failed: {error}", "{remedy}")
+    move |error| Problem {
+        what: format!("{step} {} failed: {error}", path.display()),
+        remedy: advice(&error).to_owned(),
     }
 }
 
-/// A temporary file, whole and flushed, that [`Prepared::publish`] makes the target. Drop removes it.
+/// A temporary file, complete and flushed, that [`Prepared::publish`] makes the target. Drop removes it.
 #[derive(Debug)]
 pub struct Prepared {
     temporary: PathBuf,
     target: PathBuf,
-    published: bool,
 }
 
 /// What a temporary file is for. There can be one of each beside a target.
@@ -70,7 +68,7 @@ pub fn prepare(_lock: &HostLock, target: &Path, stage: Stage, content: &str) -> 
     let step = |step| failed(step, &temporary);
     let mut options = OpenOptions::new();
     let mut file = options.write(true).create_new(true).mode(0o600).open(&temporary).map_err(step("creating"))?;
-    let prepared = Prepared { temporary: temporary.clone(), target: target.to_owned(), published: false };
+    let prepared = Prepared { temporary: temporary.clone(), target: target.to_owned() };
     file.write_all(content.as_bytes()).map_err(step("writing"))?;
     rights::follow_the_folder(&file, folder(target)).map_err(step("setting the group of"))?;
     file.set_permissions(fs::Permissions::from_mode(0o640)).map_err(step("setting the mode of"))?;
@@ -81,9 +79,8 @@ pub fn prepare(_lock: &HostLock, target: &Path, stage: Stage, content: &str) -> 
 impl Prepared {
     /// Renames the temporary file over the target, and returns the target: call [`flush_folder`] afterwards. If it fails, the old
     /// file is still there.
-    pub fn publish(mut self, _lock: &HostLock) -> Result<PathBuf> {
+    pub fn publish(self, _lock: &HostLock) -> Result<PathBuf> {
         fs::rename(&self.temporary, &self.target).map_err(failed("renaming the temporary file to", &self.target))?;
-        self.published = true;
         Ok(self.target.clone())
     }
 }
@@ -95,9 +92,7 @@ pub fn flush_folder(target: &Path) -> Result<()> {
 
 impl Drop for Prepared {
     fn drop(&mut self) {
-        if !self.published {
-            // If this fails, the next apply removes it.
-            let _ = fs::remove_file(&self.temporary);
-        }
+        // It is gone if it was published. If this fails, the next apply removes it.
+        let _ = fs::remove_file(&self.temporary);
     }
 }

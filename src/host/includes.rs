@@ -38,7 +38,8 @@ impl Include {
         let quoted = |open, close| argument.strip_prefix(open)?.strip_suffix(close);
         let written = quoted('"', '"').or_else(|| quoted('<', '>')).unwrap_or(argument).to_owned();
         let config_dir = PathBuf::from(glob::Pattern::escape(&config_dir.to_string_lossy()));
-        let (mut patterns, mut found) = (Vec::new(), Vec::new());
+        let mut patterns = Vec::new();
+        let mut found = Vec::new();
         // The shell's `[^a]` and `**`, in the words of the crate.
         for pattern in alternatives(&written.replace("[^", "[!").replace("**", "*")) {
             // `join` takes an absolute one as it is.

@@ -54,7 +54,9 @@ impl Comments {
 
     /// The part of a line that is no comment.
     pub(super) fn remove_from(&mut self, line: &str, place: &Place) -> String {
-        let (mut kept, mut rest, mut skips) = (String::new(), line, self.depth != 0);
+        let mut kept = String::new();
+        let mut rest = line;
+        let mut skips = self.depth != 0;
         while let Some((before, after)) = rest.split_once(';') {
             rest = after;
             if !skips {

@@ -24,7 +24,8 @@ impl HostLock {
     /// Takes the lock without waiting; `None` if another apply holds it.
     pub fn try_acquire(files: &GeneratedFiles) -> Result<Option<Self>> {
         let unusable = |error| unusable(&error, files);
-        let (path, file) = (files.lock(), open(files, true).map_err(unusable)?);
+        let path = files.lock();
+        let file = open(files, true).map_err(unusable)?;
         // If root applies, the service's user must still be able to open it later: it gets the folder's owner, as the generated files do.
         if geteuid().is_root() {
             rights::follow_the_folder(&file, folder(&path)).map_err(unusable)?;

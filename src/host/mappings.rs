@@ -6,10 +6,11 @@
 //!
 //! Asterisk keeps blanks inside a value, distinguishes the case of types, and reads the first of two sections of one name.
 
+use std::fmt;
 use std::path::Path;
 
 use super::configuration::{Config, Entry};
-use crate::problem::{Result, bail};
+use crate::problem::{Result, bail, ensure};
 use crate::render::ObjectType;
 
 /// Reads the objects that describe users.
@@ -25,6 +26,8 @@ const OTHERS: [&str; 7] = [
     "res_pjsip_publish_asterisk",
     "res_pjsip_pubsub",
 ];
+
+const REMOVE: &str = "remove the line and restart Asterisk, then apply again";
 
 /// `type[/options] = wizard[,data]`
 struct Mapping<'c> {
@@ -51,11 +54,13 @@ impl<'c> Mapping<'c> {
         let criteria = format!("criteria=type={}", self.kind);
         config_dir.join(file) == config_dir.join("pjsip.conf") && options.any(|option| option == criteria)
     }
+}
 
-    /// `file:line: 'the line'`
-    fn shown(&self) -> String {
+/// `file:line: 'the line'`
+impl fmt::Display for Mapping<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Entry { key, value, place } = self.entry;
-        format!("{place}: '{key} = {value}'")
+        write!(f, "{place}: '{key} = {value}'")
     }
 }
 
@@ -64,36 +69,30 @@ impl<'c> Mapping<'c> {
 pub fn check(sorcery: &Config, config_dir: &Path, declined: bool) -> Result<()> {
     let section = |name: &str| sorcery.sections.iter().find(|section| !section.template && section.is(name));
     let mappings = |name: &str| section(name).into_iter().flat_map(|s| &s.entries).filter_map(Mapping::parse);
-    if declined && let Some(failing) = mappings(PJSIP).find(|m| !["config", "astdb", "memory"].contains(&m.wizard)) {
-        let line = failing.shown();
+    if declined && let Some(line) = mappings(PJSIP).find(|m| !["config", "astdb", "memory"].contains(&m.wizard)) {
         bail!(
             "{line} keeps res_pjsip.so from starting if Asterisk does not know what it names (in extconfig.conf, say)",
-            "remove the line and restart Asterisk, then apply again"
+            "{REMOVE}"
         );
     }
-    for mapping in mappings(PJSIP).chain(OTHERS.into_iter().flat_map(mappings)) {
-        let is_contact = mapping.kind == "contact";
-        let line = mapping.shown();
-        if mapping.is_cache && (is_contact || ObjectType::ALL.iter().any(|kind| kind.as_str() == mapping.kind)) {
-            bail!(
-                "{line} keeps a copy that outlives a reload, so a deleted user's phone could still register and call",
-                "remove the line and restart Asterisk, then apply again"
-            );
-        }
-        if is_contact && (mapping.wizard, mapping.data) != ("astdb", "registrar") {
-            bail!(
-                "{line} keeps registrations where no apply can evict them, so an old phone would ring for a number's next owner",
-                "remove the line and restart Asterisk, then apply again"
-            );
-        }
+    for line in mappings(PJSIP).chain(OTHERS.into_iter().flat_map(mappings)) {
+        let is_contact = line.kind == "contact";
+        let is_ours = is_contact || ObjectType::ALL.iter().any(|kind| kind.as_str() == line.kind);
+        ensure!(
+            !line.is_cache || !is_ours,
+            "{line} keeps a copy that outlives a reload, so a deleted user's phone could still register and call",
+            "{REMOVE}"
+        );
+        ensure!(
+            !is_contact || (line.wizard, line.data) == ("astdb", "registrar"),
+            "{line} keeps registrations where no apply can evict them, so an old phone would ring for a number's next owner",
+            "{REMOVE}"
+        );
     }
     for kind in ObjectType::ALL.map(ObjectType::as_str) {
         let mapped: Vec<_> = mappings(PJSIP).filter(|mapping| mapping.kind == kind).collect();
         let file = mapped.iter().find(|mapping| mapping.wizard == "config");
-        if let Some(elsewhere) = file.or(mapped.first())
-            && !elsewhere.reads_pjsip_conf(config_dir)
-        {
-            let line = elsewhere.shown();
+        if let Some(line) = file.or(mapped.first()).filter(|line| !line.reads_pjsip_conf(config_dir)) {
             bail!(
                 "{line} makes Asterisk read every {kind} elsewhere than in pjsip.conf, and so none of the generated ones",
                 "remove the line, or write '{kind} = config,pjsip.conf,criteria=type={kind}' above it, and restart Asterisk, then apply again"

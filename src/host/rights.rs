@@ -16,57 +16,62 @@ use crate::problem::{Problem, Result, bail, ensure};
 /// Fails unless both targets can be replaced: each is a regular file, or absent, in a folder that this user may write into.
 pub fn check_targets(files: &GeneratedFiles) -> Result<()> {
     let [endpoints, routing] = files.both().map(|file| folder(file).display());
-    for path in files.both() {
-        let folder = folder(path);
-        let unusable = |error: io::Error| {
-            let make = || format!("make it with: install -d -o pbx-portal -g asterisk -m 2750 {endpoints} {routing}");
-            let remedy = match Errno::from_io_error(&error) {
-                Some(Errno::NOENT | Errno::NOTDIR) => make(),
-                Some(Errno::ACCESS) => closed_above(folder).unwrap_or_else(make),
-                _ => advice(&error).to_owned(),
-            };
-            Problem { what: format!("cannot use the folder {}: {error}", folder.display()), remedy }
+    let make = format!("make it with: install -d -o pbx-portal -g asterisk -m 2750 {endpoints} {routing}");
+    files.both().into_iter().try_for_each(|path| check_target(path, &make))
+}
+
+/// `make` says how to make both folders.
+fn check_target(path: &Path, make: &str) -> Result<()> {
+    let folder = folder(path);
+    let unusable = |error: io::Error| {
+        let remedy = match Errno::from_io_error(&error) {
+            Some(Errno::NOENT | Errno::NOTDIR) => make.to_owned(),
+            Some(Errno::ACCESS) => closed_above(folder).unwrap_or_else(|| make.to_owned()),
+            _ => advice(&error).to_owned(),
         };
-        match fs::symlink_metadata(path) {
-            Ok(found) if found.is_file() => replaceable(path, &found)?,
-            Ok(found) => {
-                let kind = match found.file_type() {
-                    kind if kind.is_dir() => "a folder",
-                    kind if kind.is_symlink() => "a symbolic link",
-                    _ => "a special file",
-                };
-                let path = path.display();
-                bail!("{path} is {kind}, not a regular file", "move it away, then apply again");
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(unusable(error)),
+        Problem { what: format!("cannot use the folder {}: {error}", folder.display()), remedy }
+    };
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_file() => replaceable(path, &found)?,
+        Ok(found) => {
+            let kind = match found.file_type() {
+                kind if kind.is_dir() => "a folder",
+                kind if kind.is_symlink() => "a symbolic link",
+                _ => "a special file",
+            };
+            let path = path.display();
+            bail!("{path} is {kind}, not a regular file", "move it away, then apply again");
         }
-        let may_write = accessat(CWD, folder, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS);
-        may_write.map_err(|error| unusable(error.into()))?;
-        group_in_reach(folder)?;
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(unusable(error)),
     }
-    Ok(())
+    let may_write = accessat(CWD, folder, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS);
+    may_write.map_err(|error| unusable(error.into()))?;
+    group_in_reach(folder)
 }
 
 /// Fails if no rename can replace a regular file, as far as its owner and attributes tell.
 fn replaceable(path: &Path, file: &fs::Metadata) -> Result<()> {
-    let (user, shown) = (geteuid(), path.display());
+    let user = geteuid();
     let theirs = |owner| !user.is_root() && owner != user.as_raw();
+    let keeps = |folder: fs::Metadata| folder.mode() & Mode::SVTX.bits() != 0 && theirs(folder.uid());
+    let is_kept = theirs(file.uid()) && fs::metadata(folder(path)).is_ok_and(keeps);
+    let attributes = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty()).map(|found| found.stx_attributes);
+    let attributes = attributes.unwrap_or(StatxAttributes::empty());
+    let path = path.display();
     ensure!(
-        !fs::metadata(folder(path))
-            .is_ok_and(|f| f.mode() & Mode::SVTX.bits() != 0 && theirs(f.uid()) && theirs(file.uid())),
-        "{shown} belongs to another user in a sticky folder",
+        !is_kept,
+        "{path} belongs to another user in a sticky folder",
         "remove it, or clear the folder's sticky bit (chmod -t), then apply again"
     );
-    let Ok(found) = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty()) else { return Ok(()) };
     ensure!(
-        !found.stx_attributes.intersects(StatxAttributes::IMMUTABLE | StatxAttributes::APPEND),
-        "{shown} is immutable or append-only (lsattr shows an i or an a)",
+        !attributes.intersects(StatxAttributes::IMMUTABLE | StatxAttributes::APPEND),
+        "{path} is immutable or append-only (lsattr shows an i or an a)",
         "clear that (chattr -i -a), then apply again"
     );
     ensure!(
-        !found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT),
-        "{shown} is a mount point",
+        !attributes.contains(StatxAttributes::MOUNT_ROOT),
+        "{path} is a mount point",
         "mount its folder instead, then apply again"
     );
     Ok(())
@@ -110,7 +115,8 @@ pub fn closed_above(path: &Path) -> Option<String> {
     let closed = |folder: &&Path| accessat(CWD, *folder, Access::EXEC_OK, AtFlags::EACCESS) == Err(Errno::ACCESS);
     let folder = path.ancestors().skip(1).filter(closed).last()?;
     let found = fs::metadata(folder).ok()?;
-    let (group, folder) = (found.gid(), folder.display());
+    let group = found.gid();
+    let folder = folder.display();
     let let_in = match group {
         _ if found.uid() == geteuid().as_raw() => format!("let its owner enter it (chmod u+x {folder})"),
         0 => format!("give it a group of that user (chgrp asterisk {folder}; chmod g+x {folder})"),
@@ -143,7 +149,8 @@ fn is_in(group: u32) -> bool {
 
 /// Gives a file its folder's group, and its folder's owner if this process may.
 pub fn follow_the_folder(file: &File, folder: &Path) -> io::Result<()> {
-    let (folder, own) = (fs::metadata(folder)?, file.metadata()?);
+    let folder = fs::metadata(folder)?;
+    let own = file.metadata()?;
     if own.gid() != folder.gid() {
         fchown(file, None, Some(folder.gid()))?;
     }

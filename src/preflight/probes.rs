@@ -16,13 +16,14 @@ use crate::host::configuration::MainFiles;
 use crate::pbx::Pbx;
 use crate::problem::{Problem, Result};
 
-struct Probe {
-    name: &'static str,
-    /// If one of these failed, this one would only fail for the same reason. All of them stand above it.
-    needs: &'static [&'static str],
-    in_apply: InApply,
-    look: for<'a> fn(&'a Setup<'a>) -> Look<'a>,
-}
+struct Probe(
+    /// Its name in the report.
+    &'static str,
+    /// Probes above it. If one of them failed, this one would only fail for the same reason.
+    &'static [&'static str],
+    InApply,
+    for<'a> fn(&'a Setup<'a>) -> Look<'a>,
+);
 
 type Look<'a> = Pin<Box<dyn Future<Output = Result<Found>> + Send + 'a>>;
 
@@ -61,40 +62,30 @@ const FILES: &[&str] = &[CONFIG_DIR, SAME_CONFIG_DIR, READABLE];
 /// In the order in which they are shown. [`ASTERISK`] comes before all of them.
 #[rustfmt::skip]
 const PROBES: [Probe; 20] = [
-    probe(CONFIG_DIR, &[], Always, |on| now(on_disk::config_dir(&on.pbx.config_dir))),
-    probe(SAME_CONFIG_DIR, &[ASTERISK, CONFIG_DIR], No, |on| Box::pin(running::same_config_dir(on.pbx))),
-    probe(TWO_FOLDERS, FOLDERS, Always, |on| now(on_disk::two_folders(&on.pbx.files))),
-    probe(READABLE, FOLDERS, Always, |on| now(on_disk::readable(&on.main, on.unreadable.as_ref()))),
-    probe("files to include", FILES, Always, |on| now(on_disk::includes_that_find(&on.main, &on.pbx.files, &on.missing()))),
-    probe("mappings elsewhere", FILES, Always, |on| now(on_disk::mappings(&on.main, &on.pbx.config_dir, on.has_declined_pjsip()))),
-    probe("files from a database", &[ASTERISK], IfModulesAreMissing, |on| Box::pin(running::files_from_a_database(&on.pbx.control))),
-    probe(ONCE, FILES, Always, |on| now(on_disk::included_once(&on.main, &on.pbx.files))),
-    probe("the include lines", &[CONFIG_DIR, SAME_CONFIG_DIR, READABLE, ONCE], No, |on| now(on_disk::include_lines(&on.main, on.pbx))),
-    probe("Asterisk may read the files", &[ASTERISK, CONFIG_DIR, SAME_CONFIG_DIR, TWO_FOLDERS], IfModulesAreMissing,
+    Probe(CONFIG_DIR, &[], Always, |on| now(on_disk::config_dir(&on.pbx.config_dir))),
+    Probe(SAME_CONFIG_DIR, &[ASTERISK, CONFIG_DIR], No, |on| Box::pin(running::same_config_dir(on.pbx))),
+    Probe(TWO_FOLDERS, FOLDERS, Always, |on| now(on_disk::two_folders(&on.pbx.files))),
+    Probe(READABLE, FOLDERS, Always, |on| now(on_disk::readable(&on.main, on.unreadable.as_ref()))),
+    Probe("files to include", FILES, Always, |on| now(on_disk::includes_that_find(&on.main, &on.pbx.files, &on.missing()))),
+    Probe("mappings elsewhere", FILES, Always, |on| now(on_disk::mappings(&on.main, &on.pbx.config_dir, on.has_declined_pjsip()))),
+    Probe("files from a database", &[ASTERISK], IfModulesAreMissing, |on| Box::pin(running::files_from_a_database(&on.pbx.control))),
+    Probe(ONCE, FILES, Always, |on| now(on_disk::included_once(&on.main, &on.pbx.files))),
+    Probe("the include lines", &[CONFIG_DIR, SAME_CONFIG_DIR, READABLE, ONCE], No, |on| now(on_disk::include_lines(&on.main, on.pbx))),
+    Probe("Asterisk may read the files", &[ASTERISK, CONFIG_DIR, SAME_CONFIG_DIR, TWO_FOLDERS], IfModulesAreMissing,
         |on| Box::pin(running::readable_by_asterisk(on.pbx, &on.main))),
-    probe("sections of one name and type", FILES, No, |on| now(on_disk::no_section_twice(&on.main))),
-    probe("lines that Asterisk refuses", FILES, IfModulesAreMissing, |on| now(on_disk::lines(&on.main))),
-    probe("the numbers 1000 to 1999", FILES, Always, |on| now(on_disk::nothing_foreign(&on.main, on.pbx))),
-    probe("the dialplan context", FILES, No, |on| now(Ok(on_disk::context_elsewhere(&on.main, &on.pbx.files)))),
-    probe(MODULES, &[ASTERISK], Always, |on| now(on.modules.as_ref().map_err(Problem::clone).and_then(running::modules))),
+    Probe("sections of one name and type", FILES, No, |on| now(on_disk::no_section_twice(&on.main))),
+    Probe("lines that Asterisk refuses", FILES, IfModulesAreMissing, |on| now(on_disk::lines(&on.main))),
+    Probe("the numbers 1000 to 1999", FILES, Always, |on| now(on_disk::nothing_foreign(&on.main, on.pbx))),
+    Probe("the dialplan context", FILES, No, |on| now(Ok(on_disk::context_elsewhere(&on.main, &on.pbx.files)))),
+    Probe(MODULES, &[ASTERISK], Always, |on| now(on.modules.as_ref().map_err(Problem::clone).and_then(running::modules))),
     // Without PJSIP's modules, Asterisk would take the harmless `pjsip reload qualify` for `pjsip reload`.
-    probe(PERMITTED, &[ASTERISK, MODULES], Always, |on| Box::pin(running::permissions(&on.pbx.control))),
+    Probe(PERMITTED, &[ASTERISK, MODULES], Always, |on| Box::pin(running::permissions(&on.pbx.control))),
     // An apply looks at these two at the same time as at the files.
-    probe("the asterisk command", QUESTIONS, No, |on| Box::pin(running::same_asterisk(on.pbx))),
-    probe("where routing comes from", QUESTIONS, No, |on| Box::pin(running::routing_from_files(&on.pbx.control))),
-    probe("phones", QUESTIONS, No, |on| Box::pin(running::phones(&on.pbx.control))),
-    probe("where calls to phones end", QUESTIONS, No, |on| Box::pin(running::contacts(&on.pbx.control))),
+    Probe("the asterisk command", QUESTIONS, No, |on| Box::pin(running::same_asterisk(on.pbx))),
+    Probe("where routing comes from", QUESTIONS, No, |on| Box::pin(running::routing_from_files(&on.pbx.control))),
+    Probe("phones", QUESTIONS, No, |on| Box::pin(running::phones(&on.pbx.control))),
+    Probe("where calls to phones end", QUESTIONS, No, |on| Box::pin(running::contacts(&on.pbx.control))),
 ];
-
-/// A row of [`PROBES`].
-const fn probe(
-    name: &'static str,
-    needs: &'static [&'static str],
-    in_apply: InApply,
-    look: for<'a> fn(&'a Setup<'a>) -> Look<'a>,
-) -> Probe {
-    Probe { name, needs, in_apply, look }
-}
 
 /// Of a probe that waits for nothing.
 fn now<'a>(found: Result<Found>) -> Look<'a> {
@@ -127,7 +118,7 @@ pub async fn all(pbx: &Pbx) -> Vec<Finding> {
     };
     let setup = Setup::new(pbx, modules);
     let mut findings = vec![Finding::of(ASTERISK, asterisk)];
-    for Probe { name, needs, look, .. } in PROBES {
+    for Probe(name, needs, _, look) in PROBES {
         let is_needed = |finding: &&Finding| needs.contains(&finding.name);
         let possible = !findings.iter().filter(is_needed).any(Finding::failed);
         findings.push(if possible { Finding::of(name, look(&setup).await) } else { Finding::unknown(name) });
@@ -141,7 +132,7 @@ pub async fn before_apply(pbx: &Pbx) -> Result<MainFiles> {
     let others = async {
         let setup = Setup::new(pbx, Modules::list(&pbx.control).await);
         let modules_are_missing = !setup.missing().is_empty();
-        for Probe { in_apply, look, .. } in PROBES {
+        for Probe(_, _, in_apply, look) in PROBES {
             if in_apply == Always || in_apply == IfModulesAreMissing && modules_are_missing {
                 look(&setup).await?;
             }
@@ -172,7 +163,7 @@ mod tests {
     #[test]
     fn a_probe_needs_only_those_above_it() {
         let mut above = vec![ASTERISK];
-        for Probe { name, needs, .. } in PROBES {
+        for Probe(name, needs, ..) in PROBES {
             assert!(needs.iter().all(|need| above.contains(need)), "{name}");
             assert!(!above.contains(&name), "{name} stands twice");
             above.push(name);
