@@ -25,7 +25,7 @@ pub fn check(MainFiles { pjsip, extensions, .. }: &MainFiles, wizards: &Config, 
     // A wizard makes an endpoint, an auth and an AOR of its section's name.
     let wizards = wizards.sections.iter().filter_map(|s| Some((number(s)?, "wizard", &s.place)));
     let context = extensions.sections.iter().filter(|section| section.name == CONTEXT && !section.template);
-    let routed = context.flat_map(|section| first_priorities(&section.entries));
+    let routed = context.flat_map(|section| first_priority_lines(&section.entries));
     let routed = routed.filter(|(_, entry)| foreign(&entry.place));
     let routed = routed.map(|(number, entry)| (number, "priority 1 of extension", &entry.place));
     match objects.chain(added).chain(wizards).chain(routed).next() {
@@ -43,7 +43,7 @@ fn collides(section: &Section) -> Option<&'static str> {
 }
 
 /// The numbers 1000 to 1999 that have a priority 1 in these lines, each with its line; `1000/1001`, which matches a caller ID, is none.
-pub fn first_priorities(entries: &[Entry]) -> impl Iterator<Item = (ExtensionNumber, &Entry)> {
+fn first_priority_lines(entries: &[Entry]) -> impl Iterator<Item = (ExtensionNumber, &Entry)> {
     let mut extension = "";
     entries.iter().filter_map(move |entry| {
         let priority = if entry.has_key("exten") {

@@ -77,18 +77,14 @@ pub fn mappings(main: &MainFiles, config_dir: &Path, declined: bool) -> Result<F
     Ok(Found::fine("endpoints, auths and AORs in pjsip.conf, registrations in Asterisk's own database"))
 }
 
-/// `pjsip.conf` and `extensions.conf`, each with the generated file that it should include.
-fn pairs<'m>(main: &'m MainFiles, ours: &'m GeneratedFiles) -> [(&'m Config, &'m Path); 2] {
-    [(&main.pjsip, &ours.endpoints), (&main.extensions, &ours.routing)]
-}
-
 /// No generated file is included twice: its sections would be there twice.
 pub fn included_once(main: &MainFiles, ours: &GeneratedFiles) -> Result<Found> {
-    for (config, generated) in pairs(main, ours) {
-        let including = config.includes.iter().filter(|include| include.includes(generated));
-        let places: Vec<_> = including.map(|include| &include.place).collect();
-        let file = generated.display();
-        if let [first, second, ..] = places[..] {
+    for (config, generated) in [(&main.pjsip, &ours.endpoints), (&main.extensions, &ours.routing)] {
+        let mut including = config.includes.iter().filter(|include| include.includes(generated));
+        if let (Some(Include { place: first, .. }), Some(Include { place: second, .. })) =
+            (including.next(), including.next())
+        {
+            let file = generated.display();
             let why = if first == second {
                 format!("at {first}, because {} is included twice itself", first.file.display())
             } else {
@@ -157,24 +153,22 @@ pub fn no_section_twice(main: &MainFiles) -> Result<Found> {
 
 /// Asterisk refuses no line, and skips none by mistake.
 pub fn lines(main: &MainFiles) -> Result<Found> {
-    let is_in_main = |config: &Config, place: &Place| place.file == config.files[0];
-    let refused = main
-        .all()
-        .into_iter()
-        .flat_map(|config| config.refused.iter().map(move |(place, why)| (is_in_main(config, place), place, why)));
+    let all = main.all();
+    let is_main = |place: &Place| all.iter().any(|config| config.files.first() == Some(&place.file));
     // One in a main file does more harm.
-    if let Some((in_main, place, why)) = refused.min_by_key(|(in_main, ..)| !*in_main) {
+    let refused = all.iter().flat_map(|config| &config.refused).min_by_key(|(place, _)| !is_main(place));
+    if let Some((place, why)) = refused {
         let rest = "the rest of that file, and the files that the same include line finds after it";
-        let what = if in_main { "all of that file" } else { rest };
+        let what = if is_main(place) { "all of that file" } else { rest };
         bail!("{place}: this line {why}, so Asterisk refuses {what}", "fix the line, then apply again");
     }
-    Ok(match main.all().into_iter().find_map(|config| config.skipped.first()) {
+    Ok(match all.iter().find_map(|config| config.skipped.first()) {
         Some((place, why, remedy)) => Found::Warning(problem!("{place} {why}", "{remedy}")),
         None => Found::fine(format!("none in {FILES}")),
     })
 }
 
-/// Nobody else defines one of our numbers.
+/// Only the generated files define our numbers.
 pub fn nothing_foreign(main: &MainFiles, pbx: &Pbx) -> Result<Found> {
     let wizards = Config::read_if_there(&pbx.config_dir, &pbx.config_dir.join("pjsip_wizard.conf"))?;
     foreign::check(main, &wizards, &pbx.files)?;
