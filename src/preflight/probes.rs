@@ -39,7 +39,7 @@ enum InApply {
 /// What the probes look at.
 struct Setup<'a> {
     pbx: &'a Pbx,
-    /// Without those that are unreadable.
+    /// Empty if one of them, or of those that they include, is unreadable.
     main: MainFiles,
     unreadable: Option<Problem>,
     modules: Result<Modules>,
@@ -54,10 +54,14 @@ const ONCE: &str = "files included twice";
 const MODULES: &str = "Asterisk's modules";
 const PERMITTED: &str = "the permission to run commands";
 
-/// What a question to Asterisk depends on, and what the folders do, and the configuration files.
-const QUESTIONS: &[&str] = &[ASTERISK, PERMITTED];
+/// What looking into the folders needs.
 const FOLDERS: &[&str] = &[CONFIG_DIR, SAME_CONFIG_DIR];
+
+/// What looking into the configuration files needs.
 const FILES: &[&str] = &[CONFIG_DIR, SAME_CONFIG_DIR, READABLE];
+
+/// What asking Asterisk needs.
+const ANSWERS: &[&str] = &[ASTERISK, PERMITTED];
 
 /// In the order in which they are shown. [`ASTERISK`] comes before all of them.
 #[rustfmt::skip]
@@ -81,10 +85,10 @@ const PROBES: [Probe; 20] = [
     // Without PJSIP's modules, Asterisk would take the harmless `pjsip reload qualify` for `pjsip reload`.
     Probe(PERMITTED, &[ASTERISK, MODULES], Always, |on| Box::pin(running::permissions(&on.pbx.control))),
     // An apply looks at these two at the same time as at the files.
-    Probe("the asterisk command", QUESTIONS, No, |on| Box::pin(running::same_asterisk(on.pbx))),
-    Probe("where routing comes from", QUESTIONS, No, |on| Box::pin(running::routing_from_files(&on.pbx.control))),
-    Probe("phones", QUESTIONS, No, |on| Box::pin(running::phones(&on.pbx.control))),
-    Probe("where calls to phones end", QUESTIONS, No, |on| Box::pin(running::contacts(&on.pbx.control))),
+    Probe("the asterisk command", ANSWERS, No, |on| Box::pin(running::same_asterisk(on.pbx))),
+    Probe("where routing comes from", ANSWERS, No, |on| Box::pin(running::routing_from_files(&on.pbx.control))),
+    Probe("phones", ANSWERS, No, |on| Box::pin(running::phones(&on.pbx.control))),
+    Probe("where calls to phones end", ANSWERS, No, |on| Box::pin(running::contacts(&on.pbx.control))),
 ];
 
 /// Of a probe that waits for nothing.
