@@ -8,6 +8,7 @@ pub struct Problem {
     pub remedy: String,
 }
 
+/// Of what can fail with a [`Problem`].
 pub type Result<T, E = Problem> = std::result::Result<T, E>;
 
 /// A [`Problem`], from two texts for `format!`: what is wrong, and what to do.

@@ -20,8 +20,7 @@ const OLD_REGISTRATIONS: &str = "old registrations";
 
 /// Adds what the next apply would do to the `findings` of a check, if none of them is a failure.
 pub async fn preview(pbx: &Pbx, storage: &Storage, findings: &mut Vec<Finding>) {
-    let possible = !findings.iter().any(Finding::failed);
-    let users = if possible { storage.users().await.ok() } else { None };
+    let users = if findings.iter().any(Finding::failed) { None } else { storage.users().await.ok() };
     let Some(users) = users else {
         findings.extend([NEXT_APPLY, OLD_REGISTRATIONS].map(Finding::unknown));
         return;

@@ -308,6 +308,7 @@ fn a_file_that_asterisk_reads_from_a_database() {
         asterisk.restart();
         let there = format!("from a database what should come from a file: {file} (sqlite3)");
         failed_apply(&portal, &[&there, "remove the line from extconfig.conf and restart Asterisk"]);
+        Table::of(&of(&asterisk, &portal)).says("files from a database", "failure", &[&there]);
     }
     asterisk.write_config("extconfig.conf", "[settings]\n");
     asterisk.restart();
