@@ -2,7 +2,6 @@
 
 use axum::Json;
 use axum::extract::State;
-use serde::Deserialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 use utoipa::openapi::ObjectBuilder;
@@ -15,16 +14,15 @@ use crate::domain::Name;
 use crate::storage::LOOK_AND_TRY_AGAIN;
 
 /// Who applies.
-#[derive(Deserialize, ToSchema)]
+#[derive(ToSchema)]
 #[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "read field by field; this is its schema")]
 struct NewApply {
     #[schema(schema_with = triggered_by_schema)]
-    triggered_by: String,
+    triggered_by: Name,
 }
 
 fn triggered_by_schema() -> ObjectBuilder {
-    super::users::name_with("Who applies, for the audit log, such as an administrator's address", "admin@example.com")
+    openapi::name("Who applies, for the audit log, such as an administrator's address", "admin@example.com")
 }
 
 /// The example in the API's document.
@@ -106,6 +104,6 @@ pub(super) fn failures() -> Vec<ApiError> {
 )]
 pub(super) async fn apply(State(portal): State<Portal>, mut fields: Fields) -> Result<Json<Applied>, ApiError> {
     let triggered_by = fields.take("triggered_by", Name::parse);
-    let triggered_by = fields.finish(triggered_by)?;
-    portal.applier.apply(triggered_by).await.map(Json).map_err(answer)
+    let new = fields.finish(triggered_by.map(|triggered_by| NewApply { triggered_by }))?;
+    portal.applier.apply(new.triggered_by).await.map(Json).map_err(answer)
 }

@@ -19,6 +19,7 @@ use uuid::{Uuid, uuid};
 use super::error::{ApiError, Phrase};
 use super::guard;
 use crate::apply::FailedApply;
+use crate::domain::{Email, Name};
 use crate::storage::LOOK_AND_TRY_AGAIN;
 
 /// Identifiers of the examples.
@@ -56,8 +57,19 @@ pub fn document() -> openapi::OpenApi {
     document
 }
 
-/// The schema of a text field.
-pub fn text(description: impl Into<String>, pattern: &str, example: &str) -> ObjectBuilder {
+/// The schema of a [`Name`] that a request gives.
+pub fn name(purpose: &str, example: &str) -> ObjectBuilder {
+    let rule = "1 to 255 characters of any script, without control or line-breaking characters, characters that turn the text around, or invisible ones; white space around it is taken off.";
+    text(format!("{purpose}: {rule}"), Name::PATTERN, example)
+}
+
+/// The schema of an [`Email`] that a request gives.
+pub fn email() -> ObjectBuilder {
+    let rule = "An e-mail address by the HTML standard's grammar: ASCII only. Unique, whatever its case.";
+    text(rule.to_owned(), Email::PATTERN, "alice@example.com").max_length(Some(Email::MAX_LENGTH))
+}
+
+fn text(description: String, pattern: &str, example: &str) -> ObjectBuilder {
     let text = ObjectBuilder::new().schema_type(Type::String).description(Some(description));
     text.pattern(Some(pattern)).examples([example])
 }

@@ -5,7 +5,7 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 use utoipa::openapi::ObjectBuilder;
@@ -19,29 +19,17 @@ use crate::domain::{Email, ExtensionNumber, Name, Secret, User};
 use crate::storage::{LOOK_AND_TRY_AGAIN, StorageError};
 
 /// A new user.
-#[derive(Deserialize, ToSchema)]
+#[derive(ToSchema)]
 #[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "read field by field; this is its schema")]
 struct NewUser {
     #[schema(schema_with = name_schema)]
-    name: String,
-    #[schema(schema_with = email_schema)]
-    email: String,
+    name: Name,
+    #[schema(schema_with = openapi::email)]
+    email: Email,
 }
 
 fn name_schema() -> ObjectBuilder {
-    name_with("The user's name, which a called phone shows", "Alice Ångström")
-}
-
-/// The schema of a field that is a [`Name`].
-pub(super) fn name_with(purpose: &str, example: &str) -> ObjectBuilder {
-    let rule = "1 to 255 characters of any script, without control or line-breaking characters, characters that turn the text around, or invisible ones; white space around it is taken off.";
-    openapi::text(format!("{purpose}: {rule}"), Name::PATTERN, example)
-}
-
-fn email_schema() -> ObjectBuilder {
-    let rule = "An e-mail address by the HTML standard's grammar: ASCII only. Unique, whatever its case.";
-    openapi::text(rule, Email::PATTERN, "alice@example.com").max_length(Some(Email::MAX_LENGTH))
+    openapi::name("The user's name, which a called phone shows", "Alice Ångström")
 }
 
 /// All users.
@@ -144,9 +132,10 @@ pub(super) fn delete_failures() -> Vec<ApiError> {
     )
 )]
 pub(super) async fn create(State(portal): State<Portal>, mut fields: Fields) -> Result<Response, ApiError> {
-    let (name, email) = (fields.take("name", Name::parse), fields.take("email", Email::parse));
-    let (name, email) = fields.finish(name.zip(email))?;
-    let created = portal.storage.create_user(name, email, Secret::generate()).await;
+    let name = fields.take("name", Name::parse);
+    let email = fields.take("email", Email::parse);
+    let new = fields.finish(name.zip(email).map(|(name, email)| NewUser { name, email }))?;
+    let created = portal.storage.create_user(new.name, new.email, Secret::generate()).await;
     let user = created.map_err(|failure| match failure {
         StorageError::EmailInUse => EMAIL_IN_USE,
         StorageError::NoFreeExtension => POOL_EXHAUSTED,
