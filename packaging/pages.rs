@@ -31,12 +31,9 @@ fn manual_page() -> io::Result<Vec<u8>> {
     let serve = program.find_subcommand("serve").expect("the default command");
     // Its flags; the settings that are none follow.
     Man::new(serve.clone().after_help("")).render_options_section(&mut page)?;
-    let settings = documented();
-    let settings = settings.iter();
-    let settings = settings.map(|[name, default, meaning]| (name.as_str(), format!("{meaning}. Default: {default}")));
-    section(&mut page, "ENVIRONMENT", PRECEDENCE, settings)?;
-    section(&mut page, "EXAMPLES", "", EXAMPLES.map(|(command, meaning)| (command, meaning.to_owned())))?;
-    section(&mut page, "EXIT STATUS", "", EXIT_STATUS.map(|(status, meaning)| (status, meaning.to_owned())))?;
+    section(&mut page, "ENVIRONMENT", PRECEDENCE, documented())?;
+    section(&mut page, "EXAMPLES", "", EXAMPLES)?;
+    section(&mut page, "EXIT STATUS", "", EXIT_STATUS)?;
     writeln!(page, ".SH SEE ALSO\n\\fBasterisk\\fR(8), and the documents in /usr/share/doc/pbx\\-portal")?;
     Ok(page)
 }
@@ -46,15 +43,15 @@ fn about(text: Option<&clap::builder::StyledStr>) -> String {
 }
 
 /// A section with an introduction and a list of terms.
-fn section<'t>(
+fn section<T: AsRef<str>, M: AsRef<str>>(
     page: &mut Vec<u8>,
     title: &str,
     introduction: &str,
-    terms: impl IntoIterator<Item = (&'t str, String)>,
+    terms: impl IntoIterator<Item = (T, M)>,
 ) -> io::Result<()> {
     writeln!(page, ".SH {title}\n{}", escaped(introduction))?;
     for (term, meaning) in terms {
-        writeln!(page, ".TP\n\\fB{}\\fR\n{}", escaped(term), escaped(&meaning))?;
+        writeln!(page, ".TP\n\\fB{}\\fR\n{}", escaped(term.as_ref()), escaped(meaning.as_ref()))?;
     }
     Ok(())
 }

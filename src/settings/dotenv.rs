@@ -5,16 +5,16 @@ use std::fs::{File, canonicalize};
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
-use super::help::documented;
+use super::help::is_setting;
 use crate::account::user_name;
 use crate::problem::{Problem, problem};
 
-/// What the file sets.
+/// The settings in `./.env`.
 #[derive(Debug, Default)]
 pub struct Dotenv {
     values: BTreeMap<String, String>,
@@ -27,13 +27,14 @@ impl Dotenv {
     /// error shows a value, which may be a secret.
     pub fn read() -> Result<Self> {
         // The open of a FIFO would wait for somebody who writes to it.
-        let file = match rustix::fs::open("./.env", OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())
-        {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let mut file = match rustix::fs::open("./.env", flags, Mode::empty()) {
+            Ok(file) => File::from(file),
             Err(Errno::NOENT) => return Ok(Self::default()),
             Err(error) => bail!("user {} can't read it: {error}; run the program as the service's user", user_name()),
-            Ok(file) => File::from(file),
         };
-        let (found, path) = (file.metadata()?, canonicalize("./.env").unwrap_or_else(|_| "./.env".into()));
+        let found = file.metadata()?;
+        let path = canonicalize("./.env").unwrap_or_else(|_| "./.env".into());
         let path = path.display();
         ensure!(found.is_file(), "{path} is not a regular file; put the settings into one");
         ensure!(
@@ -43,7 +44,7 @@ impl Dotenv {
         );
         ensure!(found.mode() & 0o022 == 0, "others than its owner may write it; run: chmod go-w {path}");
         let mut bytes = Vec::new();
-        { file }.read_to_end(&mut bytes)?;
+        file.read_to_end(&mut bytes)?;
         let mut dotenv = Self::parse(&bytes)?;
         if found.mode() & 0o004 != 0 {
             dotenv.warnings.push(problem!("every user of this machine may read {path}", "run: chmod o-r {path}"));
@@ -52,7 +53,7 @@ impl Dotenv {
     }
 
     fn parse(bytes: &[u8]) -> Result<Self> {
-        let (mut dotenv, settings) = (Self::default(), documented());
+        let mut dotenv = Self::default();
         let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes);
         for (line, number) in bytes.split(|byte| *byte == b'\n').zip(1..) {
             let Ok(line) = str::from_utf8(line.trim_ascii()) else { bail!("line {number} is not UTF-8") };
@@ -60,21 +61,18 @@ impl Dotenv {
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
-            let (name, value) =
-                assignment(line).with_context(|| format!("line {number} is not of the form NAME=value"))?;
+            let Some((name, value)) = assignment(line) else { bail!("line {number} is not of the form NAME=value") };
             let value = plain(value).map_err(|problem| anyhow!("line {number} {problem}"))?;
-            if !settings.iter().any(|[setting, ..]| setting == name) {
-                ensure!(
-                    !name.starts_with("PORTAL_"),
-                    "line {number}: there is no setting {name}; correct or remove it"
-                );
+            if !is_setting(name) {
+                let is_ours = name.starts_with("PORTAL_");
+                ensure!(!is_ours, "line {number}: there is no setting {name}; correct or remove it");
                 dotenv.warnings.push(problem!(
                     ".env sets {name} (line {number}), which is no setting of the service and is ignored",
                     "remove the line (for PostgreSQL, write what it says into DATABASE_URL)"
                 ));
             }
-            let twice = dotenv.values.insert(name.to_owned(), value.to_owned());
-            ensure!(twice.is_none(), "line {number} sets {name} a second time; remove one of the two lines");
+            let earlier = dotenv.values.insert(name.to_owned(), value.to_owned());
+            ensure!(earlier.is_none(), "line {number} sets {name} a second time; remove one of the two lines");
         }
         Ok(dotenv)
     }
@@ -86,17 +84,15 @@ impl Dotenv {
 
     /// What an administrator should look at, in the file and in the environment.
     pub fn warnings(&self) -> Vec<Problem> {
-        let settings = documented();
-        let ours = |name: &String| name.starts_with("PORTAL_") || name.starts_with("ASTERISK_");
+        let is_ours = |name: &String| name.starts_with("PORTAL_") || name.starts_with("ASTERISK_");
         let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-        let unknown = names.filter(|name| ours(name) && !settings.iter().any(|[setting, ..]| setting == name));
-        let unknown =
-            unknown.map(|name| problem!("the environment sets {name}, which is no setting", "correct or remove it"));
-        self.warnings.iter().cloned().chain(unknown).collect()
+        let unknown = names.filter(|name| is_ours(name) && !is_setting(name));
+        let warn = |name| problem!("the environment sets {name}, which is no setting", "correct or remove it");
+        self.warnings.iter().cloned().chain(unknown.map(warn)).collect()
     }
 }
 
-/// The name and the value of a line.
+/// Splits a line into the name and the value, with its quotes.
 fn assignment(line: &str) -> Option<(&str, &str)> {
     let (name, value) = line.strip_prefix("export ").unwrap_or(line).split_once('=')?;
     let name = name.trim_ascii();
@@ -104,27 +100,28 @@ fn assignment(line: &str) -> Option<(&str, &str)> {
     (!name.is_empty() && is_name(name)).then_some((name, value.trim_ascii()))
 }
 
-/// A value that a shell, systemd and this program read alike: in single quotes, in double quotes, or of characters that mean nothing
-/// else.
+/// Takes a value out of its quotes. Refuses one that a shell, systemd and this program would not read alike: they do if it is in single
+/// quotes, in double quotes, or of characters that mean nothing else. The error never shows the value.
 fn plain(value: &str) -> Result<&str, &'static str> {
     let quote = value.chars().next().filter(|first| ['\'', '"'].contains(first));
     let inside = match quote {
         Some(quote) => value[1..].strip_suffix(quote).ok_or(
             "has a value that does not end with the quote that it begins with: close it on that line, with nothing behind it",
         )?,
-        None if value.contains(char::is_whitespace) || value.starts_with('#') => {
-            return Err("has a blank or a # in its value: put the value in single quotes");
-        }
         None => value,
     };
-    let special =
-        |c| if quote == Some('\'') { c == '\'' } else { "\"$`\\".contains(c) || quote.is_none() && c == '\'' };
-    match inside.find(special) {
+    let is_special = |c: &char| match quote {
+        Some('\'') => *c == '\'',
+        Some(_) => "\"$`\\".contains(*c),
+        None => "'\"$`\\".contains(*c) || c.is_whitespace(),
+    };
+    match inside.chars().find(is_special).or(value.starts_with('#').then_some('#')) {
         None => Ok(inside),
-        Some(at) if inside[at..].starts_with('$') => Err("has a $: put its value in single quotes"),
-        Some(_) => Err(
+        Some('$') => Err("has a $: put its value in single quotes"),
+        Some('\'' | '"' | '`' | '\\') => Err(
             "has a quote or a \\ in its value: put the value in single quotes, or in double quotes if it has a single one",
         ),
+        Some(_) => Err("has a blank or a # in its value: put the value in single quotes"),
     }
 }
 

@@ -1,5 +1,7 @@
 //! What the help text and the manual page say beside the flags.
 
+use std::fmt::Display;
+
 use clap::{Args as _, CommandFactory as _};
 
 use super::{Command, Settings};
@@ -7,25 +9,27 @@ use super::{Command, Settings};
 /// The command line's definition; its help texts show all settings, the secrets among them.
 #[must_use]
 pub fn definition() -> clap::Command {
-    let table = |title: &str, rows: [(&str, &str); 3], width| {
-        let rows = rows.map(|(left, right)| format!("\n  {left:<width$}  {right}"));
-        format!("\n\n{title}:{}", rows.concat())
-    };
-    let setting = |[name, default, meaning]: [String; 3]| format!("\n  {name:<28}  {meaning} [default: {default}]");
-    let settings = documented().into_iter().map(setting).collect::<Vec<_>>().concat();
-    let (examples, statuses) = (table("Examples", EXAMPLES, 41), table("Exit status", EXIT_STATUS, 1));
-    let help = format!("Environment:\n  {PRECEDENCE}{settings}{examples}{statuses}");
+    let help = format!(
+        "Environment:\n  {PRECEDENCE}{}\n\nExamples:{}\n\nExit status:{}",
+        table(documented(), 28),
+        table(EXAMPLES, 41),
+        table(EXIT_STATUS, 1)
+    );
     Command::command().after_help(help.clone()).mut_subcommand("serve", |serve| serve.after_help(help))
 }
 
-/// The two settings that are not flags: name, default, meaning.
-const SECRETS: [[&str; 3]; 2] = [
-    [
+fn table<T: Display, M: Display>(rows: impl IntoIterator<Item = (T, M)>, width: usize) -> String {
+    let rows = rows.into_iter().map(|(term, meaning)| format!("\n  {term:<width$}  {meaning}"));
+    rows.collect::<Vec<_>>().concat()
+}
+
+/// The two settings that are not flags, with their meaning.
+const SECRETS: [(&str, &str); 2] = [
+    (
         "DATABASE_URL",
-        "sqlite:// in the data directory",
-        "postgres://… or sqlite://…; secret: environment or ./.env only",
-    ],
-    ["PORTAL_API_TOKEN", "none", "If set, requests need 'Authorization: Bearer …'; secret: environment or ./.env only"],
+        "postgres://… or sqlite://…; environment or ./.env only [default: sqlite:// in the data directory]",
+    ),
+    ("PORTAL_API_TOKEN", "If set, requests need 'Authorization: Bearer …'; environment or ./.env only [default: none]"),
 ];
 
 /// Commands as an administrator types them, with what they do.
@@ -42,19 +46,23 @@ pub const EXIT_STATUS: [(&str, &str); 3] = [
     ("2", "A setting or an argument is invalid"),
 ];
 
-/// All settings, from the flags' own definitions: name, default (in words if it depends on the system), meaning.
-#[must_use]
-pub fn documented() -> Vec<[String; 3]> {
+/// All settings, with their meaning and their default. What is a flag comes from the flag's own definition.
+pub fn documented() -> impl Iterator<Item = (String, String)> {
     let flags = Settings::augment_args(clap::Command::new("serve"));
     let flags = flags.get_arguments().filter_map(|flag| {
-        let name = flag.get_env()?.to_string_lossy().into_owned();
-        let help = flag.get_help().map(ToString::to_string).unwrap_or_default();
-        let (meaning, in_words) = help.split_once(" [default: ").unwrap_or((&help, ""));
-        let value = flag.get_default_values().first().filter(|_| !flag.is_hide_default_value_set());
-        let default = value.map_or(in_words.trim_end_matches(']').into(), |value| value.to_string_lossy());
-        Some([name, default.into_owned(), meaning.to_owned()])
+        let meaning = flag.get_help()?.to_string();
+        // The help text itself describes a hidden default, which depends on the system.
+        let default = flag.get_default_values().first().filter(|_| !flag.is_hide_default_value_set());
+        let default = default.map(|value| format!(" [default: {}]", value.display()));
+        Some((flag.get_env()?.display().to_string(), meaning + &default.unwrap_or_default()))
     });
-    SECRETS.map(|secret| secret.map(str::to_owned)).into_iter().chain(flags).collect()
+    let flags: Vec<_> = flags.collect();
+    SECRETS.map(|(name, meaning)| (name.to_owned(), meaning.to_owned())).into_iter().chain(flags)
+}
+
+/// Whether the service has a setting of this name.
+pub(super) fn is_setting(name: &str) -> bool {
+    documented().any(|(setting, _)| setting == name)
 }
 
 /// Which source of a setting comes first.

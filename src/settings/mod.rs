@@ -55,7 +55,7 @@ impl Command {
     }
 }
 
-/// What the file sets is the default of a flag: the command line and the environment come before it.
+/// Makes what the file sets the default of its flag: the command line and the environment come before it.
 fn with_defaults(command: clap::Command, dotenv: &Dotenv) -> clap::Command {
     let value = |flag: &clap::Arg| Some(dotenv.get(flag.get_env()?.to_str()?)?.to_owned());
     let command = command.mut_args(|flag| match value(&flag) {
@@ -65,7 +65,8 @@ fn with_defaults(command: clap::Command, dotenv: &Dotenv) -> clap::Command {
     command.mut_subcommands(|command| with_defaults(command, dotenv))
 }
 
-/// All settings but the two secrets, which are never taken from a command line.
+/// All settings but the two secrets, which are never taken from a command line. Clap makes the name of the variable, which help and
+/// errors use for the flag's value, from the field's name unless the attribute has another.
 #[derive(Args)]
 pub struct Settings {
     /// Where the default database lies; made with mode 0700
@@ -89,22 +90,22 @@ pub struct Settings {
     #[arg(long, env = "PORTAL_HOST", value_name = "PORTAL_HOST", value_parser = host_name, default_value_t = system_host_name(), hide_default_value = true)]
     pub host: String,
     /// Asterisk's configuration folder
-    #[arg(long, env = "ASTERISK_CONFIG_DIR", value_name = "ASTERISK_CONFIG_DIR", default_value = "/etc/asterisk")]
+    #[arg(long, env, default_value = "/etc/asterisk")]
     pub asterisk_config_dir: PathBuf,
     /// Where Asterisk's control socket asterisk.ctl lies
-    #[arg(long, env = "ASTERISK_RUN_DIR", value_name = "ASTERISK_RUN_DIR", default_value = "/var/run/asterisk")]
+    #[arg(long, env, default_value = "/var/run/asterisk")]
     pub asterisk_run_dir: PathBuf,
     /// The command run as asterisk -rx '…'
-    #[arg(long, env = "ASTERISK_BIN", value_name = "ASTERISK_BIN", default_value = "asterisk")]
+    #[arg(long, env, default_value = "asterisk")]
     pub asterisk_bin: PathBuf,
     /// Time limit for one Asterisk command, in seconds (1 to 3600)
-    #[arg(long, env = "ASTERISK_TIMEOUT_SECS", value_name = "ASTERISK_TIMEOUT_SECS", default_value = "30", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    #[arg(long, env, default_value = "30", value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub asterisk_timeout_secs: u64,
     /// Log level
-    #[arg(long, env = "LOG_LEVEL", value_name = "LOG_LEVEL", default_value = "info", ignore_case = true, value_parser = log_level())]
+    #[arg(long, env, default_value = "info", ignore_case = true, value_parser = log_level())]
     pub log_level: LevelFilter,
     /// How log lines look
-    #[arg(long, env = "LOG_FORMAT", value_name = "LOG_FORMAT", default_value = "text", ignore_case = true)]
+    #[arg(long, env, default_value = "text", ignore_case = true)]
     pub log_format: LogFormat,
 }
 
@@ -117,7 +118,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// The settings that only the environment or `./.env` can give.
+/// The settings that only the environment or `./.env` can set.
 pub struct Secrets {
     pub database: DatabaseUrl,
     pub api_token: Option<ApiToken>,
@@ -129,15 +130,12 @@ impl Secrets {
     pub fn read(settings: &Settings, dotenv: &Dotenv) -> Result<Self> {
         let variable = |name: &str| {
             let value = match std::env::var(name) {
-                Ok(value) => value,
+                Ok(value) => Some(value),
+                Err(VarError::NotPresent) => dotenv.get(name).map(str::to_owned),
                 Err(VarError::NotUnicode(_)) => bail!("{name} is not valid UTF-8"),
-                Err(VarError::NotPresent) => match dotenv.get(name) {
-                    Some(value) => value.to_owned(),
-                    None => return Ok(None),
-                },
             };
-            ensure!(!value.is_empty(), "{name} is set but empty: give it a value, or remove it");
-            Ok(Some(value))
+            ensure!(value.as_deref() != Some(""), "{name} is set but empty: give it a value, or remove it");
+            Ok(value)
         };
         let database = match variable("DATABASE_URL")? {
             Some(url) => DatabaseUrl::parse(&url).map_err(|why| match why.downcast() {
@@ -211,10 +209,11 @@ pub fn own_names(settings: &Settings) -> Vec<String> {
     let name = system_host_name();
     let short = name.split('.').next().unwrap_or_default().to_owned();
     let hosts = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
-    let mut lines = hosts.lines().map(|line| line.split('#').next().unwrap_or_default().split_whitespace().skip(1));
-    // As `hostname --fqdn` finds it: the first name of the first line that has the system's.
-    let full = lines.find_map(|names| names.clone().any(|own| own == name).then(|| names.clone().next()).flatten());
-    let full = full.map(str::to_owned);
+    // As `hostname --fqdn` finds it: the first name of the first line that has the system's. An address begins each line.
+    let full = hosts.lines().find_map(|line| {
+        let names: Vec<_> = line.split('#').next()?.split_whitespace().skip(1).collect();
+        names.contains(&name.as_str()).then(|| names[0].to_owned())
+    });
     [name, short, settings.host.clone()].into_iter().chain(full).collect()
 }
 
