@@ -26,8 +26,9 @@ impl fmt::Display for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Postgres(options) => {
-                let (user, database) = (options.get_username(), options.get_database());
-                write!(f, "postgres://{user}@{}/{}", address(options), database.unwrap_or(user))
+                let user = options.get_username();
+                let database = options.get_database().unwrap_or(user);
+                write!(f, "postgres://{user}@{}/{database}", address(options))
             }
             Self::Sqlite(file) => write!(f, "sqlite://{}", file.display()),
         }
@@ -71,26 +72,22 @@ impl DatabaseUrl {
     fn parse_postgres(url: &str, rest: &str) -> Result<Self> {
         let (authority, tail) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
         let (path, query) = tail.split_once('?').unwrap_or((tail, ""));
-        // Each of them ends the part before it, so the rest of a password would be taken for a database, say.
+        // Such a character in a password ends the authority, so the rest of the password is here.
         ensure!(!tail.contains('#') && !path.contains('@'), ENCODE);
         let parameters = query.split('&').filter(|p| !p.is_empty()).map(|p| p.split_once('=').unwrap_or((p, "")));
         let parameters: Vec<_> = parameters.collect();
-        check_names(&parameters, query.contains('@'))?;
-        let is_several =
-            |(name, value): &(&str, &str)| ["host", "hostaddr", "port"].contains(name) && value.contains(',');
-        let host = authority.rsplit('@').next().unwrap_or_default();
-        ensure!(
-            !host.contains(',') && !parameters.iter().any(is_several),
-            problem!("it takes one address", "{SEVERAL}")
-        );
+        check_parameters(&parameters, query.contains('@'))?;
+        let (credentials, host) = authority.rsplit_once('@').unwrap_or(("", authority));
+        let is_address = |(name, _): &&(&str, &str)| ["host", "hostaddr", "port"].contains(name);
+        let mut addresses = parameters.iter().filter(is_address).map(|(_, value)| *value).chain([host]);
+        ensure!(!addresses.any(|address| address.contains(',')), problem!("it takes one address", "{SEVERAL}"));
         let has = |wanted: &str| parameters.iter().any(|(name, _)| *name == wanted);
         let mut url = url.to_owned();
         if authority.ends_with('@') && has("host") {
             // libpq takes it so; sqlx does not.
             url = url.replacen(authority, &format!("{authority}localhost"), 1);
         }
-        let names_user = !["", ":"].contains(&authority.rsplit_once('@').map_or("", |(user, _)| user));
-        if !names_user && var("PGUSER").is_err() && !has("user") {
+        if ["", ":"].contains(&credentials) && var("PGUSER").is_err() && !has("user") {
             let user = utf8_percent_encode(&user_name(), NON_ALPHANUMERIC).to_string();
             url = format!("{url}{}user={user}", if tail.contains('?') { '&' } else { '?' });
         }
@@ -109,54 +106,38 @@ impl DatabaseUrl {
     }
 }
 
-/// Refuses what nobody means: a line end, say.
+/// Refuses what nobody means to write: a blank at an end, a line end.
 fn check_characters(text: &str) -> Result<()> {
     let stray = text.trim() != text || text.contains(char::is_control);
     ensure!(!stray, problem!("it has a blank at an end, or a line end or another control character", "remove it"));
     Ok(())
 }
 
-/// Refuses all parameters of a `postgres://` URL that sqlx does not know and would ignore. None of them is shown if it may be a part of
-/// a password.
-fn check_names(parameters: &[(&str, &str)], may_be_password: bool) -> Result<()> {
-    let is_one_of = |names: &str, name: &str| names.split(' ').any(|one| one == name);
-    let is_known = |name: &str| is_one_of(KNOWN, name) || is_one_of(ALIASES, name) || name.starts_with("options[");
-    let unknown = parameters.iter().filter(|(name, _)| !is_known(name));
-    // What requires something is not removed without a loss.
-    let is_removable = |(name, value): &&(&str, &str)| is_one_of(REMOVABLE, name) && *value != "require";
-    let (removable, others): (Vec<_>, Vec<_>) = unknown.partition(is_removable);
-    let is_name =
-        |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b));
-    let list = |parameters: &[(&str, &str)]| parameters.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-    let mut what_to_do = Vec::new();
-    if !removable.is_empty() {
-        what_to_do.push(format!("remove {}: the service works without", list(&removable)));
-    }
-    if !others.is_empty() {
-        what_to_do.push(format!("replace {}: what is asked for would be missing", list(&others)));
-    }
-    if others.iter().any(|(name, _)| *name == "channel_binding") {
-        what_to_do.push("sslmode=verify-full protects instead of channel_binding".to_owned());
-    }
-    if what_to_do.is_empty() {
+/// Refuses parameters of a `postgres://` URL that sqlx does not know and would ignore. The error shows none of them if one may be a
+/// part of a password.
+fn check_parameters(parameters: &[(&str, &str)], may_be_password: bool) -> Result<()> {
+    let is_known =
+        |name: &str| KNOWN.split(", ").chain(ALIASES).any(|known| known == name) || name.starts_with("options[");
+    let unknown: Vec<_> = parameters.iter().map(|(name, _)| *name).filter(|name| !is_known(name)).collect();
+    if unknown.is_empty() {
         return Ok(());
     }
-    ensure!(!may_be_password && others.iter().all(|(name, _)| is_name(name)), ENCODE);
-    let (what_to_do, known) = (what_to_do.join("; "), KNOWN.replace(' ', ", "));
-    bail!(problem!("it has parameters that the service does not know", "{what_to_do}; it knows {known}"))
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"_-.".contains(&b);
+    let is_name = |name: &&str| !name.is_empty() && name.bytes().all(is_plain);
+    ensure!(!may_be_password && unknown.iter().all(is_name), ENCODE);
+    let unknown = unknown.join(", ");
+    bail!(problem!("it has parameters that the service does not know: {unknown}", "{REPLACE}; it knows {KNOWN}"))
 }
 
+/// The parameters that sqlx knows.
 const KNOWN: &str =
-    "sslmode sslrootcert sslcert sslkey host hostaddr port dbname user password application_name options";
+    "sslmode, sslrootcert, sslcert, sslkey, host, hostaddr, port, dbname, user, password, application_name, options";
 
 /// Other names that sqlx has for some of them.
-const ALIASES: &str = "ssl-mode ssl-root-cert ssl-ca ssl-cert ssl-key";
+const ALIASES: [&str; 5] = ["ssl-mode", "ssl-root-cert", "ssl-ca", "ssl-cert", "ssl-key"];
 
-/// Parameters of libpq and of other clients, as a provider's URL has them. They change nothing that the service needs: it has its own
-/// time limits, and refuses a server that takes no writes.
-const REMOVABLE: &str = "connect_timeout keepalives keepalives_idle keepalives_interval keepalives_count tcp_user_timeout \
-    client_encoding fallback_application_name target_session_attrs load_balance_hosts channel_binding gssencmode krbsrvname \
-    gsslib gssdelegation sslcompression sslsni pgbouncer connection_limit pool_timeout prepareThreshold";
+const REPLACE: &str = "remove those for time limits, keepalives, poolers or the choice of a server, which it does not need; \
+    replace those that protect the connection, as channel_binding by sslmode=verify-full";
 
 const SEVERAL: &str =
     "for several servers put HAProxy in front, see \"More than one database machine\" in docs/operations.md";
