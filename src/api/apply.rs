@@ -15,7 +15,7 @@ use crate::storage::LOOK_AND_TRY_AGAIN;
 
 /// Who applies.
 #[derive(ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields)] // For the schema. `Fields::finish` refuses them.
 struct NewApply {
     #[schema(schema_with = triggered_by_schema)]
     triggered_by: Name,
@@ -60,9 +60,9 @@ fn answer(error: ApplyError) -> ApiError {
             let message = if in_force {
                 "Asterisk serves the new state, but the audit row could not be completed; see error_details."
             } else if failed.files_written.is_empty() {
-                "Nothing was changed; see error_details, mend it, then apply again."
+                "Nothing was changed; see error_details, fix it, then apply again."
             } else {
-                "Files were replaced, but Asterisk is not proven to serve them; see error_details, mend it, then apply again."
+                "Files were replaced, but Asterisk is not proven to serve them; see error_details, fix it, then apply again."
             };
             ApiError { more: Some(json!(failed)), ..ApiError::new(Phrase::ApplyOperationFailed, message) }
         }
@@ -81,9 +81,6 @@ pub(super) fn failures() -> Vec<ApiError> {
     vec![
         ApiError::validation(vec![FieldError::new("triggered_by", Name::INVALID)]),
         answer(ApplyError::InProgress),
-        ApiError::PAYLOAD_TOO_LARGE,
-        ApiError::UNSUPPORTED_MEDIA_TYPE,
-        ApiError::ENCODED,
         answer(ApplyError::Failed { in_force: false, failed: Box::new(failed) }),
         ApiError::database_unavailable(Some(AUDIT_ROW), LOOK_AND_TRY_AGAIN),
     ]

@@ -74,25 +74,21 @@ fn text(description: String, pattern: &str, example: &str) -> ObjectBuilder {
     text.pattern(Some(pattern)).examples([example])
 }
 
-/// Documents that an operation can fail with `errors`, and with those of every operation. The examples are the bodies that are sent.
+/// Documents that an operation can fail with `errors`, with those of every operation, and with those of every body if it takes one.
+/// The examples are the bodies that are sent.
 pub fn with_failures<S>(operation: UtoipaMethodRouter<S>, errors: Vec<ApiError>) -> UtoipaMethodRouter<S> {
     let (schemas, mut paths, router) = operation;
-    let database = ApiError::database_unavailable(None, LOOK_AND_TRY_AGAIN);
-    let every = [
-        ApiError::UNAUTHORIZED,
-        guard::OTHER_ORIGIN,
-        guard::OTHER_HOST,
-        guard::THROUGH_PROXY,
-        ApiError::INTERNAL,
-        database,
-    ];
+    let methods = paths.paths.values_mut().flat_map(|path| [&mut path.get, &mut path.post, &mut path.delete]);
+    let operation = methods.flatten().next().expect("one operation");
+    let of_body = [ApiError::PAYLOAD_TOO_LARGE, ApiError::UNSUPPORTED_MEDIA_TYPE, ApiError::ENCODED];
+    let of_body = of_body.into_iter().filter(|_| operation.request_body.is_some());
+    let of_guard = [ApiError::UNAUTHORIZED, guard::OTHER_ORIGIN, guard::OTHER_HOST, guard::THROUGH_PROXY];
+    let of_service = [ApiError::INTERNAL, ApiError::database_unavailable(None, LOOK_AND_TRY_AGAIN)];
     let mut statuses = BTreeMap::<StatusCode, Vec<ApiError>>::new();
-    for error in errors.into_iter().chain(every) {
+    for error in errors.into_iter().chain(of_body).chain(of_guard).chain(of_service) {
         statuses.entry(error.error.status()).or_default().push(error);
     }
     let responses = statuses.into_iter().map(|(status, errors)| (status.as_str().to_owned(), response(errors).into()));
-    let methods = paths.paths.values_mut().flat_map(|path| [&mut path.get, &mut path.post, &mut path.delete]);
-    let operation = methods.flatten().next().expect("one operation");
     operation.responses.responses.extend(responses);
     (schemas, paths, router)
 }

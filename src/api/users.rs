@@ -4,7 +4,6 @@ use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use axum::response::{IntoResponse as _, Response};
 use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
@@ -20,7 +19,7 @@ use crate::storage::{LOOK_AND_TRY_AGAIN, StorageError};
 
 /// A new user.
 #[derive(ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields)] // For the schema. `Fields::finish` refuses them.
 struct NewUser {
     #[schema(schema_with = name_schema)]
     name: Name,
@@ -104,9 +103,6 @@ pub(super) fn create_failures() -> Vec<ApiError> {
         ApiError::validation(vec![FieldError::new("name", Name::INVALID), FieldError::new("email", Email::INVALID)]),
         EMAIL_IN_USE,
         POOL_EXHAUSTED,
-        ApiError::PAYLOAD_TOO_LARGE,
-        ApiError::UNSUPPORTED_MEDIA_TYPE,
-        ApiError::ENCODED,
         ApiError::database_unavailable(Some(MAYBE_CREATED), LOOK_AND_TRY_AGAIN),
     ]
 }
@@ -131,7 +127,10 @@ pub(super) fn delete_failures() -> Vec<ApiError> {
         (status = 201, description = "The user, with the secret that the phone needs", body = User, example = json!(alice())),
     )
 )]
-pub(super) async fn create(State(portal): State<Portal>, mut fields: Fields) -> Result<Response, ApiError> {
+pub(super) async fn create(
+    State(portal): State<Portal>,
+    mut fields: Fields,
+) -> Result<(StatusCode, Json<User>), ApiError> {
     let name = fields.take("name", Name::parse);
     let email = fields.take("email", Email::parse);
     let new = fields.finish(name.zip(email).map(|(name, email)| NewUser { name, email }))?;
@@ -141,7 +140,7 @@ pub(super) async fn create(State(portal): State<Portal>, mut fields: Fields) -> 
         StorageError::NoFreeExtension => POOL_EXHAUSTED,
         failure => ApiError::database(&failure, Some(MAYBE_CREATED)),
     })?;
-    Ok((StatusCode::CREATED, Json(user)).into_response())
+    Ok((StatusCode::CREATED, Json(user)))
 }
 
 /// List all users
