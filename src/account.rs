@@ -14,11 +14,13 @@ pub fn group_name(group: u32) -> String {
     name_in("/etc/group", group)
 }
 
-/// Both files have lines of the form `name:password:number:…`.
+/// Looks up the name of a number. The lines of both files have the form `name:password:number:…`.
 fn name_in(file: &str, id: u32) -> String {
     let id = id.to_string();
     let text = fs::read_to_string(file).unwrap_or_default();
-    let mut lines = text.lines().map(|line| line.split(':').collect::<Vec<_>>());
-    let found = lines.find(|fields| fields.get(2) == Some(&id.as_str()));
-    found.and_then(|fields| fields.first().map(|name| (*name).to_owned())).unwrap_or(id)
+    let found = text.lines().find_map(|line| match line.split(':').collect::<Vec<_>>()[..] {
+        [name, _, number, ..] if number == id => Some(name.to_owned()),
+        _ => None,
+    });
+    found.unwrap_or(id)
 }

@@ -34,7 +34,7 @@ impl ObjectType {
     /// All of them, in the order of the file.
     pub const ALL: [Self; 3] = [Self::Endpoint, Self::Auth, Self::Aor];
 
-    /// As `type=` gives it.
+    /// The name in the file, behind `type=`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Endpoint => "endpoint",
@@ -43,8 +43,8 @@ impl ObjectType {
         }
     }
 
-    /// As a message names it.
-    pub fn shown(self) -> &'static str {
+    /// The name in messages.
+    pub fn label(self) -> &'static str {
         if self == Self::Aor { "AOR" } else { self.as_str() }
     }
 }
@@ -82,13 +82,13 @@ pub fn options(kind: ObjectType, user: &User) -> Vec<(&'static str, Cow<'_, str>
     }
 }
 
-/// How the file writes a value that `pjsip show` shows: Asterisk shows `yes` as `true` or `Yes`, and codecs as `(ulaw|alaw)`.
-pub fn as_written<'v>(name: &str, shown: &'v str) -> Cow<'v, str> {
-    match shown {
+/// How the file writes a value that `pjsip show` prints: Asterisk prints `yes` as `true` or `Yes`, and codecs as `(ulaw|alaw)`.
+pub fn as_written<'v>(option: &str, printed: &'v str) -> Cow<'v, str> {
+    match printed {
         "true" | "Yes" => "yes".into(),
         "false" | "No" => "no".into(),
-        codecs if name == "allow" => codecs.trim_matches(['(', ')']).replace('|', ",").into(),
-        shown => shown.into(),
+        codecs if option == "allow" => codecs.trim_matches(['(', ')']).replace('|', ",").into(),
+        other => other.into(),
     }
 }
 
@@ -126,11 +126,11 @@ pub fn dial(number: ExtensionNumber) -> String {
 /// (a dialplan that evaluates a caller ID would run them), `<` and `>` (they delimit the number). What remains is cut
 /// to what Asterisk keeps, never inside a character. If nothing remains, the extension is the name.
 pub fn caller_id(name: &Name, number: ExtensionNumber) -> String {
-    let mut shown: String = name.as_str().replace(['"', '\\', ';', '$', '{', '}', '<', '>'], "");
-    shown.truncate(shown.floor_char_boundary(CALLER_ID_NAME_BYTES));
-    match shown.trim() {
+    let mut kept: String = name.as_str().replace(['"', '\\', ';', '$', '{', '}', '<', '>'], "");
+    kept.truncate(kept.floor_char_boundary(CALLER_ID_NAME_BYTES));
+    match kept.trim() {
         "" => format!("\"{number}\" <{number}>"),
-        shown => format!("\"{shown}\" <{number}>"),
+        kept => format!("\"{kept}\" <{number}>"),
     }
 }
 

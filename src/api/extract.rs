@@ -62,7 +62,7 @@ fn parse(body: &[u8]) -> Result<Fields, String> {
     serde_json::from_slice(json).map_err(|why| format!("must be a JSON object: {why}"))
 }
 
-/// The error of the body.
+/// The answer to a body that is not an object at all.
 fn invalid(message: String) -> ApiError {
     ApiError::validation(vec![FieldError::new("body", message)])
 }
@@ -102,7 +102,7 @@ impl Fields {
         parsed.map_err(|message| self.errors.push(FieldError::new(name, message))).ok()
     }
 
-    /// Gives `values`, which were taken, if all were valid and no other field is left; otherwise 400 with every bad field.
+    /// Returns `values`, which were taken, if all were valid and no other field is left; otherwise 400 with every bad field.
     pub fn finish<T>(mut self, values: Option<T>) -> Result<T, ApiError> {
         self.errors.extend(self.fields.keys().map(|name| FieldError::new(name, "is not a field of this request")));
         values.filter(|_| self.errors.is_empty()).ok_or_else(|| ApiError::validation(self.errors))

@@ -31,11 +31,11 @@ pub(super) const THROUGH_PROXY: ApiError = ApiError::new(
 /// How requests are authorized.
 #[derive(Clone)]
 pub enum Guard {
-    /// Every request needs it.
+    /// Every request needs this token.
     Token(ApiToken),
-    /// No token.
+    /// No request needs a token.
     Open {
-        /// By which names a request may call this host, beside its addresses and `localhost`.
+        /// The names by which a request may call this host, beside its addresses and `localhost`.
         own_names: Arc<[String]>,
         /// Whether a proxy may be in front.
         proxied: bool,
@@ -69,7 +69,7 @@ pub(super) async fn check(State(guard): State<Guard>, request: Request, next: Ne
     Ok(next.run(request).await)
 }
 
-/// What follows the scheme `Bearer` and its blanks.
+/// Returns the token of an `Authorization` header: what follows the scheme `Bearer` and its blanks.
 fn bearer(value: &[u8]) -> Option<&[u8]> {
     let (scheme, rest) = value.split_at_checked(6)?;
     let sent = rest.trim_ascii_start();
@@ -87,18 +87,19 @@ fn is_own(host: &str, own_names: &[String]) -> bool {
     address.is_ok() || is("localhost") || own_names.iter().any(|own| is(own))
 }
 
-/// The value of a header that stands there once.
+/// Returns the value of a header that the request has exactly once.
 fn only(headers: &HeaderMap, name: HeaderName) -> Option<&HeaderValue> {
     let mut values = headers.get_all(name).iter();
     values.next().filter(|_| values.next().is_none())
 }
 
-/// What the request is addressed to; `None` if it names two hosts.
+/// Returns the host that the request is addressed to; `None` if it names two.
 fn host(request: &Request) -> Option<Authority> {
     let header = || only(request.headers(), header::HOST)?.to_str().ok()?.parse::<Authority>().ok();
     request.uri().authority().cloned().or_else(header)
 }
 
+/// Whether a page of `origin` comes from `host`.
 fn is_at(origin: &HeaderValue, host: Option<&Authority>) -> bool {
     let origin = origin.to_str().unwrap_or_default();
     let own = origin.strip_prefix("http://").or(origin.strip_prefix("https://"));

@@ -1,6 +1,6 @@
 //! The API: exactly four operations, and their documentation.
 //!
-//! A request passes, from the outside in: what bounds its connection ([`server`]), its log line and id ([`request_log`]), the
+//! A request passes, from the outside in: the limits of its connection ([`server`]), its log line and id ([`request_log`]), the
 //! catch of panics, the guard ([`guard`]), the limits of its body, its operation. Every answer that is not the documentation is
 //! JSON, errors included ([`error`]).
 

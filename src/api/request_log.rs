@@ -35,9 +35,11 @@ pub async fn log(request: Request, next: Next) -> Response {
     let span = info_span!("request", id);
     let answer = async move {
         let path: String = request.uri().path().chars().take(MAX_PATH_CHARS).collect();
-        let (method, started) = (request.method().clone(), Instant::now());
+        let method = request.method().clone();
+        let started = Instant::now();
         let response = next.run(request).await;
-        let (status, milliseconds) = (response.status().as_u16(), started.elapsed().as_secs_f64() * 1000.0);
+        let milliseconds = started.elapsed().as_secs_f64() * 1000.0;
+        let status = response.status().as_u16();
         info!(%method, path, status, milliseconds, "answered");
         response
     };

@@ -53,7 +53,7 @@ async fn object_differences(
             by_option.entry(option).or_default().push(number);
         }
     }
-    let object = kind.shown();
+    let object = kind.label();
     let different = by_option.into_iter();
     let different = different.map(|(option, numbers)| difference(&format!("{object}s with another {option}"), numbers));
     let missing = difference(&format!("{object}s missing"), missing);

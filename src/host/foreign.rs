@@ -39,7 +39,7 @@ pub fn check(MainFiles { pjsip, extensions, .. }: &MainFiles, wizards: &Config, 
 
 /// What a section with one of our numbers as its name collides with; nothing if its type is another than ours (`identify`).
 fn collides(section: &Section) -> Option<&'static str> {
-    ObjectType::ALL.into_iter().find(|kind| section.kind() == Some(kind.as_str())).map(ObjectType::shown)
+    ObjectType::ALL.into_iter().find(|kind| section.kind() == Some(kind.as_str())).map(ObjectType::label)
 }
 
 /// The numbers 1000 to 1999 that have a priority 1 in these lines, each with its line; `1000/1001`, which matches a caller ID, is none.
