@@ -80,7 +80,13 @@ impl DatabaseUrl {
         let (credentials, host) = authority.rsplit_once('@').unwrap_or(("", authority));
         let is_address = |(name, _): &&(&str, &str)| ["host", "hostaddr", "port"].contains(name);
         let mut addresses = parameters.iter().filter(is_address).map(|(_, value)| *value).chain([host]);
-        ensure!(!addresses.any(|address| address.contains(',')), problem!("it takes one address", "{SEVERAL}"));
+        ensure!(
+            !addresses.any(|address| address.contains(',')),
+            problem!(
+                "it takes one address",
+                "for several servers put HAProxy in front, see \"More than one database machine\" in docs/operations.md"
+            )
+        );
         let has = |wanted: &str| parameters.iter().any(|(name, _)| *name == wanted);
         let mut url = url.to_owned();
         if authority.ends_with('@') && has("host") {
@@ -126,7 +132,10 @@ fn check_parameters(parameters: &[(&str, &str)], may_be_password: bool) -> Resul
     let is_name = |name: &&str| !name.is_empty() && name.bytes().all(is_plain);
     ensure!(!may_be_password && unknown.iter().all(is_name), ENCODE);
     let unknown = unknown.join(", ");
-    bail!(problem!("it has parameters that the service does not know: {unknown}", "{REPLACE}; it knows {KNOWN}"))
+    bail!(problem!(
+        "it has parameters that the service does not know: {unknown}",
+        "remove those for time limits, keepalives, poolers or the choice of a server, which it does not need; replace those that protect the connection, as channel_binding by sslmode=verify-full; it knows {KNOWN}"
+    ))
 }
 
 /// The parameters that sqlx knows.
@@ -135,12 +144,6 @@ const KNOWN: &str =
 
 /// Other names that sqlx has for some of them.
 const ALIASES: [&str; 5] = ["ssl-mode", "ssl-root-cert", "ssl-ca", "ssl-cert", "ssl-key"];
-
-const REPLACE: &str = "remove those for time limits, keepalives, poolers or the choice of a server, which it does not need; \
-    replace those that protect the connection, as channel_binding by sslmode=verify-full";
-
-const SEVERAL: &str =
-    "for several servers put HAProxy in front, see \"More than one database machine\" in docs/operations.md";
 
 const ENCODE: &str =
     "a #, /, ? or @ in the password or in another part must be percent-encoded, as %23, %2F, %3F or %40";
