@@ -95,7 +95,7 @@ fn try_run() -> Result<ExitCode> {
     };
     let secrets = match Secrets::read(settings, &dotenv) {
         Ok(secrets) => secrets,
-        Err(error) => return refuse_setting(&error),
+        Err(problem) => return refuse_setting(&problem.into()),
     };
     start_log(settings.log_format, settings.log_level);
     let runtime = Runtime::new().context("no event loop can be started")?;

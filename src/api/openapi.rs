@@ -57,13 +57,13 @@ pub fn document() -> openapi::OpenApi {
     document
 }
 
-/// The schema of a [`Name`] that a request gives.
+/// The schema of a [`Name`] in a request.
 pub fn name(purpose: &str, example: &str) -> ObjectBuilder {
     let rule = "1 to 255 characters of any script, without control or line-breaking characters, characters that turn the text around, or invisible ones; white space around it is taken off.";
     text(format!("{purpose}: {rule}"), Name::PATTERN, example)
 }
 
-/// The schema of an [`Email`] that a request gives.
+/// The schema of an [`Email`] in a request.
 pub fn email() -> ObjectBuilder {
     let rule = "An e-mail address by the HTML standard's grammar: ASCII only. Unique, whatever its case.";
     text(rule.to_owned(), Email::PATTERN, "alice@example.com").max_length(Some(Email::MAX_LENGTH))

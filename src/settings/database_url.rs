@@ -7,12 +7,11 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 use std::str::FromStr as _;
 
-use anyhow::{Result, anyhow, bail, ensure};
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use sqlx::postgres::PgConnectOptions;
 
 use crate::account::user_name;
-use crate::problem::problem;
+use crate::problem::{Result, bail, ensure, problem};
 
 /// Which database, and how to reach it.
 #[derive(Clone)]
@@ -53,19 +52,27 @@ impl DatabaseUrl {
         match scheme.to_ascii_lowercase().as_str() {
             "postgres" | "postgresql" => Self::parse_postgres(url, rest),
             "sqlite" => Self::parse_sqlite(rest),
-            _ => bail!("it must begin with postgres:// or sqlite://"),
+            _ => bail!("it does not say which database", "begin it with postgres:// or sqlite://"),
         }
     }
 
     fn parse_sqlite(rest: &str) -> Result<Self> {
         let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
         // mode=rwc means what the service does anyway.
-        ensure!(["", "mode=rwc"].contains(&query), "a sqlite:// URL takes no parameters but mode=rwc");
+        ensure!(
+            ["", "mode=rwc"].contains(&query),
+            "a sqlite:// URL takes no parameters but mode=rwc",
+            "remove the others"
+        );
         let path = percent_decode_str(path).collect::<Vec<_>>();
         check_characters(&String::from_utf8_lossy(&path))?;
         // A folder is no file, and the others have a special meaning in SQLite.
         let special = path.is_empty() || path.ends_with(b"/") || path.starts_with(b":") || path.starts_with(b"file:");
-        ensure!(!special, "a sqlite:// URL names a file, as in sqlite:///var/lib/pbx-portal/portal.db");
+        ensure!(
+            !special,
+            "a sqlite:// URL names a file, and this one does not",
+            "write it as in sqlite:///var/lib/pbx-portal/portal.db"
+        );
         Ok(Self::Sqlite(PathBuf::from(OsString::from_vec(path))))
     }
 
@@ -73,7 +80,7 @@ impl DatabaseUrl {
         let (authority, tail) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
         let (path, query) = tail.split_once('?').unwrap_or((tail, ""));
         // Such a character in a password ends the authority, so the rest of the password is here.
-        ensure!(!tail.contains('#') && !path.contains('@'), ENCODE);
+        ensure!(!tail.contains('#') && !path.contains('@'), "a part of it ends too early", "{ENCODE}");
         let parameters = query.split('&').filter(|p| !p.is_empty()).map(|p| p.split_once('=').unwrap_or((p, "")));
         let parameters: Vec<_> = parameters.collect();
         check_parameters(&parameters, query.contains('@'))?;
@@ -82,10 +89,8 @@ impl DatabaseUrl {
         let mut addresses = parameters.iter().filter(is_address).map(|(_, value)| *value).chain([host]);
         ensure!(
             !addresses.any(|address| address.contains(',')),
-            problem!(
-                "it takes one address",
-                "for several servers put HAProxy in front, see \"More than one database machine\" in docs/operations.md"
-            )
+            "it takes one address",
+            "for several servers put HAProxy in front, see \"More than one database machine\" in docs/operations.md"
         );
         let has = |wanted: &str| parameters.iter().any(|(name, _)| *name == wanted);
         let mut url = url.to_owned();
@@ -97,12 +102,11 @@ impl DatabaseUrl {
             let user = utf8_percent_encode(&user_name(), NON_ALPHANUMERIC).to_string();
             url = format!("{url}{}user={user}", if tail.contains('?') { '&' } else { '?' });
         }
+        let is_cut = rest.contains('@') && !authority.contains('@');
+        let remedy = if is_cut { ENCODE } else { "write it as in postgres://user:password@host:5432/database" };
         let options = PgConnectOptions::from_str(&url).map_err(|error| match error {
-            sqlx::Error::Configuration(why) if rest.contains('@') && !authority.contains('@') => {
-                anyhow!(problem!("{why}", "{ENCODE}"))
-            }
-            sqlx::Error::Configuration(why) => anyhow!("{why}"),
-            _ => anyhow!("it takes the form postgres://user:password@host:5432/database"),
+            sqlx::Error::Configuration(why) => problem!("{why}", "{remedy}"),
+            _ => problem!("it can't be read", "{remedy}"),
         })?;
         // A URL has brackets around an IPv6 address; a resolver wants none.
         let host = options.get_host().trim_matches(['[', ']']).to_owned();
@@ -115,7 +119,7 @@ impl DatabaseUrl {
 /// Refuses what nobody means to write: a blank at an end, a line end.
 fn check_characters(text: &str) -> Result<()> {
     let stray = text.trim() != text || text.contains(char::is_control);
-    ensure!(!stray, problem!("it has a blank at an end, or a line end or another control character", "remove it"));
+    ensure!(!stray, "it has a blank at an end, or a line end or another control character", "remove it");
     Ok(())
 }
 
@@ -130,12 +134,12 @@ fn check_parameters(parameters: &[(&str, &str)], may_be_password: bool) -> Resul
     }
     let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"_-.".contains(&b);
     let is_name = |name: &&str| !name.is_empty() && name.bytes().all(is_plain);
-    ensure!(!may_be_password && unknown.iter().all(is_name), ENCODE);
+    ensure!(!may_be_password && unknown.iter().all(is_name), "a part of it ends too early", "{ENCODE}");
     let unknown = unknown.join(", ");
-    bail!(problem!(
+    bail!(
         "it has parameters that the service does not know: {unknown}",
         "remove those for time limits, keepalives, poolers or the choice of a server, which it does not need; replace those that protect the connection, as channel_binding by sslmode=verify-full; it knows {KNOWN}"
-    ))
+    )
 }
 
 /// The parameters that sqlx knows.

@@ -10,13 +10,12 @@ use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use anyhow::{Result, anyhow, bail, ensure};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, FromArgMatches as _, Parser, ValueEnum};
 use tracing::level_filters::LevelFilter;
 
 use crate::domain::Name;
-use crate::problem::{Problem, problem};
+use crate::problem::{Problem, Result, bail, ensure, problem};
 pub use database_url::DatabaseUrl;
 pub(crate) use database_url::address;
 pub use dotenv::Dotenv;
@@ -128,38 +127,32 @@ impl Secrets {
     /// Reads the two secrets. An error does not show the value of the setting that is invalid. No token, but an address beyond
     /// loopback is an error too, unless `settings` allow it.
     pub fn read(settings: &Settings, dotenv: &Dotenv) -> Result<Self> {
-        let variable = |name: &str| {
+        let variable = |name: &str| -> Result<Option<String>> {
             let value = match std::env::var(name) {
                 Ok(value) => Some(value),
                 Err(VarError::NotPresent) => dotenv.get(name).map(str::to_owned),
-                Err(VarError::NotUnicode(_)) => bail!("{name} is not valid UTF-8"),
+                Err(VarError::NotUnicode(_)) => bail!("{name} is not valid UTF-8", "write it in UTF-8"),
             };
-            ensure!(value.as_deref() != Some(""), "{name} is set but empty: give it a value, or remove it");
+            ensure!(value.as_deref() != Some(""), "{name} is set but empty", "give it a value, or remove it");
             Ok(value)
         };
         let database = match variable("DATABASE_URL")? {
-            Some(url) => DatabaseUrl::parse(&url).map_err(|why| match why.downcast() {
-                Ok(Problem { what, remedy }) => problem!("DATABASE_URL is invalid: {what}", "{remedy}").into(),
-                Err(why) => anyhow!("DATABASE_URL is invalid: {why}"),
-            })?,
+            Some(url) => DatabaseUrl::parse(&url)
+                .map_err(|Problem { what, remedy }| problem!("DATABASE_URL is invalid: {what}", "{remedy}"))?,
             None => DatabaseUrl::Sqlite(settings.data_dir.join("portal.db")),
         };
         let api_token = variable("PORTAL_API_TOKEN")?.map(ApiToken::parse).transpose()?;
         let listen = settings.listen;
         ensure!(
             api_token.is_some() || listen.ip().is_loopback() || settings.allow_unauthenticated,
-            problem!(
-                "PORTAL_LISTEN {listen} is open to other machines and PORTAL_API_TOKEN is not set: anybody there could read every SIP secret",
-                "set PORTAL_API_TOKEN, listen on 127.0.0.1, or say PORTAL_ALLOW_UNAUTHENTICATED=true"
-            )
+            "PORTAL_LISTEN {listen} is open to other machines and PORTAL_API_TOKEN is not set: anybody there could read every SIP secret",
+            "set PORTAL_API_TOKEN, listen on 127.0.0.1, or say PORTAL_ALLOW_UNAUTHENTICATED=true"
         );
         let long_enough = ApiToken::LONG_ENOUGH;
         ensure!(
             listen.ip().is_loopback() || !api_token.as_ref().is_some_and(ApiToken::is_short),
-            problem!(
-                "PORTAL_LISTEN {listen} is open to other machines and PORTAL_API_TOKEN has fewer than {long_enough} bytes, which can be guessed",
-                "make a new one with 'openssl rand -hex 32', or listen on 127.0.0.1"
-            )
+            "PORTAL_LISTEN {listen} is open to other machines and PORTAL_API_TOKEN has fewer than {long_enough} bytes, which can be guessed",
+            "make a new one with 'openssl rand -hex 32', or listen on 127.0.0.1"
         );
         Ok(Self { database, api_token })
     }
@@ -173,7 +166,8 @@ impl ApiToken {
     fn parse(token: String) -> Result<Self> {
         ensure!(
             token.bytes().all(|byte| byte.is_ascii_graphic()),
-            "PORTAL_API_TOKEN must be printable ASCII without spaces: make one with 'openssl rand -hex 32'"
+            "PORTAL_API_TOKEN must be printable ASCII without spaces",
+            "make one with 'openssl rand -hex 32'"
         );
         Ok(Self(token))
     }
