@@ -39,6 +39,7 @@ fn failed(step: &str, path: &Path) -> impl FnOnce(io::Error) -> Problem {
 pub struct Prepared {
     temporary: PathBuf,
     target: PathBuf,
+    published: bool,
 }
 
 /// What a temporary file is for. There can be one of each beside a target.
@@ -68,7 +69,7 @@ pub fn prepare(_lock: &HostLock, target: &Path, stage: Stage, content: &str) -> 
     let step = |step| failed(step, &temporary);
     let mut options = OpenOptions::new();
     let mut file = options.write(true).create_new(true).mode(0o600).open(&temporary).map_err(step("creating"))?;
-    let prepared = Prepared { temporary: temporary.clone(), target: target.to_owned() };
+    let prepared = Prepared { temporary: temporary.clone(), target: target.to_owned(), published: false };
     file.write_all(content.as_bytes()).map_err(step("writing"))?;
     rights::follow_the_folder(&file, folder(target)).map_err(step("setting the group of"))?;
     file.set_permissions(fs::Permissions::from_mode(0o640)).map_err(step("setting the mode of"))?;
@@ -79,8 +80,9 @@ pub fn prepare(_lock: &HostLock, target: &Path, stage: Stage, content: &str) -> 
 impl Prepared {
     /// Renames the temporary file over the target, and returns the target: call [`flush_folder`] afterwards. If it fails, the old
     /// file is still there.
-    pub fn publish(self, _lock: &HostLock) -> Result<PathBuf> {
+    pub fn publish(mut self, _lock: &HostLock) -> Result<PathBuf> {
         fs::rename(&self.temporary, &self.target).map_err(failed("renaming the temporary file to", &self.target))?;
+        self.published = true;
         Ok(self.target.clone())
     }
 }
@@ -92,7 +94,9 @@ pub fn flush_folder(target: &Path) -> Result<()> {
 
 impl Drop for Prepared {
     fn drop(&mut self) {
-        // It is gone if it was published. If this fails, the next apply removes it.
-        let _ = fs::remove_file(&self.temporary);
+        if !self.published {
+            // If this fails, the next apply removes it.
+            let _ = fs::remove_file(&self.temporary);
+        }
     }
 }
