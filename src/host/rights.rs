@@ -132,14 +132,15 @@ pub fn closed_above(path: &Path) -> Option<String> {
 /// Fails if this user cannot give files in `folder` the folder's group: Asterisk could not read them.
 fn group_in_reach(folder: &Path) -> Result<()> {
     let Ok(found) = fs::metadata(folder) else { return Ok(()) };
+    if found.mode() & Mode::SGID.bits() != 0 || is_in(found.gid()) || geteuid().is_root() {
+        return Ok(());
+    }
     let folder = folder.display();
     let group = group_name(found.gid());
-    ensure!(
-        found.mode() & Mode::SGID.bits() != 0 || is_in(found.gid()) || geteuid().is_root(),
+    bail!(
         "files in {folder} cannot get its group",
         "it is not setgid, and the portal's user is not in its group {group}: set both (chgrp asterisk {folder}; chmod g+s {folder}), or add that user to the group and restart the portal, then apply again"
-    );
-    Ok(())
+    )
 }
 
 /// Whether this process is in a group.
