@@ -200,10 +200,10 @@ impl AsteriskCommand {
         result.exit_code = status.code();
         let output = format!("{}{}", result.stdout, result.stderr);
         ensure_not_refused(&output)?;
-        let shown = output.trim();
+        let message = output.trim();
         ensure!(
             status.success() || was_dropped(&output) || output.contains("No such command"),
-            "{typed} ended with {status}: {shown:.MAX_QUOTED_CHARS$}",
+            "{typed} ended with {status}: {message:.MAX_QUOTED_CHARS$}",
             "look whether Asterisk runs (systemctl status asterisk), the portal's user may use its control socket, and ASTERISK_BIN is Asterisk's program"
         );
         Ok(output)

@@ -24,9 +24,9 @@ pub async fn kept_out(control: &Control) -> Result<Vec<Problem>> {
             "add a section of type=transport to pjsip.conf, then restart Asterisk"
         ));
     }
-    let shown = control.ask(&QUESTIONS).await?;
-    found.extend([maintenance(&shown), algorithms(&shown), identify(&shown)].into_iter().flatten());
-    found.extend(limits(&shown));
+    let answers = control.ask(&QUESTIONS).await?;
+    found.extend([maintenance(&answers), algorithms(&answers), identify(&answers)].into_iter().flatten());
+    found.extend(limits(&answers));
     Ok(found)
 }
 
@@ -36,13 +36,14 @@ pub(super) fn has_transport(text: &str) -> Option<bool> {
 }
 
 /// A value in lines of the form `name : value`.
-fn value<'t>(shown: &'t str, name: &str) -> Option<&'t str> {
+fn value<'t>(answers: &'t str, name: &str) -> Option<&'t str> {
     let named = |line: &'t str| line.split_once(':').filter(|(found, _)| found.trim() == name);
-    Some(shown.lines().find_map(named)?.1.trim())
+    Some(answers.lines().find_map(named)?.1.trim())
 }
 
-fn maintenance(shown: &str) -> Option<Problem> {
-    let numbers = shown.lines().filter_map(|line| ExtensionNumber::parse(line.trim().strip_suffix(" ON")?.trim_end()));
+fn maintenance(answers: &str) -> Option<Problem> {
+    let numbers =
+        answers.lines().filter_map(|line| ExtensionNumber::parse(line.trim().strip_suffix(" ON")?.trim_end()));
     let numbers: Vec<_> = numbers.collect();
     (!numbers.is_empty()).then(|| {
         let numbers = some_of(numbers);
@@ -53,9 +54,9 @@ fn maintenance(shown: &str) -> Option<Problem> {
     })
 }
 
-fn algorithms(shown: &str) -> Option<Problem> {
+fn algorithms(answers: &str) -> Option<Problem> {
     let name = "default_auth_algorithms_uas";
-    let known = value(shown, name)?;
+    let known = value(answers, name)?;
     (!known.split(',').any(|algorithm| algorithm.trim().eq_ignore_ascii_case("MD5"))).then(|| {
         problem!(
             "{name} is {known}, so Asterisk answers a phone that knows MD5 alone, as most do, with 401",
@@ -65,19 +66,19 @@ fn algorithms(shown: &str) -> Option<Problem> {
 }
 
 /// A request from an address that an identify matches is the identify's endpoint's, whatever its user name.
-fn identify(shown: &str) -> Option<Problem> {
-    let order: Vec<_> = value(shown, "endpoint_identifier_order")?.split(',').map(str::trim).collect();
+fn identify(answers: &str) -> Option<Problem> {
+    let order: Vec<_> = value(answers, "endpoint_identifier_order")?.split(',').map(str::trim).collect();
     let at = |name| order.iter().position(|identifier| *identifier == name);
     // What is not in the order comes last.
     if at("ip").is_none() || at("username").is_some() && at("username") < at("ip") {
         return None;
     }
-    let mut names = "";
-    for line in shown.lines().map(str::trim) {
+    let mut row = "";
+    for line in answers.lines().map(str::trim) {
         if let Some(identify) = line.strip_prefix("Identify:  ") {
-            names = identify;
+            row = identify;
         } else if let Some(network) = line.strip_prefix("Match: ").filter(|network| may_hold_phones(network)) {
-            let (name, endpoint) = names.rsplit_once('/').unwrap_or((names, ""));
+            let (name, endpoint) = row.rsplit_once('/').unwrap_or((row, ""));
             return Some(problem!(
                 "the identify {name} matches {network}, so if phones are in there, Asterisk takes them for {endpoint} and answers their REGISTER with 403",
                 "write only that endpoint's own addresses into its match= (pjsip.conf, type=identify), then run 'pjsip reload' in Asterisk"
@@ -103,11 +104,11 @@ fn may_hold_phones(network: &str) -> bool {
 
 /// The limits of asterisk.conf that are reached right now, as `increase_call_count` of `main/pbx.c` compares them.
 #[expect(clippy::cast_precision_loss, reason = "loads and sizes that a limit is compared with")]
-fn limits(shown: &str) -> Vec<Problem> {
+fn limits(answers: &str) -> Vec<Problem> {
     let number = |text: &str| text.split_whitespace().next()?.parse::<f64>().ok().filter(|limit| *limit > 0.0);
-    let limit = |name| number(value(shown, name)?);
+    let limit = |name| number(value(answers, name)?);
     // `1 of 2 max active calls (50.00% of capacity)`
-    let calls = shown.lines().find(|line| line.contains(" max active call")).and_then(number).unwrap_or_default();
+    let calls = answers.lines().find(|line| line.contains(" max active call")).and_then(number).unwrap_or_default();
     // Not from /proc, of which the service's unit shows only the processes. Asterisk asks the kernel, too.
     let now = sysinfo();
     let load = now.loads[0] as f64 / 65536.0;
