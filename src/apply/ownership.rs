@@ -58,15 +58,16 @@ impl Before {
     pub(super) fn changing_hands(&self, users: &[User]) -> Numbers {
         let changes = |user: &&User| {
             let number = user.extension.number;
+            // If neither has a secret of it, nobody has the number.
             let decides = self.in_force.get(&number).or_else(|| self.in_file.get(&number));
             decides.is_none_or(|secret| secret != user.extension.secret.reveal())
         };
         users.iter().filter(changes).map(|user| user.extension.number).collect()
     }
 
-    /// If Asterisk masked the secrets, every number would change hands in every apply. A number tells of that only if its secret in our
-    /// file has the form of ours; another was edited by hand. A secret in force is masked if it has not that form, or is the one of
-    /// two numbers whose secrets in our file differ.
+    /// Fails if Asterisk masks secrets: every number would change hands in every apply. Only numbers whose secret in our file has the
+    /// form of ours count; another was edited by hand. A secret in force is masked if it has not that form, or if two numbers have it
+    /// whose secrets in our file differ.
     fn ensure_secrets_are_shown(&self) -> Result<()> {
         let mut seen: BTreeMap<&str, &str> = BTreeMap::new();
         for (number, in_force) in &self.in_force {

@@ -4,10 +4,9 @@
 //! reloads, restarts and the removal of their AOR. Once the AOR is gone, a registration is nothing but its row: no device state, no
 //! OPTIONS requests. A phone's subscriptions are in the same database, family `subscription_persistence`.
 //!
-//! All that Asterisk writes goes into one open transaction, which a thread commits up to a second later. If another process reads the
-//! file at that moment, the commit fails, and Asterisk rolls back everything since the last commit. So [`delete`] deletes and commits
-//! in **one** command, which Asterisk runs under the lock that every use of its database takes: nothing comes between the two, and no
-//! rollback can go back behind it. The portal never opens the file itself: a reader is what makes a commit fail.
+//! Asterisk commits up to a second later. If another process reads the file at that moment, it rolls back all since the last commit.
+//! So [`delete`] deletes and commits in **one** command, which Asterisk runs under the lock that every use of its database takes:
+//! nothing comes between the two, and no rollback can go back behind it. The portal never opens the file itself.
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -55,8 +54,7 @@ pub async fn list(control: &Control) -> Result<Vec<Registration>> {
 pub async fn delete(control: &Control, numbers: &Numbers) -> Result<bool> {
     let numbers: Vec<_> = numbers.iter().map(|number| format!("'{number};'")).collect();
     for some in numbers.chunks(AT_ONCE) {
-        let deletion = Command::QUERY.with(deletion(&some.join(",")));
-        let answer = control.ask(&[deletion]).await?;
+        let answer = control.ask(&[deletion(&some.join(","))]).await?;
         if !answer.lines().any(|line| line.trim_end() == "committed: yes") {
             return Ok(false);
         }
@@ -68,13 +66,13 @@ pub async fn delete(control: &Control, numbers: &Numbers) -> Result<bool> {
 ///
 /// A subscription's row is JSON. Its endpoint is found as text, because an older SQLite has no functions for JSON. Within
 /// a text that the phone chose, each `"` is escaped, so it cannot be found there.
-fn deletion(numbers: &str) -> String {
+fn deletion(numbers: &str) -> Command {
     const ENDPOINT: &str = r#"\"endpoint\":\""#;
-    format!(
+    Command::QUERY.with(format_args!(
         "\"DELETE FROM astdb WHERE CASE WHEN key LIKE '/registrar/contact/%' THEN substr(key,20,5) \
         WHEN key LIKE '/subscription_persistence/%' THEN substr(value,instr(value,'{ENDPOINT}')+12,4)||';' END \
         IN ({numbers}); COMMIT; BEGIN; SELECT 'yes' AS committed\""
-    )
+    ))
 }
 
 /// The numbers of ours that have a contact, wherever Asterisk keeps it.
@@ -162,6 +160,6 @@ mod tests {
     #[test]
     fn a_deletion_is_a_line_that_asterisk_reads_to_its_end() {
         let most: Vec<_> = (1000..).take(AT_ONCE).map(|number| format!("'{number};'")).collect();
-        assert!(Command::QUERY.with(deletion(&most.join(","))).line().len() < 480);
+        assert!(deletion(&most.join(",")).line().len() < 480);
     }
 }
