@@ -179,12 +179,15 @@ impl Applier {
         let before = run.look().await?;
         let changing = before.changing_hands(&run.users);
 
+        // Step 5.
         files::remove_left_overs(lock, &self.pbx.files)?;
         let endpoints = run.prepare_endpoints(Stage::Final, &Numbers::new())?;
         let routing = render::routing(&run.numbers);
         let routing = files::prepare(lock, &self.pbx.files.routing, Stage::Final, &routing)?;
-        let changes = !changing.is_empty();
-        let without = changes.then(|| run.prepare_endpoints(Stage::TakeAway, &changing)).transpose()?;
+        let mut without = None;
+        if !changing.is_empty() {
+            without = Some(run.prepare_endpoints(Stage::TakeAway, &changing)?);
+        }
         run.progress.done("prepare");
 
         let held_back = match without {

@@ -32,10 +32,10 @@ pub fn leads_elsewhere(uri: &str, known: &Known) -> bool {
     let has = |list: &str, separator: char, wanted: &str| {
         list.split(separator).any(|item| item.split('=').next().is_some_and(|name| name.eq_ignore_ascii_case(wanted)))
     };
-    has(parameters, ';', "maddr")
-        || has(headers, '&', "route")
-        || ip_and_port(host)
-            .is_none_or(|(ip, port)| known.contains(&(ip, None)) || known.contains(&(ip, Some(port.unwrap_or(PORT)))))
+    let is_known = |(ip, port): (IpAddr, Option<u16>)| {
+        known.contains(&(ip, None)) || known.contains(&(ip, Some(port.unwrap_or(PORT))))
+    };
+    has(parameters, ';', "maddr") || has(headers, '&', "route") || ip_and_port(host).is_none_or(is_known)
 }
 
 /// An IP address with or without a port; `None` for a name.
