@@ -37,8 +37,8 @@ soak: setup ## twenty minutes of everything, random histories beside it; writes 
 
 lint: setup $(DENY) ## format, clippy, licences and bans of the dependencies, shell scripts
 	@cargo clippy --version >/dev/null 2>&1 && cargo fmt --version >/dev/null 2>&1 || rustup component add clippy rustfmt
-	cargo fmt --check
-	cargo clippy --all-targets --locked -- -D warnings
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo clippy --test bench --test soak --locked -- -D warnings # no test of `make test`, so of no target above
 	$(DENY) check bans licenses sources
 	shellcheck .ci/run lab/*.sh packaging/postinst packaging/postrm

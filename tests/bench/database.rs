@@ -5,9 +5,9 @@ use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use crate::figures::timed;
-use crate::support::lab::Folder;
-use crate::support::postgres;
+use support::figures::timed;
+use support::lab::Folder;
+use support::postgres;
 
 /// What a list is.
 const LIST: &str = "SELECT users.id, users.tenant_id, users.name, users.email, users.created_at, extensions.number, extensions.secret FROM extensions JOIN users ON users.id = extensions.user_id ORDER BY extensions.number;";

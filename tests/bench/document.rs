@@ -7,8 +7,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use crate::figures;
-use crate::plot::{self, Line};
+use support::figures;
+use support::plot::{self, Line};
 
 /// How long a part of something took.
 pub struct Part {

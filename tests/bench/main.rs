@@ -6,12 +6,7 @@
 
 mod database;
 mod document;
-#[allow(dead_code)] // the soak uses all of it
-mod figures;
 mod http;
-mod plot;
-#[path = "../support/mod.rs"]
-mod support;
 
 use std::fmt::Write as _;
 use std::fs;
@@ -21,8 +16,8 @@ use std::time::Instant;
 
 use database::Database;
 use document::{Document, Part, Size};
-use figures::{Usage, median, milliseconds, timed};
 use http::Client;
+use support::figures::{self, Usage, median, milliseconds, timed};
 use support::portal::Settings;
 use support::postgres::Options;
 use support::{Asterisk, Portal, Postgres};

@@ -3,9 +3,6 @@
 //!
 //! `make run` (argument `run`): the same Asterisk and portal, to play with until Ctrl-C.
 
-#[path = "../support/mod.rs"]
-mod support;
-
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::history::{History, Told};
-use crate::support::{Postgres, secs};
+use support::history::{History, Told};
+use support::{Postgres, secs};
 
 /// How long each lasts.
 const LENGTH: Duration = secs(120);
@@ -26,7 +26,7 @@ impl Histories {
             let url = (histories.failed + histories.told.len()) % 2 == 1;
             let url = url.then(Postgres::database);
             let one = || {
-                let (began, mut history) = (Instant::now(), History::new(fastrand::u64(..), url));
+                let (began, mut history) = (Instant::now(), History::of_any_seed(url));
                 while began.elapsed() < LENGTH && !done.load(Ordering::Relaxed) {
                     history.go(1);
                 }

@@ -5,14 +5,7 @@
 
 #![expect(clippy::cast_precision_loss, reason = "counts are small")]
 
-#[path = "../bench/figures.rs"]
-mod figures;
 mod histories;
-#[path = "../bench/plot.rs"]
-#[allow(dead_code)] // the benchmark uses all of it
-mod plot;
-#[path = "../support/mod.rs"]
-mod support;
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
@@ -23,10 +16,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use figures::{Usage, median, percentile, timed};
 use histories::Histories;
-use plot::Line;
 use serde_json::Value;
+use support::figures::{self, Usage, median, percentile, timed};
+use support::plot::{self, Line};
 use support::portal::Settings;
 use support::sipp::{self, Called, Phones};
 use support::{Asterisk, Baresip, Portal, secs, wait_until};

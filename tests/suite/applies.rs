@@ -8,10 +8,10 @@ use crate::fixtures::{
     Database, Reader, TWO_OF_ONE_NAME, account, failed_apply, host, id, left_overs, psql, script, serves, sqlite,
     try_apply,
 };
-use crate::support::lab::Folder;
-use crate::support::portal::Settings;
-use crate::support::process::Signal;
-use crate::support::{Asterisk, Portal, Postgres, asterisk, secs, wait_until};
+use support::lab::Folder;
+use support::portal::Settings;
+use support::process::Signal;
+use support::{Asterisk, Portal, Postgres, asterisk, secs, wait_until};
 
 #[test]
 fn leaves_a_true_audit_row_on_both_databases() {
@@ -277,7 +277,7 @@ exec $asterisk \"$@\"
 #[test]
 fn a_last_audit_write_that_fails_is_reported_and_retried() {
     let asterisk = Asterisk::start();
-    let cluster = Postgres::start(&crate::support::postgres::Options::default());
+    let cluster = Postgres::start(&support::postgres::Options::default());
     let url = cluster.new_database();
     let portal = Portal::start(&Settings::of(&asterisk).with("DATABASE_URL", &url));
     let user = portal.create_user("Alice", "alice@example.com");

@@ -6,9 +6,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::fixtures::{SetWhenDropped, sqlite_file};
-use crate::support::lab::Folder;
-use crate::support::process::run_within;
-use crate::support::{Asterisk, secs};
+use support::lab::Folder;
+use support::process::run_within;
+use support::{Asterisk, secs};
 
 #[test]
 fn of_the_document_makes_no_write_of_asterisk_fail_as_a_reader_does() {

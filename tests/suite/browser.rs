@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 
 use crate::fixtures::{answers, host, id, sqlite, without_asterisk};
 use crate::proxy::nginx;
-use crate::support::lab::{BROWSER, Folder, Ports, write_file};
-use crate::support::portal::Settings;
-use crate::support::process::{Process, command_as};
-use crate::support::{Chromium, Portal, secs, wait_until};
+use support::lab::{BROWSER, Folder, Ports, write_file};
+use support::portal::Settings;
+use support::process::{Process, command_as};
+use support::{Chromium, Portal, secs, wait_until};
 
 #[test]
 fn documentation_page_creates_a_user() {

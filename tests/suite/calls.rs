@@ -1,7 +1,7 @@
 //! A caller hears the truth, and nothing but calls makes a phone ring.
 
 use crate::fixtures::{account, host};
-use crate::support::sipp::{Called, Phones, call, message};
+use support::sipp::{Called, Phones, call, message};
 
 #[test]
 fn busy_absent_unanswered_and_unknown_are_distinguished() {

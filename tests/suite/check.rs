@@ -5,11 +5,11 @@ use std::process::Command;
 
 use crate::fixtures::{TWO_OF_ONE_NAME, account, host, id};
 use crate::look_before_touching::refused;
-use crate::support::lab::{self, Folder, User};
-use crate::support::portal::{Settings, run};
-use crate::support::sipp::{Called, Phones};
-use crate::support::{Asterisk, Portal, Postgres, asterisk, postgres};
 use crate::table::{Table, between};
+use support::lab::{self, Folder, User};
+use support::portal::{Settings, run};
+use support::sipp::{Called, Phones};
+use support::{Asterisk, Portal, Postgres, asterisk, postgres};
 
 fn settings(asterisk: &Asterisk, portal: &Portal) -> Settings {
     Settings::of(asterisk).with("PORTAL_DATA_DIR", portal.data_dir().display())

@@ -7,12 +7,12 @@ use std::process::Command;
 
 use crate::fixtures::{account, failed_apply, host, script};
 use crate::look_before_touching::refused;
-use crate::support::lab::{self, Folder, User};
-use crate::support::portal::{Settings, portal_command};
-use crate::support::process::{Process, command_as, run_within};
-use crate::support::sipp::register;
-use crate::support::{Asterisk, Portal, asterisk, secs, wait_until};
 use crate::table::{Table, between};
+use support::lab::{self, Folder, User};
+use support::portal::{Settings, portal_command};
+use support::process::{Process, command_as, run_within};
+use support::sipp::register;
+use support::{Asterisk, Portal, asterisk, secs, wait_until};
 
 /// Runs a command where `/etc/passwd` is another file: `cli_permissions.conf` takes only users that have a name.
 fn with_passwd(passwd: &Path, command: &Command) -> Command {

@@ -7,11 +7,11 @@ use std::thread;
 use serde_json::json;
 
 use crate::fixtures::{ALL, WRITES, recovers, unavailable, without_asterisk};
-use crate::support::lab::{Folder, PORTAL, write_file};
-use crate::support::pooler::{PgBouncer, Release, database_of};
-use crate::support::portal::{Settings, run};
-use crate::support::postgres::Options;
-use crate::support::{Portal, Postgres};
+use support::lab::{Folder, PORTAL, write_file};
+use support::pooler::{PgBouncer, Release, database_of};
+use support::portal::{Settings, run};
+use support::postgres::Options;
+use support::{Portal, Postgres};
 
 fn settings(url: &str) -> Settings {
     without_asterisk().with("DATABASE_URL", url)

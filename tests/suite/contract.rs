@@ -8,10 +8,10 @@ use std::net::{SocketAddr, TcpStream};
 use serde_json::{Value, json};
 
 use crate::fixtures::{id, sqlite, without_asterisk};
-use crate::support::lab::{Folder, Ports};
-use crate::support::portal::Settings;
-use crate::support::postgres::Options;
-use crate::support::{Asterisk, Portal, Postgres};
+use support::lab::{Folder, Ports};
+use support::portal::Settings;
+use support::postgres::Options;
+use support::{Asterisk, Portal, Postgres};
 
 /// Asks, and holds each answer against the document.
 struct Client<'a> {

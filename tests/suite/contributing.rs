@@ -11,9 +11,9 @@ use std::process::Command;
 use regex::Regex;
 use rustix::process::{Pid, kill_process_group};
 
-use crate::support::lab::Folder;
-use crate::support::process::{Process, Signal, run_within};
-use crate::support::{secs, wait_until};
+use support::lab::Folder;
+use support::process::{Process, Signal, run_within};
+use support::{secs, wait_until};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 

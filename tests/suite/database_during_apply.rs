@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 
 use crate::fixtures::{Database, account, failed_apply, id, left_overs, psql, registrations, sqlite, try_apply};
 use crate::scenes::{Selection, Succession};
-use crate::support::lab::{Folder, PORTAL, write_file};
-use crate::support::portal::Settings;
-use crate::support::process::Signal;
-use crate::support::sipp::{Called, Phones, call, register};
-use crate::support::{Answer, Asterisk, Portal, Postgres, postgres, secs, wait_until};
+use support::lab::{Folder, PORTAL, write_file};
+use support::portal::Settings;
+use support::process::Signal;
+use support::sipp::{Called, Phones, call, register};
+use support::{Answer, Asterisk, Portal, Postgres, postgres, secs, wait_until};
 
 /// The threads and files of a portal's writes to SQLite.
 fn to_sqlite(portal: &Portal) -> Selection {

@@ -1,16 +1,16 @@
 //! PostgreSQL and SQLite: migrations over rows, growth, and TLS.
 
 use crate::fixtures::{psql, sqlite_file, without_asterisk};
-use crate::support::portal::run;
-use crate::support::postgres::Options;
-use crate::support::{Portal, Postgres, secs, wait_until};
+use support::portal::run;
+use support::postgres::Options;
+use support::{Portal, Postgres, secs, wait_until};
 
 #[test]
 fn migrations_run_twice_and_from_two_processes_at_once_and_keep_rows() {
-    let folder = crate::support::lab::Folder::new("migrations");
-    let crate::support::lab::User(owner) = crate::support::lab::PORTAL;
+    let folder = support::lab::Folder::new("migrations");
+    let support::lab::User(owner) = support::lab::PORTAL;
     let data = folder.path().join("data");
-    crate::support::lab::make_dir(&data, owner, owner, 0o700);
+    support::lab::make_dir(&data, owner, owner, 0o700);
     let file = data.join("a portal.db");
     let postgres = Postgres::database();
     for url in [postgres.clone(), format!("sqlite://{}/a%20portal.db?mode=rwc", data.display())] {
@@ -38,9 +38,9 @@ fn migrations_run_twice_and_from_two_processes_at_once_and_keep_rows() {
 
 #[test]
 fn a_schema_of_a_newer_release_is_used_and_of_a_newer_major_version_refused() {
-    let folder = crate::support::lab::Folder::new("schema");
-    let crate::support::lab::User(owner) = crate::support::lab::PORTAL;
-    crate::support::lab::make_dir(&folder.path().join("data"), owner, owner, 0o700);
+    let folder = support::lab::Folder::new("schema");
+    let support::lab::User(owner) = support::lab::PORTAL;
+    support::lab::make_dir(&folder.path().join("data"), owner, owner, 0o700);
     let file = folder.path().join("data/portal.db");
     let postgres = Postgres::database();
     let newer = |version: u16| {

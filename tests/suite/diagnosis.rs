@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 
 use crate::fixtures::{TWO_OF_ONE_NAME, account, failed_apply, host, id, sqlite_file};
 use crate::look_before_touching::refused;
-use crate::support::lab::{self, Folder, User};
-use crate::support::portal::Settings;
-use crate::support::sipp::{Called, Phones};
-use crate::support::{Asterisk, Portal, asterisk};
 use crate::table::Table;
+use support::lab::{self, Folder, User};
+use support::portal::Settings;
+use support::sipp::{Called, Phones};
+use support::{Asterisk, Portal, asterisk};
 
 #[test]
 fn two_sections_of_one_name_and_type() {

@@ -6,8 +6,8 @@ use pbx_control_portal::{Email, Name};
 use serde_json::{Value, json};
 
 use crate::fixtures::without_asterisk;
-use crate::support::Portal;
-use crate::support::portal::{Settings, run};
+use support::Portal;
+use support::portal::{Settings, run};
 
 const COMMITTED: &str = include_str!("../../openapi.json");
 

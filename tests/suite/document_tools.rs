@@ -6,10 +6,10 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::fixtures::{account, host, id};
-use crate::support::lab::{BROWSER, Folder, dir, make_dir, write_file};
-use crate::support::process::{command_as, run_within};
-use crate::support::secs;
-use crate::support::sipp::{Called, Phones, call};
+use support::lab::{BROWSER, Folder, dir, make_dir, write_file};
+use support::process::{command_as, run_within};
+use support::secs;
+use support::sipp::{Called, Phones, call};
 
 const DOCUMENT: &str = include_str!("../../openapi.json");
 

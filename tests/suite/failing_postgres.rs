@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::fixtures::{ALL, WRITES, all_are_there, created_during, psql, recovers, unavailable, without_asterisk};
-use crate::support::lab::SmallDisk;
-use crate::support::portal::{Settings, run};
-use crate::support::postgres::{Options, postgres_user, program};
-use crate::support::process::{Process, Signal};
-use crate::support::{Portal, Postgres, secs, wait_until};
+use support::lab::SmallDisk;
+use support::portal::{Settings, run};
+use support::postgres::{Options, postgres_user, program};
+use support::process::{Process, Signal};
+use support::{Portal, Postgres, secs, wait_until};
 
 fn settings(url: &str) -> Settings {
     without_asterisk().with("DATABASE_URL", url)

@@ -16,9 +16,9 @@ use crate::fixtures::{
     ALL, WRITES, all_are_there, created_during, id, recovers, sqlite, sqlite_file, unavailable, without_asterisk,
 };
 use crate::operations::commands;
-use crate::support::lab::{self, SmallDisk, User};
-use crate::support::portal::run;
-use crate::support::{Portal, secs, strace, wait_until};
+use support::lab::{self, SmallDisk, User};
+use support::portal::run;
+use support::{Portal, secs, strace, wait_until};
 
 /// What always writes: a DELETE of an unknown user does not.
 const INSERTS: [&str; 2] = [ALL[0], ALL[3]];

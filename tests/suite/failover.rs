@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use crate::fixtures::{all_are_there, created_during, without_asterisk};
-use crate::support::pooler::{HaProxy, database_of};
-use crate::support::postgres::Options;
-use crate::support::{Portal, Postgres, secs, wait_until};
+use support::pooler::{HaProxy, database_of};
+use support::postgres::Options;
+use support::{Portal, Postgres, secs, wait_until};
 
 #[test]
 fn a_killed_primary_loses_no_confirmed_user_once_the_standby_is_promoted() {

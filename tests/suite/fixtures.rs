@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-pub use crate::support::SetWhenDropped;
-use crate::support::lab::{Folder, PORTAL, User, install_program, make_dir};
-use crate::support::portal::Settings;
-pub use crate::support::postgres::psql;
-use crate::support::process::Process;
-use crate::support::{Answer, Asterisk, Portal, Postgres, secs, wait_until};
+pub use support::SetWhenDropped;
+use support::lab::{Folder, PORTAL, User, install_program, make_dir};
+use support::portal::Settings;
+pub use support::postgres::psql;
+use support::process::Process;
+use support::{Answer, Asterisk, Portal, Postgres, secs, wait_until};
 
 /// Makes Asterisk keep every auth as it is, while it says that it reloaded.
 pub const TWO_OF_ONE_NAME: &str = "

@@ -8,9 +8,9 @@ use std::process::Command;
 
 use crate::fixtures::{failed_apply, host, left_overs};
 use crate::look_before_touching::refused;
-use crate::support::lab::{self, User, make_dir};
-use crate::support::portal::Settings;
-use crate::support::{Asterisk, Portal};
+use support::lab::{self, User, make_dir};
+use support::portal::Settings;
+use support::{Asterisk, Portal};
 
 /// A change to the system. Drop undoes it, also after a panic.
 struct Done {

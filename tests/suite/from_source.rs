@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use crate::fixtures::account;
 use crate::operations::commands;
 use crate::package::package;
-use crate::support::portal::Settings;
-use crate::support::{Machine, Phone, Portal};
+use support::portal::Settings;
+use support::{Machine, Phone, Portal};
 
 /// Of the section; the test of all other commands leaves it to this one.
 pub const HEADING: &str = "Asterisk built from source";

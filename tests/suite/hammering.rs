@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use crate::fixtures::{SetWhenDropped, account, evicted, host, id, registrations};
 use crate::scenes::{Step, kill_at};
-use crate::support::sipp::{Caller, HAMMERING_AT_ONCE, Phones, call};
-use crate::support::{Asterisk, Phone, Portal, secs, wait_until};
+use support::sipp::{Caller, HAMMERING_AT_ONCE, Phones, call};
+use support::{Asterisk, Phone, Portal, secs, wait_until};
 
 /// Each user makes the reloads, and so the time in which something could go wrong, longer; without any, it is shortest.
 const OTHER_USERS: usize = 200;

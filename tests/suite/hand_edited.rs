@@ -3,8 +3,8 @@
 use serde_json::Value;
 
 use crate::fixtures::{Database, failed_apply, id, psql, sqlite_file};
-use crate::support::portal::{Settings, run};
-use crate::support::{Asterisk, Portal};
+use support::portal::{Settings, run};
+use support::{Asterisk, Portal};
 
 #[test]
 fn on_sqlite() {

@@ -4,8 +4,8 @@
 
 use std::env;
 
-use crate::support::Postgres;
-use crate::support::history::History;
+use support::Postgres;
+use support::history::History;
 
 fn history(seed: u64, url: Option<String>) {
     let given = |name| env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is no number")));

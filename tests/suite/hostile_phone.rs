@@ -4,11 +4,11 @@
 use std::net::Ipv4Addr;
 
 use crate::fixtures::{account, host};
-use crate::support::phone::Reply;
-use crate::support::portal::Settings;
-use crate::support::{Asterisk, Phone, Portal, secs, wait_until};
 use crate::table::Table;
 use crate::trunk::example;
+use support::phone::Reply;
+use support::portal::Settings;
+use support::{Asterisk, Phone, Portal, secs, wait_until};
 
 /// A number outside, which only `[outbound]` reaches.
 const OUTSIDE: &str = "0900555";

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Mutex;
 
 use crate::fixtures::{account, evicted, failed_apply, id, psql, registrations, serves};
-use crate::support::portal::Settings;
-use crate::support::sipp::{Called, Phones, call, register};
-use crate::support::{Asterisk, Portal, Postgres, postgres};
+use support::portal::Settings;
+use support::sipp::{Called, Phones, call, register};
+use support::{Asterisk, Portal, Postgres, postgres};
 
 /// An Asterisk and the portal beside it.
 fn host(url: &str, name: &str) -> (Asterisk, Portal) {

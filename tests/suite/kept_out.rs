@@ -2,10 +2,10 @@
 //! typed.
 
 use crate::fixtures::{account, host};
-use crate::support::portal::Settings;
-use crate::support::sipp::{Call, Called, Phones, call, register};
-use crate::support::{Asterisk, Portal};
 use crate::table::Table;
+use support::portal::Settings;
+use support::sipp::{Call, Called, Phones, call, register};
+use support::{Asterisk, Portal};
 
 /// Two users, whom Asterisk serves.
 struct Scene {

@@ -13,11 +13,11 @@ use serde_json::json;
 
 use crate::fixtures::{Database, account, id, left_overs, registrations, sqlite, try_apply};
 use crate::scenes::{ALL_BUT_PROGRAMS, Selection, Succession, whole};
-use crate::support::portal::Settings;
-use crate::support::process::Signal;
-use crate::support::sipp::{Called, Phones, call, register};
-use crate::support::strace::{self, Call};
-use crate::support::{Answer, Asterisk, Portal, secs, wait_until};
+use support::portal::Settings;
+use support::process::Signal;
+use support::sipp::{Called, Phones, call, register};
+use support::strace::{self, Call};
+use support::{Answer, Asterisk, Portal, secs, wait_until};
 
 /// What an apply does to files.
 const FILES: &str = "trace=openat,flock,unlink,write,fchmod,fsync,rename";

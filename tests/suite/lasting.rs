@@ -12,10 +12,10 @@ use crate::fixtures::{
     Reader, SetWhenDropped, account, commit, evicted, failed_apply, host, id, registered, registrations, script,
 };
 use crate::scenes::{self, kill_at};
-use crate::support::asterisk::{Options, Step};
-use crate::support::lab::Folder;
-use crate::support::portal::Settings;
-use crate::support::{Asterisk, Phone, Portal, secs, wait_until};
+use support::asterisk::{Options, Step};
+use support::lab::Folder;
+use support::portal::Settings;
+use support::{Asterisk, Phone, Portal, secs, wait_until};
 
 /// Columns of a listing of Asterisk's queues.
 const PROCESSED: usize = 1;

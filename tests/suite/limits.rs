@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::fixtures::{SetWhenDropped, sqlite, without_asterisk};
-use crate::support::portal::{Settings, raw_post};
-use crate::support::process::{Signal, command_as, run_within};
-use crate::support::{Asterisk, Portal, lab, secs, wait_until};
+use support::portal::{Settings, raw_post};
+use support::process::{Signal, command_as, run_within};
+use support::{Asterisk, Portal, lab, secs, wait_until};
 
 /// How long the portal waits for a first request's head, for a body, and until an answer is taken: src/api/server.rs.
 const HEAD_PATIENCE: Duration = secs(5);

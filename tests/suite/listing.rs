@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::fixtures::{Database, SetWhenDropped, id, psql, sqlite_file, unavailable, without_asterisk};
-use crate::support::lab::Folder;
-use crate::support::postgres::Options;
-use crate::support::process::Signal;
-use crate::support::{Portal, Postgres, secs};
+use support::lab::Folder;
+use support::postgres::Options;
+use support::process::Signal;
+use support::{Portal, Postgres, secs};
 
 /// Two portals on one database.
 struct Two {

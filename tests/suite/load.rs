@@ -1,7 +1,6 @@
 //! 64 clients on two processes for half a minute, on each database, with applies all the while.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -10,7 +9,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::fixtures::{Database, SetWhenDropped, account, id, try_apply, without_asterisk};
-use crate::support::{Asterisk, Portal, lab, secs, wait_until};
+use support::figures::Usage;
+use support::{Asterisk, Portal, lab, secs, wait_until};
 
 const CLIENTS: usize = 64;
 
@@ -85,8 +85,12 @@ fn sixteen_writers_beside_eight_readers_of_sqlite_are_each_answered() {
     assert!(listed.into_inner() > 100, "the readers were held up");
 }
 
+fn usage(portal: &Portal) -> Usage {
+    Usage::of(portal.pid())
+}
+
 fn load(asterisk: &Asterisk, portals: [&Portal; 2]) {
-    let idle = portals.map(Usage::of);
+    let idle = portals.map(usage);
     let started = Instant::now();
     // Number and id of every user that is there for sure.
     let there = Mutex::new(BTreeMap::new());
@@ -112,16 +116,16 @@ fn load(asterisk: &Asterisk, portals: [&Portal; 2]) {
             });
         }
         thread::sleep(WARM);
-        portals.map(Usage::of)
+        portals.map(usage)
     });
     let (writes, applies) = (writes.into_inner(), applies.into_inner());
     assert!(writes > 1000 && applies > 5, "{writes} writes and {applies} applies are no load");
     for ((idle, warm), portal) in idle.iter().zip(&warm).zip(portals) {
         wait_until(secs(10), "only the connections to the database are held", || {
-            Usage::of(portal).handles <= idle.handles + CONNECTIONS
+            usage(portal).handles <= idle.handles + CONNECTIONS
         });
-        let later = Usage::of(portal).kibibytes;
-        assert!(later <= warm.kibibytes * 5 / 4 + 4096, "memory grows: {warm:?}, then {later}");
+        let later = usage(portal).memory;
+        assert!(later <= warm.memory * 1.25 + 4.0, "memory grows: {warm:?}, then {later}");
         assert!(!portal.log().contains(" ERROR "), "{}", portal.log());
     }
 
@@ -184,19 +188,5 @@ fn one_client(
         }
         writes.fetch_add(u64::from(step % 10 != 0), Ordering::Relaxed);
         thread::sleep(BETWEEN_REQUESTS);
-    }
-}
-
-/// What a process holds.
-#[derive(Debug)]
-struct Usage {
-    kibibytes: u64,
-    handles: usize,
-}
-
-impl Usage {
-    fn of(portal: &Portal) -> Self {
-        let handles = fs::read_dir(format!("/proc/{}/fd", portal.pid())).expect("its handles");
-        Self { kibibytes: portal.memory("VmRSS"), handles: handles.count() }
     }
 }

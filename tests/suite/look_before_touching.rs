@@ -8,10 +8,10 @@ use std::process::Command;
 use serde_json::json;
 
 use crate::fixtures::{account, failed_apply, host, left_overs, registrations};
-use crate::support::lab::{self, User};
-use crate::support::portal::Settings;
-use crate::support::sipp::{Called, Phones, call};
-use crate::support::{Asterisk, Portal, asterisk, strace};
+use support::lab::{self, User};
+use support::portal::Settings;
+use support::sipp::{Called, Phones, call};
+use support::{Asterisk, Portal, asterisk, strace};
 
 /// An apply that must fail with these words and change nothing.
 pub fn refused(asterisk: &Asterisk, portal: &Portal, words: &[&str]) {

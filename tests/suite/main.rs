@@ -1,8 +1,5 @@
 //! The suite: by capability, on a real Asterisk, real PostgreSQL and SQLite, real SIP phones.
 
-#[path = "../support/mod.rs"]
-mod support;
-
 // A whole server takes longest, so these begin first: tests begin in the order of their names.
 #[path = "from_source.rs"]
 mod a_server_from_source;

@@ -1,8 +1,8 @@
 //! The loop that must always work: create a user, apply, the phone registers and calls.
 
 use crate::fixtures::{Database, account, id, registrations, serves};
-use crate::support::sipp::{Called, Phones, call, register};
-use crate::support::{Asterisk, Portal};
+use support::sipp::{Called, Phones, call, register};
+use support::{Asterisk, Portal};
 
 #[test]
 fn on_sqlite() {

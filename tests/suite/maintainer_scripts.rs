@@ -1,8 +1,8 @@
 //! The package's maintainer scripts run as root in a folder that Debian gives to Asterisk's user. Whatever that user does there
 //! meanwhile, they change nothing elsewhere.
 
-use crate::support::machine::run_unbooted;
-use crate::support::secs;
+use support::machine::run_unbooted;
+use support::secs;
 
 /// `postinst` and `postrm`, in turns, under attack.
 const RACE: &str = include_str!("maintainer_scripts.sh");

@@ -2,10 +2,10 @@
 
 use crate::fixtures::{account, host};
 use crate::look_before_touching::refused;
-use crate::support::portal::Settings;
-use crate::support::sipp::{Call, Called, Phones};
-use crate::support::{Asterisk, Portal, secs, wait_until};
 use crate::table::Table;
+use support::portal::Settings;
+use support::sipp::{Call, Called, Phones};
+use support::{Asterisk, Portal, secs, wait_until};
 
 /// The modules that an apply and a check name, in their order.
 fn named(asterisk: &Asterisk, portal: &Portal) -> Vec<String> {

@@ -14,8 +14,8 @@ use proptest::test_runner::TestRunner;
 use serde_json::{Value, json};
 
 use crate::fixtures::{account, host, sqlite, without_asterisk};
-use crate::support::Portal;
-use crate::support::sipp::{Called, Phones, call};
+use support::Portal;
+use support::sipp::{Called, Phones, call};
 
 /// Everything that means something to Asterisk, to SIP, to a shell or to a display. `FILE` must never be made.
 const NASTY: [&str; 30] = [

@@ -4,10 +4,10 @@ use std::fs;
 use std::path::Path;
 
 use crate::fixtures::account;
-use crate::support::portal::Settings;
-use crate::support::sipp::{Called, Link, Phones, call};
-use crate::support::{Asterisk, Portal, asterisk};
 use crate::table::between;
+use support::portal::Settings;
+use support::sipp::{Called, Link, Phones, call};
+use support::{Asterisk, Portal, asterisk};
 
 /// The lines of a transport in a document, without the signs that make them comments.
 fn transport(document: &str, before: &str) -> String {

@@ -6,10 +6,10 @@ use std::fs;
 use serde_json::Value;
 
 use crate::fixtures::{account, failed_apply, host, id, registered, try_apply};
-use crate::support::process::Signal;
-use crate::support::sipp::{Called, Phones, call, register};
-use crate::support::strace::Call;
-use crate::support::{Asterisk, Portal, secs, strace, wait_until};
+use support::process::Signal;
+use support::sipp::{Called, Phones, call, register};
+use support::strace::Call;
+use support::{Asterisk, Portal, secs, strace, wait_until};
 
 /// A few users with registered phones.
 struct Scene {

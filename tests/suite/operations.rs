@@ -11,9 +11,9 @@ use serde_json::Value;
 use crate::fixtures::{account, id};
 use crate::from_source;
 use crate::package::package;
-use crate::support::portal::Settings;
-use crate::support::process::run_within;
-use crate::support::{Machine, Portal, secs};
+use support::portal::Settings;
+use support::process::run_within;
+use support::{Machine, Portal, secs};
 
 /// Commands of a document, with the heading that they stand under.
 pub struct Commands {

@@ -4,9 +4,9 @@
 use std::fs;
 
 use crate::fixtures::{account, failed_apply, script};
-use crate::support::lab::Folder;
-use crate::support::portal::Settings;
-use crate::support::{Asterisk, Portal};
+use support::lab::Folder;
+use support::portal::Settings;
+use support::{Asterisk, Portal};
 
 /// Another value of an option that Asterisk takes; none for what it does not show.
 fn other(name: &str, value: &str) -> Option<String> {

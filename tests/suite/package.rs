@@ -9,10 +9,10 @@ use serde_json::Value;
 
 use crate::contributing::in_a_developers_shell;
 use crate::fixtures::{TWO_OF_ONE_NAME, account, failed_apply, id};
-use crate::support::portal::Settings;
-use crate::support::process::run_within;
-use crate::support::sipp::{Call, Called, Phones, call};
-use crate::support::{Machine, Portal, lab, secs, wait_until};
+use support::portal::Settings;
+use support::process::run_within;
+use support::sipp::{Call, Called, Phones, call};
+use support::{Machine, Portal, lab, secs, wait_until};
 
 const SIP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 5060);
 const ENDPOINTS: &str = "/etc/asterisk/pjsip.d/synergycall/generated_endpoints.conf";

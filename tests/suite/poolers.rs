@@ -6,9 +6,9 @@ use std::thread;
 use serde_json::json;
 
 use crate::fixtures::{account, id, try_apply, without_asterisk};
-use crate::support::pooler::{PgBouncer, Release, database_of};
-use crate::support::portal::{Settings, run};
-use crate::support::{Asterisk, Portal, Postgres, postgres};
+use support::pooler::{PgBouncer, Release, database_of};
+use support::portal::{Settings, run};
+use support::{Asterisk, Portal, Postgres, postgres};
 
 /// Two portals with eight clients each, an apply at once and a migration in between; fewer server connections than clients.
 fn works(release: Release, mode: &str) {

@@ -9,10 +9,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::fixtures::{SetWhenDropped, TWO_OF_ONE_NAME, account, host, id, psql, serves, without_asterisk};
-use crate::support::inotify::Observer;
-use crate::support::portal::Settings;
-use crate::support::sipp::{Called, Phones};
-use crate::support::{Asterisk, Portal, Postgres};
+use support::inotify::Observer;
+use support::portal::Settings;
+use support::sipp::{Called, Phones};
+use support::{Asterisk, Portal, Postgres};
 
 #[test]
 fn file_based_asterisk_needs_neither_the_portal_nor_its_database() {

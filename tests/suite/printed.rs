@@ -3,9 +3,9 @@
 use serde_json::Value;
 
 use crate::fixtures::{failed_apply, host, script, sqlite, sqlite_file};
-use crate::support::lab::Folder;
-use crate::support::portal::Settings;
-use crate::support::{Asterisk, Portal};
+use support::lab::Folder;
+use support::portal::Settings;
+use support::{Asterisk, Portal};
 
 /// The most memory that the portal ever used, in MiB.
 fn peak(portal: &Portal) -> u64 {

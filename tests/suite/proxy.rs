@@ -5,10 +5,10 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::fixtures::answers;
-use crate::support::lab::{Folder, Ports};
-use crate::support::portal::Settings;
-use crate::support::process::{Process, run_within};
-use crate::support::{Asterisk, Portal, secs, wait_until};
+use support::lab::{Folder, Ports};
+use support::portal::Settings;
+use support::process::{Process, run_within};
+use support::{Asterisk, Portal, secs, wait_until};
 
 /// An nginx with this server, and its files in a folder.
 pub fn nginx(folder: &Folder, server: &str) -> Process {

@@ -9,10 +9,10 @@ use std::process::Command;
 use regex::Regex;
 
 use crate::fixtures::{account, host};
-use crate::support::manager::Manager;
-use crate::support::process::Process;
-use crate::support::sipp::{Called, Phones};
-use crate::support::{Asterisk, Phone, secs, wait_until};
+use support::manager::Manager;
+use support::process::Process;
+use support::sipp::{Called, Phones};
+use support::{Asterisk, Phone, secs, wait_until};
 
 /// An administrator's own, beside ours.
 const PJSIP: &str = "

@@ -7,13 +7,13 @@ use std::path::PathBuf;
 use std::thread;
 
 use crate::fixtures::{account, evicted, failed_apply, host, id, registrations, script, try_apply};
-use crate::support::asterisk::{Options, Step};
-use crate::support::lab::Folder;
-use crate::support::portal::Settings;
-use crate::support::process::Signal;
-use crate::support::sipp::{Called, Phones};
-use crate::support::strace;
-use crate::support::{Asterisk, Phone, Portal, secs, wait_until};
+use support::asterisk::{Options, Step};
+use support::lab::Folder;
+use support::portal::Settings;
+use support::process::Signal;
+use support::sipp::{Called, Phones};
+use support::strace;
+use support::{Asterisk, Phone, Portal, secs, wait_until};
 
 /// Each user makes reloads and listings longer.
 const USERS: usize = 300;

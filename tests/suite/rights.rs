@@ -3,10 +3,10 @@
 use serde_json::Value;
 
 use crate::fixtures::{unavailable, without_asterisk};
-use crate::support::pooler::database_of;
-use crate::support::portal::run;
-use crate::support::postgres::{self, Options, psql};
-use crate::support::{Portal, Postgres};
+use support::pooler::database_of;
+use support::portal::run;
+use support::postgres::{self, Options, psql};
+use support::{Portal, Postgres};
 
 /// A start and `check` say these words about the database; gives the SQL after `run: `.
 #[track_caller]

@@ -6,9 +6,9 @@ use std::fs;
 use serde_json::{Value, json};
 
 use crate::fixtures::{Database, account, id, left_overs, psql, sqlite};
-use crate::support::portal::Settings;
-use crate::support::strace::{self, Call};
-use crate::support::{Answer, Asterisk, Portal, Postgres, secs, wait_until};
+use support::portal::Settings;
+use support::strace::{self, Call};
+use support::{Answer, Asterisk, Portal, Postgres, secs, wait_until};
 
 /// Options of strace for all threads of a process, but not for the programs that it starts: strace counts calls by thread, so a
 /// fault at a thread's second call would hit `asterisk -rx` as well.

@@ -4,10 +4,10 @@
 use serde_json::{Value, json};
 
 use crate::fixtures::{answers, host};
-use crate::support::lab::{BROWSER, Folder, dir, make_dir, write_file};
-use crate::support::portal::Settings;
-use crate::support::process::{command_as, run_within};
-use crate::support::{Asterisk, Portal, secs};
+use support::lab::{BROWSER, Folder, dir, make_dir, write_file};
+use support::portal::Settings;
+use support::process::{command_as, run_within};
+use support::{Asterisk, Portal, secs};
 
 #[test]
 fn contract_holds() {

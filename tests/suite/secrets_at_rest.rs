@@ -12,12 +12,12 @@ use serde_json::json;
 
 use crate::fixtures::{SetWhenDropped, id};
 use crate::scenes::ALL_BUT_PROGRAMS;
-use crate::support::inotify::Observer;
-use crate::support::lab::{self, Folder, Ports};
-use crate::support::portal::{Settings, portal_command, run};
-use crate::support::postgres::Options;
-use crate::support::process::{Process, Signal, command_as, run_within};
-use crate::support::{Asterisk, Portal, Postgres, secs, strace, wait_until};
+use support::inotify::Observer;
+use support::lab::{self, Folder, Ports};
+use support::portal::{Settings, portal_command, run};
+use support::postgres::Options;
+use support::process::{Process, Signal, command_as, run_within};
+use support::{Asterisk, Portal, Postgres, secs, strace, wait_until};
 
 /// Every mode in which each file of these folders was ever seen, until `done`.
 fn watch(folders: &[PathBuf], done: &AtomicBool) -> BTreeMap<PathBuf, BTreeSet<u32>> {

@@ -8,10 +8,10 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::fixtures::without_asterisk;
-use crate::support::lab::{BROWSER, PORTAL, Ports, User};
-use crate::support::portal::{Settings, portal_command, run};
-use crate::support::process::run_within;
-use crate::support::{Portal, secs};
+use support::lab::{BROWSER, PORTAL, Ports, User};
+use support::portal::{Settings, portal_command, run};
+use support::process::run_within;
+use support::{Portal, secs};
 
 #[test]
 fn an_invalid_setting_stops_the_start() {
@@ -86,10 +86,10 @@ fn an_invalid_setting_stops_the_start() {
 #[test]
 fn an_empty_token_stops_the_start() {
     let everywhere = Settings::default().with("PORTAL_LISTEN", "0.0.0.0:0");
-    let portal = crate::support::Portal::prepare(&Settings::default());
+    let portal = support::Portal::prepare(&Settings::default());
     let refused = |settings: &Settings| {
-        let mut command = crate::support::portal::portal_command(settings, portal.work_dir());
-        let output = crate::support::process::run_within(crate::support::secs(60), command.arg("serve"));
+        let mut command = support::portal::portal_command(settings, portal.work_dir());
+        let output = support::process::run_within(support::secs(60), command.arg("serve"));
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!((output.status.code(), stderr.lines().count()), (Some(2), 1), "{stderr}");
         assert!(stderr.contains("PORTAL_API_TOKEN is set but empty"), "{stderr}");
@@ -108,9 +108,9 @@ fn an_empty_token_stops_the_start() {
 
 #[test]
 fn the_command_line_comes_before_the_environment_and_that_before_the_file() {
-    let portal = crate::support::Portal::prepare(&Settings::default());
+    let portal = support::Portal::prepare(&Settings::default());
     let says = |arguments: &[&str], settings: &Settings| {
-        let mut command = crate::support::portal::portal_command(settings, portal.work_dir());
+        let mut command = support::portal::portal_command(settings, portal.work_dir());
         String::from_utf8_lossy(&command.args(arguments).output().expect("run it").stderr).into_owned()
     };
     std::fs::write(portal.work_dir().join(".env"), "PORTAL_LISTEN=from-the-file\nPORTAL_API_TOKEN='not a token'\n")

@@ -4,8 +4,8 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::thread;
 
 use crate::fixtures::{host, try_apply, without_asterisk};
-use crate::support::process::Signal;
-use crate::support::{Portal, secs, wait_until};
+use support::process::Signal;
+use support::{Portal, secs, wait_until};
 
 #[test]
 fn each_lets_an_apply_end_and_is_named_in_the_log() {

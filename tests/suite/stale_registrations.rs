@@ -6,10 +6,10 @@ use serde_json::Value;
 
 use crate::fixtures::{TWO_OF_ONE_NAME, account, evicted, failed_apply, host, id, registrations, sqlite};
 use crate::scenes::{Step, kill_at};
-use crate::support::asterisk::Options;
-use crate::support::portal::Settings;
-use crate::support::sipp::{Called, Link, Phones, call, register};
-use crate::support::{Asterisk, Portal, secs, wait_until};
+use support::asterisk::Options;
+use support::portal::Settings;
+use support::sipp::{Called, Link, Phones, call, register};
+use support::{Asterisk, Portal, secs, wait_until};
 
 /// A number whose owner has a phone, and somebody who calls it.
 struct Scene {

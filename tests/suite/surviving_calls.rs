@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use crate::fixtures::{account, evicted, host, id, registered};
-use crate::support::sipp::{Called, Phones, call};
-use crate::support::{Baresip, Portal, secs, wait_until};
+use support::sipp::{Called, Phones, call};
+use support::{Baresip, Portal, secs, wait_until};
 
 const PHONES: usize = 50;
 const APPLIES: usize = 20;

@@ -4,7 +4,7 @@ use std::process::Output;
 
 use serde_json::Value;
 
-use crate::support::portal::{Settings, run};
+use support::portal::{Settings, run};
 
 /// The result of `pbx-portal check --json`.
 #[derive(Debug)]

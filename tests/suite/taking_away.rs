@@ -6,9 +6,9 @@ use std::fs;
 use serde_json::Value;
 
 use crate::fixtures::{account, failed_apply, host, id, registrations};
-use crate::support::asterisk::Options;
-use crate::support::portal::Settings;
-use crate::support::{Asterisk, Phone, Portal, secs, wait_until};
+use support::asterisk::Options;
+use support::portal::Settings;
+use support::{Asterisk, Phone, Portal, secs, wait_until};
 
 /// A number with a registered phone, and somebody who calls it.
 struct Scene {

@@ -6,8 +6,8 @@ use std::sync::Mutex;
 use serde_json::json;
 
 use crate::fixtures::{Database, account, id, registrations};
-use crate::support::sipp::{Called, Phones, call};
-use crate::support::{Asterisk, Portal, secs, wait_until};
+use support::sipp::{Called, Phones, call};
+use support::{Asterisk, Portal, secs, wait_until};
 
 #[test]
 fn on_sqlite() {

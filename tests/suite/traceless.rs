@@ -5,8 +5,8 @@ use std::fs;
 use regex::Regex;
 
 use crate::fixtures::host;
-use crate::support::Asterisk;
-use crate::support::manager::Manager;
+use support::Asterisk;
+use support::manager::Manager;
 
 fn topics(asterisk: &Asterisk) -> usize {
     let shown = asterisk.rx("stasis show topics");

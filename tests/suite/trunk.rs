@@ -1,7 +1,7 @@
 //! The inbound trunk of docs/operations.md: its calls go through the portal's dialplan.
 
 use crate::fixtures::{account, host, id};
-use crate::support::Phone;
+use support::Phone;
 
 const PJSIP: &str = "
 [trunk]

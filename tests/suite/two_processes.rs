@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 
 use crate::fixtures::{Database, account, id, left_overs, psql, serves, sqlite_file, try_apply};
 use crate::scenes::whole;
-use crate::support::lab::{Folder, PORTAL, User, install_program, make_dir, write_file};
-use crate::support::portal::Settings;
-use crate::support::process::Signal;
-use crate::support::{Asterisk, Portal, secs, strace, wait_until};
+use support::lab::{Folder, PORTAL, User, install_program, make_dir, write_file};
+use support::portal::Settings;
+use support::process::Signal;
+use support::{Asterisk, Portal, secs, strace, wait_until};
 
 /// Two portals on one Asterisk and one database.
 struct Host {

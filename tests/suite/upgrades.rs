@@ -3,7 +3,7 @@
 use std::fs;
 
 use crate::fixtures::{account, evicted, host, registered};
-use crate::support::sipp::{Called, Phones, call};
+use support::sipp::{Called, Phones, call};
 
 /// What the former release's files lack.
 const NEW: [&str; 2] = ["send_diversion=no\n", ",i)"];

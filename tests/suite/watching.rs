@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use crate::support::portal::Settings;
-use crate::support::{Asterisk, Portal};
+use support::portal::Settings;
+use support::{Asterisk, Portal};
 
 #[test]
 fn one_line_a_request_and_one_a_step_with_their_ids() {

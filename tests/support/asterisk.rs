@@ -330,7 +330,7 @@ impl Asterisk {
         install_program(&wrapper, &self.bin());
         self.write_config("asterisk.conf", &root.asterisk_conf(&self.dir));
         if self.holds {
-            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/hold.c");
+            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("hold.c");
             let library = self.etc().join("hold.so");
             let mut compiler = Command::new("cc");
             compiler.args(["-shared", "-fPIC", "-o"]).arg(&library).arg(source);

@@ -166,7 +166,7 @@ exec unshare --pid --fork --kill-child --mount-proc="$2/root/proc" chroot "$2/ro
     let folder = disk();
     let mut command = with_disk(&folder, ENTER);
     command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
-    run_within(bound, command.arg(env!("CARGO_MANIFEST_DIR")).arg(script))
+    run_within(bound, command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).arg(script))
 }
 
 impl Drop for Machine {

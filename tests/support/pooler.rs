@@ -1,7 +1,6 @@
 //! Proxies in front of a PostgreSQL: PgBouncer, which lends connections, and HAProxy, which selects a server.
 
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 
 use super::asterisk::command_from_unstable;
@@ -77,8 +76,7 @@ pub struct HaProxy {
 impl HaProxy {
     /// Starts one with the configuration of `docs/operations.md`, in front of these two clusters.
     pub fn start(first: &Postgres, second: &Postgres) -> Self {
-        let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
-        let document = fs::read_to_string(document).expect("docs/operations.md");
+        let document = include_str!("../../docs/operations.md");
         let (_, configuration) = document.split_once("```haproxy\n").expect("a configuration");
         let (configuration, _) = configuration.split_once("```").expect("its end");
         let (folder, port) = (Folder::new("haproxy"), Ports::one());

@@ -1,6 +1,7 @@
 //! The portal itself: its binary, run as the user [`lab::PORTAL`] in a clean environment.
 
 use std::collections::BTreeMap;
+use std::env;
 use std::fs;
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream};
@@ -275,6 +276,13 @@ pub fn run(arguments: &[&str], settings: &Settings) -> Output {
     run_within(secs(60), portal_command(settings, folder.path()).args(arguments))
 }
 
+/// The program that cargo built beside the one that runs, whose folder is `deps`.
+fn built() -> PathBuf {
+    let program = env::current_exe().expect("the test program's path");
+    let folder = program.parent().and_then(Path::parent).expect("the folder of the profile");
+    folder.join("pbx-portal")
+}
+
 /// The command `pbx-portal` with exactly these settings.
 pub fn portal_command(settings: &Settings, work_dir: &Path) -> Command {
     command_through(lab::PORTAL, &[], settings, work_dir)
@@ -284,7 +292,7 @@ fn command_through(user: User, launcher: &[&str], settings: &Settings, work_dir:
     // A copy that the portal's user can run: the clone may lie in a home that is closed to others.
     static BINARY: LazyLock<PathBuf> = LazyLock::new(|| {
         let binary = lab::process_folder().join("pbx-portal");
-        install_program(Path::new(env!("CARGO_BIN_EXE_pbx-portal")), &binary);
+        install_program(&built(), &binary);
         binary
     });
     // Not for the program that becomes the portal's user: it is still root.

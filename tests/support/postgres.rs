@@ -64,6 +64,7 @@ impl Postgres {
     }
 
     /// A standby of this cluster, which the primary waits for at each commit from now on.
+    #[must_use]
     pub fn synchronous_standby(&self) -> Self {
         let standby = Self {
             folder: Folder::new("standby"),

@@ -306,5 +306,5 @@ fn read(folder: &Folder, name: &str) -> String {
 }
 
 fn scenario(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/sipp").join(format!("{name}.xml"))
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("sipp").join(format!("{name}.xml"))
 }

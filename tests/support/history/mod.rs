@@ -9,7 +9,6 @@
 
 mod world;
 
-use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,7 +16,7 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use serde_json::{Value, json};
 
-use super::{Answer, SetWhenDropped, secs, wait_until};
+use super::{Answer, SetWhenDropped, secs};
 use world::World;
 
 /// How many users come and go.
@@ -163,6 +162,11 @@ impl History {
             applies: 0,
             readers_return: false,
         }
+    }
+
+    /// Like [`History::new`], from a seed that nobody chose.
+    pub fn of_any_seed(url: Option<String>) -> Self {
+        Self::new(fastrand::u64(..), url)
     }
 
     /// Runs this many more steps.

@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::lab::Folder;
-use crate::support::portal::Settings;
-use crate::support::postgres::program;
-use crate::support::process::{Process, run_within};
-use crate::support::{Asterisk, Phone, Portal, secs};
+use crate::lab::Folder;
+use crate::portal::Settings;
+use crate::postgres::program;
+use crate::process::{Process, run_within};
+use crate::{Asterisk, Phone, Portal, secs};
 
 /// The callers: each keeps its number, and calls every other number.
-pub const CALLERS: usize = 2;
+const CALLERS: usize = 2;
 
 /// After this, Asterisk has committed what it wrote, or rolled it back.
 const COMMIT: Duration = Duration::from_millis(2500);

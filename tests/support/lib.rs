@@ -1,11 +1,11 @@
 //! The lab: a real Asterisk 22, real PostgreSQL, real SIP phones and the portal itself, each a process
 //! with a folder and ports of its own, so that tests run side by side. Drop ends each; if a test process is killed, its
 //! watchdog does ([`lab`]).
-#![allow(dead_code, unused_imports)] // every test program uses a part of it
 
 pub mod asterisk;
 pub mod baresip;
 pub mod chromium;
+pub mod figures;
 pub mod history;
 pub mod inotify;
 pub mod lab;
@@ -13,11 +13,12 @@ pub mod machine;
 pub mod manager;
 pub mod network;
 pub mod phone;
+pub mod plot;
 pub mod pooler;
 pub mod portal;
 pub mod postgres;
 pub mod process;
-pub mod sip;
+mod sip;
 pub mod sipp;
 pub mod strace;
 
