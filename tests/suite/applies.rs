@@ -5,9 +5,10 @@ use std::fs::{self, File};
 use serde_json::{Value, json};
 
 use crate::fixtures::{
-    Database, Reader, TWO_OF_ONE_NAME, account, failed_apply, host, id, left_overs, psql, script, serves, sqlite,
-    try_apply,
+    Database, Reader, TWO_OF_ONE_NAME, account, failed_apply, host, host_with_script, id, left_overs, psql, script,
+    serves, sql, sqlite, try_apply,
 };
+use crate::scenes::{Scene, apply_meanwhile};
 use support::lab::Folder;
 use support::portal::Settings;
 use support::process::Signal;
@@ -17,16 +18,9 @@ use support::{Asterisk, Portal, Postgres, asterisk, secs, wait_until};
 fn leaves_a_true_audit_row_on_both_databases() {
     let asterisk = Asterisk::start();
     for database in [Database::Sqlite, Database::Postgres] {
-        let url = Postgres::database();
-        let settings = Settings::of(&asterisk).with("PORTAL_HOST", "pbx-7");
-        let portal = match database {
-            Database::Sqlite => Portal::start(&settings),
-            Database::Postgres => Portal::start(&settings.with("DATABASE_URL", &url)),
-        };
-        let sql = |sql: &str| match database {
-            Database::Sqlite => sqlite(&portal, sql),
-            Database::Postgres => psql(&url, sql),
-        };
+        let (_folder, url) = database.shared();
+        let portal = Portal::start(&Settings::of(&asterisk).with("PORTAL_HOST", "pbx-7").with("DATABASE_URL", &url));
+        let sql = |statement: &str| sql(&url, statement);
         let applied = portal.apply("  Áine  ");
         let audit_id = applied["audit_log_id"].as_str().expect("an id");
         let row = |column: &str| sql(&format!("SELECT {column} FROM apply_audit_logs WHERE id = '{audit_id}'"));
@@ -133,10 +127,8 @@ fn of_an_emptied_database_warns_that_no_former_user_is_left() {
 
 #[test]
 fn after_one_that_left_all_numbers_to_nobody_warns_of_nobody() {
-    let (asterisk, folder) = (Asterisk::start(), Folder::new("script"));
     let fails = "case \"$2\" in pjsip*) test -e \"$here/fails\" && exit 1;; esac\nexec $asterisk \"$@\"\n";
-    let program = script(&asterisk, &folder, fails);
-    let portal = Portal::start(&Settings::of(&asterisk).with("ASTERISK_BIN", program.display()));
+    let (_asterisk, portal, folder) = host_with_script(fails);
     let former = ["alice", "bob"].map(|name| portal.create_user(name, &format!("{name}@example.com")));
     portal.apply("suite");
     for user in &former {
@@ -259,19 +251,16 @@ esac
 exec $asterisk \"$@\"
 ";
     let program = script(&asterisk, &folder, slow);
-    let settings = Settings::of(&asterisk).with("ASTERISK_BIN", program.display()).with("ASTERISK_TIMEOUT_SECS", 2);
-    let portal = Portal::start(&settings);
-    let former = portal.create_user("Former", "former@example.com");
-    portal.apply("suite");
-    portal.delete_user(id(&former));
-    portal.create_user("Owner", "owner@example.com");
+    let stage = Scene::at(asterisk).with("ASTERISK_BIN", program.display()).with("ASTERISK_TIMEOUT_SECS", 2);
+    let mut scene = stage.begin();
+    scene.hand_over();
     fs::write(folder.path().join("slow"), "").expect("make it slow");
     // And a reader of Asterisk's database takes the rest of the time.
-    let reader = Reader::start(&asterisk, 1, 60.0, 0.0);
-    failed_apply(&portal, &["Asterisk is too slow", "given up after 10 s"]);
+    let reader = Reader::start(&scene.asterisk, 1, 60.0, 0.0);
+    failed_apply(&scene.portal, &["Asterisk is too slow", "given up after 10 s"]);
     drop(reader);
     fs::remove_file(folder.path().join("slow")).expect("make it fast again");
-    portal.apply("suite");
+    scene.portal.apply("suite");
 }
 
 #[test]
@@ -281,20 +270,9 @@ fn a_last_audit_write_that_fails_is_reported_and_retried() {
     let url = cluster.new_database();
     let portal = Portal::start(&Settings::of(&asterisk).with("DATABASE_URL", &url));
     let user = portal.create_user("Alice", "alice@example.com");
-    asterisk.signal(Signal::STOP);
-    std::thread::scope(|scope| {
-        let applying = scope.spawn(|| try_apply(&portal));
-        wait_until(secs(10), "the users are read", || portal.log().contains("step=\"snapshot\""));
-        cluster.stop();
-        asterisk.signal(Signal::CONT);
-        let answer = applying.join().expect("an answer");
-        assert_eq!(answer.status, 500, "{}", answer.text);
-        assert!(
-            answer.json["message"].as_str().is_some_and(|message| message.contains("Asterisk serves the new state")),
-            "{}",
-            answer.text
-        );
-    });
+    let (answer, ()) = apply_meanwhile(&asterisk, &portal, || cluster.stop());
+    let message = answer.json["message"].as_str().unwrap_or_default();
+    assert!(answer.status == 500 && message.contains("Asterisk serves the new state"), "{}", answer.text);
     assert!(serves(&asterisk, &account(&user).0));
     let refused = try_apply(&portal);
     assert_eq!((refused.status, refused.json["error"].as_str()), (503, Some("Database unavailable")));

@@ -6,12 +6,9 @@ use std::thread::scope;
 
 use serde_json::{Value, json};
 
-use crate::fixtures::{Database, account, failed_apply, id, left_overs, psql, registrations, sqlite, try_apply};
-use crate::scenes::{Selection, Succession};
+use crate::fixtures::{Database, evicted, failed_apply, left_overs, try_apply};
+use crate::scenes::{Scene, Selection, apply_meanwhile};
 use support::lab::{Folder, PORTAL, write_file};
-use support::portal::Settings;
-use support::process::Signal;
-use support::sipp::{Called, Phones, call, register};
 use support::{Answer, Asterisk, Portal, Postgres, postgres, secs, wait_until};
 
 /// The threads and files of a portal's writes to SQLite.
@@ -26,7 +23,7 @@ fn to_postgres(portal: &Portal) -> Selection {
     Selection(portal.pid(), Vec::new())
 }
 
-type Check = fn(&Succession, Option<&Answer>, &str);
+type Check = fn(&Scene, Option<&Answer>, &str);
 
 /// The fault at each write to the file and its journal, of whatever kind.
 fn at_each_write_to_sqlite(fault: &str, check: Check) {
@@ -35,18 +32,19 @@ fn at_each_write_to_sqlite(fault: &str, check: Check) {
 }
 
 fn at_each_of_sqlite(calls: &[&str], fault: &str, check: Check) {
-    let mut scene = Succession::on(Database::Sqlite);
+    let mut scene = Scene::at(Asterisk::start()).among(0).begin();
     let points: usize = calls.iter().map(|name| scene.at_each(name, fault, to_sqlite, check)).sum();
     assert!(points >= 6, "two commits of a page and a flush at least: {points}");
 }
 
 fn at_each_write_to_postgres(fault: &str, check: Check) {
-    let points = Succession::on(Database::Postgres).at_each("sendto", fault, to_postgres, check);
+    let mut scene = Scene::at(Asterisk::start()).on(Database::Postgres).among(0).begin();
+    let points = scene.at_each("sendto", fault, to_postgres, check);
     assert!(points >= 7, "two transactions and a query between them: {points}");
 }
 
 /// A write fails: whatever is answered is what the row says, if not at once.
-fn told_and_made_up_for(scene: &Succession, answer: Option<&Answer>, point: &str) {
+fn told_and_made_up_for(scene: &Scene, answer: Option<&Answer>, point: &str) {
     let answer = answer.unwrap_or_else(|| panic!("{point}: no answer"));
     let point = format!("{point}: {}", answer.text);
     let becomes = |row: &str| {
@@ -82,7 +80,7 @@ fn told_and_made_up_for(scene: &Succession, answer: Option<&Answer>, point: &str
 }
 
 /// The service is killed: the row is what is true of an apply that was interrupted, or ended.
-fn true_after_a_kill(scene: &Succession, answer: Option<&Answer>, point: &str) {
+fn true_after_a_kill(scene: &Scene, answer: Option<&Answer>, point: &str) {
     scene.killed(answer, point);
     let row = scene.row();
     let is_true = match row.split(' ').next() {
@@ -102,7 +100,7 @@ fn errors_of_the_disk_at_each_write_to_sqlite() {
 #[test]
 fn sigkill_and_sigterm_at_each_write_to_sqlite() {
     at_each_write_to_sqlite("signal=KILL", true_after_a_kill);
-    at_each_write_to_sqlite("signal=TERM", Succession::stopped_after_success);
+    at_each_write_to_sqlite("signal=TERM", Scene::stopped_after_success);
 }
 
 #[test]
@@ -113,50 +111,33 @@ fn errors_of_the_socket_at_each_write_to_postgres() {
 #[test]
 fn sigkill_and_sigterm_at_each_write_to_postgres() {
     at_each_write_to_postgres("signal=KILL", true_after_a_kill);
-    at_each_write_to_postgres("signal=TERM", Succession::stopped_after_success);
+    at_each_write_to_postgres("signal=TERM", Scene::stopped_after_success);
 }
 
-/// A portal on a PostgreSQL of its own, which serves Alice; Bob waits for the next apply.
-struct Stoppable {
-    asterisk: Asterisk,
-    cluster: Postgres,
-    url: String,
-    portal: Portal,
+/// A number that changes hands with the next apply, on a PostgreSQL that can be stopped.
+fn stoppable() -> (Scene, Postgres) {
+    let options = postgres::Options { conf: "max_prepared_transactions = 1\n".into(), ..postgres::Options::default() };
+    let cluster = Postgres::start(&options);
+    let mut scene = Scene::at(Asterisk::start()).on_url(cluster.new_database()).begin();
+    scene.next_owner();
+    (scene, cluster)
 }
 
-impl Stoppable {
-    fn start() -> Self {
-        let options =
-            postgres::Options { conf: "max_prepared_transactions = 1\n".into(), ..postgres::Options::default() };
-        let (asterisk, cluster) = (Asterisk::start(), Postgres::start(&options));
-        let url = cluster.new_database();
-        let portal = Portal::start(&Settings::of(&asterisk).with("DATABASE_URL", &url));
-        portal.create_user("Alice", "alice@example.com");
-        portal.apply("suite");
-        portal.create_user("Bob", "bob@example.com");
-        psql(&url, "DELETE FROM apply_audit_logs");
-        Self { asterisk, cluster, url, portal }
-    }
-
-    /// What the two files say.
-    fn files(&self) -> [String; 2] {
-        [self.asterisk.endpoints_file(), self.asterisk.routing_file()]
-            .map(|file| fs::read_to_string(file).expect("a generated file"))
-    }
-
-    fn row(&self) -> String {
-        psql(&self.url, "SELECT id || ' ' || outcome || ' ' || coalesce(error_details, '') FROM apply_audit_logs")
-    }
+/// Whether the audit row of this answer begins like this.
+fn row_says(scene: &Scene, answer: &Value, text: &str) -> bool {
+    let id = answer["audit_log_id"].as_str().expect("an id");
+    let row = format!("SELECT outcome || ' ' || error_details FROM apply_audit_logs WHERE id = '{id}'");
+    scene.sql(&row).starts_with(text)
 }
 
 #[test]
 fn stopped_before_the_first_write_nothing_is_touched() {
-    let scene = Stoppable::start();
+    let (scene, cluster) = stoppable();
     let before = scene.files();
-    scene.cluster.stop();
+    cluster.stop();
     let answer = try_apply(&scene.portal);
     assert_eq!((answer.status, answer.json["error"].as_str()), (503, Some("Database unavailable")));
-    scene.cluster.boot();
+    cluster.boot();
     assert_eq!((scene.row().as_str(), scene.files()), ("", before));
     assert_eq!(left_overs(&scene.asterisk), [""; 0]);
     assert_eq!(scene.portal.apply("suite")["users_applied"].as_u64(), Some(2));
@@ -164,9 +145,9 @@ fn stopped_before_the_first_write_nothing_is_touched() {
 
 #[test]
 fn a_first_write_that_is_not_confirmed_touches_nothing_and_its_row_says_so_when_it_can() {
-    let scene = Stoppable::start();
+    let (scene, cluster) = stoppable();
     let before = scene.files();
-    let standby = scene.cluster.synchronous_standby();
+    let standby = cluster.synchronous_standby();
     standby.stop();
     let answer = try_apply(&scene.portal);
     assert!(
@@ -177,7 +158,7 @@ fn a_first_write_that_is_not_confirmed_touches_nothing_and_its_row_says_so_when_
     assert_eq!((scene.row().as_str(), scene.files()), ("", before.clone()));
     standby.boot();
     wait_until(secs(60), "the row is completed", || {
-        scene.row().contains(" failure the database did not confirm this row")
+        scene.row().starts_with("failure the database did not confirm this row")
     });
     assert!(scene.row().contains("nothing was touched") && scene.files() == before, "{}", scene.row());
     assert_eq!(scene.portal.apply("suite")["users_applied"].as_u64(), Some(2));
@@ -185,52 +166,43 @@ fn a_first_write_that_is_not_confirmed_touches_nothing_and_its_row_says_so_when_
 
 #[test]
 fn stopped_before_the_snapshot_nothing_is_touched_and_the_row_says_so_when_it_can() {
-    let scene = Stoppable::start();
+    let (scene, cluster) = stoppable();
     let before = scene.files();
     // A prepared transaction keeps its lock while the server stops; a session's would be gone a moment before the apply's own.
-    psql(&scene.url, "BEGIN; LOCK TABLE users IN ACCESS EXCLUSIVE MODE; PREPARE TRANSACTION 'lock'");
+    scene.sql("BEGIN; LOCK TABLE users IN ACCESS EXCLUSIVE MODE; PREPARE TRANSACTION 'lock'");
     let waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'users'::regclass AND NOT granted";
     let answer = scope(|threads| {
         let applying = threads.spawn(|| failed_apply(&scene.portal, &["the users can't be read"]));
-        wait_until(secs(10), "the apply waits for the table", || psql(&scene.url, waiting) == "1");
-        scene.cluster.stop();
+        wait_until(secs(10), "the apply waits for the table", || scene.sql(waiting) == "1");
+        cluster.stop();
         applying.join().expect("an answer")
     });
     assert_eq!((&answer["files_written"], scene.files()), (&json!([]), before));
-    scene.cluster.boot();
-    let row = format!("{} failure the users can't be read", answer["audit_log_id"].as_str().expect("an id"));
+    cluster.boot();
+    let completed = || row_says(&scene, &answer, "failure the users can't be read");
     // The session that the server ended last may have completed the row before.
     let says_so =
         answer["error_details"].as_str().is_some_and(|text| text.contains("the audit row says \"interrupted\""));
-    assert!(says_so || scene.row().starts_with(&row), "{answer}");
-    wait_until(secs(20), "the row is completed", || scene.row().starts_with(&row));
-    psql(&scene.url, "ROLLBACK PREPARED 'lock'");
+    assert!(says_so || completed(), "{answer}");
+    wait_until(secs(20), "the row is completed", completed);
+    scene.sql("ROLLBACK PREPARED 'lock'");
     assert_eq!(scene.portal.apply("suite")["users_applied"].as_u64(), Some(2));
 }
 
 #[test]
 fn a_service_that_stops_before_the_row_can_be_completed_leaves_it_interrupted() {
-    let scene = Stoppable::start();
-    scene.asterisk.signal(Signal::STOP);
-    let logged = scene.portal.log().len();
-    let answer = scope(|threads| {
-        let applying = threads.spawn(|| try_apply(&scene.portal));
-        wait_until(secs(10), "the users are read", || scene.portal.log()[logged..].contains("step=\"snapshot\""));
-        scene.cluster.stop();
-        scene.asterisk.signal(Signal::CONT);
-        applying.join().expect("an answer")
-    });
+    let (scene, cluster) = stoppable();
+    let (answer, ()) = apply_meanwhile(&scene.asterisk, &scene.portal, || cluster.stop());
     assert!(answer.status == 500 && answer.text.contains("Asterisk serves the new state"), "{}", answer.text);
     assert!(scene.portal.stop().success());
-    scene.cluster.boot();
-    let row = format!("{} failure interrupted", answer.json["audit_log_id"].as_str().expect("an id"));
-    assert!(scene.row().starts_with(&row), "{}", scene.row());
+    cluster.boot();
+    assert!(row_says(&scene, &answer.json, "failure interrupted"), "{}", scene.row());
     scene.portal.boot();
     assert_eq!(scene.portal.apply("suite")["users_applied"].as_u64(), Some(2));
 }
 
 #[test]
-fn a_clock_that_goes_back_a_year_between_and_during_applies() {
+fn a_clock_that_goes_back_a_year_between_and_during_applies_changes_nothing() {
     let asterisk = Asterisk::start();
     let folder = Folder::new("clock");
     let clock = folder.path().join("clock");
@@ -241,47 +213,24 @@ fn a_clock_that_goes_back_a_year_between_and_during_applies() {
         .flatten()
         .map(|entry| entry.path().join("faketime/libfaketimeMT.so.1"));
     let library = library.into_iter().find(|path| path.exists()).expect("libfaketime is installed: run `make setup`");
-    let portal = Portal::start(
-        &Settings::of(&asterisk)
-            .with("LD_PRELOAD", library.display())
-            .with("FAKETIME_TIMESTAMP_FILE", clock.display())
-            .with("FAKETIME_NO_CACHE", 1)
-            // A clock that is set does not move the monotonic one.
-            .with("FAKETIME_DONT_FAKE_MONOTONIC", 1),
-    );
+    let stage =
+        Scene::at(asterisk).with("LD_PRELOAD", library.display()).with("FAKETIME_TIMESTAMP_FILE", clock.display());
+    // A clock that is set does not move the monotonic one.
+    let mut scene = stage.with("FAKETIME_NO_CACHE", 1).with("FAKETIME_DONT_FAKE_MONOTONIC", 1).begin();
     let year =
         |user: &Value| user["created_at"].as_str().and_then(|time| time[..4].parse::<i32>().ok()).expect("a year");
-    let caller = account(&portal.create_user("Caller", "caller@example.com"));
-    let mut owner = portal.create_user("Owner", "owner@example.com");
-    let this_year = year(&owner);
-    portal.apply("suite");
+    let this_year = year(&scene.owner);
 
     // Between two applies, and while one waits for Asterisk: back, and forward again.
     for (between, during) in [("-365d", "-365d"), ("-365d", "-730d"), ("-730d", "+0"), ("+0", "-365d")] {
-        let (number, old_secret) = account(&owner);
-        let old_phone = Phones::register(&asterisk, &[(&number, &old_secret)], Called::Answer);
-        assert_eq!(call(&asterisk, (&caller.0, &caller.1), &number), 200);
-        let rung = old_phone.requests("INVITE", &number);
+        let old = scene.phone();
         set(between);
-        portal.delete_user(id(&owner));
-        owner = portal.create_user("Owner", "owner@example.com");
-        assert_eq!(year(&owner) < this_year, between != "+0", "the clock of the portal is set: {owner}");
-        sqlite(&portal, "DELETE FROM apply_audit_logs");
-
-        asterisk.signal(Signal::STOP);
-        let logged = portal.log().len();
-        scope(|threads| {
-            let applying = threads.spawn(|| portal.apply("suite"));
-            wait_until(secs(10), "the users are read", || portal.log()[logged..].contains("step=\"snapshot\""));
-            set(during);
-            asterisk.signal(Signal::CONT);
-            let applied = applying.join().expect("an answer");
-            assert_eq!(applied["registrations_evicted"].as_array().map(Vec::len), Some(1), "{applied}");
-        });
-        assert_eq!(sqlite(&portal, "SELECT outcome FROM apply_audit_logs"), "success");
-        assert_eq!((registrations(&asterisk, &number), call(&asterisk, (&caller.0, &caller.1), &number)), (0, 480));
-        assert_eq!(register(&asterisk, (&number, &old_secret)), 401);
-        assert_eq!(old_phone.requests("INVITE", &number), rung, "the old owner's phone is silent");
+        scene.next_owner();
+        assert_eq!(year(&scene.owner) < this_year, between != "+0", "the clock of the portal is set: {}", scene.owner);
+        let (applied, ()) = apply_meanwhile(&scene.asterisk, &scene.portal, || set(during));
+        assert_eq!(evicted(&applied.json), [scene.number.as_str()], "{}", applied.text);
+        assert_eq!(scene.row(), "success");
+        scene.is_out(&old, 480);
     }
-    assert!(portal.stop().success());
+    assert!(scene.portal.stop().success());
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::fixtures::{ALL, WRITES, all_are_there, created_during, psql, recovers, unavailable, without_asterisk};
+use crate::steps::{CONNECTS_AGAIN, MAYBE_WRITTEN};
 use support::lab::SmallDisk;
 use support::portal::{Settings, run};
 use support::postgres::{Options, postgres_user, program};
@@ -143,7 +144,7 @@ fn eleven_restarts_under_four_writers_lose_no_confirmed_user() {
     all_are_there(&portal, &created);
     // What was reported as unknown may be there too.
     let log = portal.log();
-    let unknown = log.matches("maybe_written=true").count();
+    let unknown = log.matches(MAYBE_WRITTEN).count();
     let there = portal.users().len();
     assert!(
         (created.len()..=created.len() + unknown).contains(&there),
@@ -269,7 +270,7 @@ fn a_start_waits_for_it_and_logs_that() {
     let url = cluster.new_database();
     cluster.stop();
     let portal = Portal::prepare(&settings(&url));
-    let told = || portal.log().matches("the database can't be used yet; trying again").count();
+    let told = || portal.log().matches(CONNECTS_AGAIN).count();
     thread::scope(|scope| {
         scope.spawn(|| portal.boot());
         wait_until(secs(20), "it tells so each second", || told() >= 3);

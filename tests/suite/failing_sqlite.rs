@@ -16,6 +16,7 @@ use crate::fixtures::{
     ALL, WRITES, all_are_there, created_during, id, recovers, sqlite, sqlite_file, unavailable, without_asterisk,
 };
 use crate::operations::commands;
+use crate::steps::{CONNECTS_AGAIN, FLUSH_THE_FILE, LOOK_AT_THE_FILE, WRITE_THE_SECOND_PAGE};
 use support::lab::{self, SmallDisk, User};
 use support::portal::run;
 use support::{Portal, secs, strace, wait_until};
@@ -25,6 +26,11 @@ const INSERTS: [&str; 2] = [ALL[0], ALL[3]];
 
 fn database(portal: &Portal) -> PathBuf {
     portal.data_dir().join("portal.db")
+}
+
+/// Options of strace for what all threads do with this file.
+fn of_file(file: &Path) -> [String; 3] {
+    ["-f".to_owned(), "-P".to_owned(), file.display().to_string()]
 }
 
 /// Another process that holds the lock until it is dropped.
@@ -174,8 +180,7 @@ fn a_restore_after_a_kill_in_the_middle_of_a_write_is_not_undone() {
     fs::copy(&file, &backup).expect("copy it");
     portal.create_user("Bob", "bob@example.com");
     let path = file.display().to_string();
-    let kill = ["-f", "-P", &path, "-e", "trace=pwrite64", "-e", "inject=pwrite64:signal=KILL:when=2"];
-    strace::under(portal.pid(), &kill, || {
+    strace::under(portal.pid(), &[&of_file(&file)[..], &WRITE_THE_SECOND_PAGE.inject("signal=KILL")].concat(), || {
         let body = json!({"name": "Carol", "email": "carol@example.com"});
         assert!(portal.try_request("POST", "/users", Some(&body)).is_err(), "it was killed");
     });
@@ -319,8 +324,8 @@ fn a_write_that_was_reported_as_failed_is_not_made_later() {
     assert_eq!(portal.users(), [&alice, &bob].map(Clone::clone));
 
     // Given up while it has the lock: its first look at what somebody else changed takes longer.
-    let file = database(&portal).display().to_string();
-    let slow = ["-P", &file, "-e", "trace=pread64", "-e", "inject=pread64:delay_enter=6s:when=1"];
+    let [_, of, file] = of_file(&database(&portal));
+    let slow = [&[of, file][..], &LOOK_AT_THE_FILE.inject("delay_enter=6s")].concat();
     for (operation, next) in [("POST /users", "first@example.com"), (&delete, "second@example.com")] {
         sqlite(&portal, "UPDATE tenants SET name = name || '.'");
         let ((), calls) = strace::under(writer(&portal), &slow, || {
@@ -340,8 +345,7 @@ fn a_write_that_was_reported_as_failed_is_not_made_later() {
 fn a_create_whose_flush_takes_too_long_is_reported_as_unknown_and_is_written() {
     let portal = Portal::start(&without_asterisk());
     portal.create_user("Alice", "alice@example.com");
-    let file = database(&portal).display().to_string();
-    let slow = ["-f", "-P", &file, "-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:delay_enter=6s:when=1"];
+    let slow = [&of_file(&database(&portal))[..], &FLUSH_THE_FILE.inject("delay_enter=6s")].concat();
     strace::under(portal.pid(), &slow, || {
         unavailable(&portal, &["POST /users"], "it is unknown whether the user was created");
         wait_until(secs(10), "it is done", || portal.users().len() == 2);
@@ -357,7 +361,7 @@ fn a_start_waits_for_its_lock_and_logs_that() {
     let locked = Locked::new(&database(&portal));
     thread::scope(|scope| {
         scope.spawn(|| portal.boot());
-        wait_until(secs(20), "it tells so", || portal.log().contains("the database can't be used yet; trying again"));
+        wait_until(secs(20), "it tells so", || portal.log().contains(CONNECTS_AGAIN));
         drop(locked);
     });
     portal.create_user("Alice", "alice@example.com");

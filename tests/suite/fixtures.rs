@@ -61,11 +61,43 @@ impl Database {
     }
 }
 
+/// Two portals on one fresh database.
+pub struct Pair {
+    pub portals: [Portal; 2],
+    pub url: String,
+    _folder: Folder,
+}
+
+impl Pair {
+    pub fn on(database: Database, settings: &Settings) -> Self {
+        let (folder, url) = database.shared();
+        let start = |name| Portal::start(&settings.clone().with("DATABASE_URL", &url).with("PORTAL_HOST", name));
+        Self { portals: ["one", "two"].map(start), url, _folder: folder }
+    }
+
+    pub fn sql(&self, statement: &str) -> String {
+        sql(&self.url, statement)
+    }
+}
+
 /// An Asterisk, and a portal of its own on SQLite.
 pub fn host() -> (Asterisk, Portal) {
     let asterisk = Asterisk::start();
     let portal = Portal::start(&Settings::of(&asterisk));
     (asterisk, portal)
+}
+
+/// An Asterisk, and a portal that runs this [`script`] instead of `asterisk`; the script's folder.
+pub fn host_with_script(body: &str) -> (Asterisk, Portal, Folder) {
+    let (asterisk, folder) = (Asterisk::start(), Folder::new("script"));
+    let program = script(&asterisk, &folder, body);
+    let portal = Portal::start(&Settings::of(&asterisk).with("ASTERISK_BIN", program.display()));
+    (asterisk, portal, folder)
+}
+
+/// Creates so many users, and returns them.
+pub fn crowd(portal: &Portal, count: usize) -> Vec<Value> {
+    (0..count).map(|index| portal.create_user("User", &format!("user{index}@example.com"))).collect()
 }
 
 /// Of a portal that is asked for nothing of Asterisk.
@@ -244,6 +276,19 @@ pub fn account(user: &Value) -> (String, String) {
 
 pub fn id(user: &Value) -> &str {
     user["id"].as_str().expect("an id")
+}
+
+/// The URL of the portal's default database.
+pub fn sqlite_url(portal: &Portal) -> String {
+    format!("sqlite://{}/portal.db", portal.data_dir().display())
+}
+
+/// Runs SQL on the database of this URL.
+pub fn sql(url: &str, sql: &str) -> String {
+    match url.strip_prefix("sqlite://") {
+        Some(file) => sqlite_file(Path::new(file), sql),
+        None => psql(url, sql),
+    }
 }
 
 /// Runs SQL on the portal's default database.

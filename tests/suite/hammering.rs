@@ -7,45 +7,34 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::fixtures::{SetWhenDropped, account, evicted, host, id, registrations};
-use crate::scenes::{Step, kill_at};
-use support::sipp::{Caller, HAMMERING_AT_ONCE, Phones, call};
-use support::{Asterisk, Phone, Portal, secs, wait_until};
+use crate::fixtures::{SetWhenDropped, crowd, evicted, registrations};
+use crate::scenes::Scene;
+use crate::steps::{FLUSH_GIVEN_ENDPOINTS, GIVE_ENDPOINTS, GIVE_ROUTING, kill_at};
+use support::sipp::{Caller, HAMMERING_AT_ONCE, Phones};
+use support::{secs, wait_until};
 
 /// Each user makes the reloads, and so the time in which something could go wrong, longer; without any, it is shortest.
 const OTHER_USERS: usize = 200;
 
-/// A number that gets another owner again and again.
-struct Scene {
-    asterisk: Asterisk,
-    portal: Portal,
-    caller: (String, String),
-    owner: Value,
-    number: String,
-}
+/// A server with other users, and a number that gets another owner again and again.
+struct Hammered(Scene);
 
-impl Scene {
-    fn new(other_users: usize) -> Self {
-        let (asterisk, portal) = host();
-        let caller = account(&portal.create_user("Caller", "caller@example.com"));
-        let owner = portal.create_user("Owner", "owner@example.com");
-        for index in 0..other_users {
-            portal.create_user("Other", &format!("other{index}@example.com"));
-        }
-        portal.apply("suite");
-        let number = account(&owner).0;
-        Self { asterisk, portal, caller, owner, number }
+impl Hammered {
+    fn among(other_users: usize) -> Self {
+        let scene = Scene::new();
+        crowd(&scene.portal, other_users);
+        scene.portal.apply("suite");
+        Self(scene)
     }
 
     /// The owner's phone hammers, somebody calls it without pause, and the number gets another owner.
     fn change_hands(&mut self) -> (Phones, Caller) {
-        let (number, secret) = account(&self.owner);
-        let phone = Phones::hammer(&self.asterisk, (&number, &secret));
-        let caller = Caller::start(&self.asterisk, (&self.caller.0, &self.caller.1), &number);
-        wait_until(secs(20), "the owner's phone rings", || phone.requests("INVITE", &number) >= 3);
-        self.portal.delete_user(id(&self.owner));
-        self.owner = self.portal.create_user("Next", &format!("{secret}@example.com"));
-        assert_eq!(account(&self.owner).0, number);
+        let Self(scene) = self;
+        let (number, caller) = (&scene.number, &scene.others[0]);
+        let phone = Phones::hammer(&scene.asterisk, (number, &scene.secret()));
+        let caller = Caller::start(&scene.asterisk, (&caller.number, &caller.secret), number);
+        wait_until(secs(20), "the owner's phone rings", || phone.requests("INVITE", number) >= 3);
+        scene.hand_over();
         (phone, caller)
     }
 
@@ -56,7 +45,7 @@ impl Scene {
         // One call at a time: what rang the phone has ended when the next call is refused.
         let calls = caller.calls();
         let refused = calls.iter().position(|(_, status)| *status == 480).expect("a refused call");
-        let arrivals = phone.arrivals("INVITE", &self.number);
+        let arrivals = phone.arrivals("INVITE", &self.0.number);
         assert!(arrivals.iter().all(|at| *at < calls[refused].0), "after {:?} it rings: {arrivals:?}", calls[refused]);
         // A challenge from before a reload is stale after it (401); a phone that is not SIPp answers the new one.
         let later: Vec<_> = calls[refused..].iter().map(|(_, status)| *status).collect();
@@ -67,7 +56,7 @@ impl Scene {
     /// Applies, and the old phone is out; gives the answer.
     #[track_caller]
     fn apply(&self, phone: &Phones, caller: &Caller) -> Value {
-        let applied = self.portal.apply("suite");
+        let applied = self.0.portal.apply("suite");
         self.is_out(phone, caller);
         applied
     }
@@ -75,11 +64,11 @@ impl Scene {
     /// After an apply.
     #[track_caller]
     fn is_out(&self, phone: &Phones, caller: &Caller) {
-        let rung = phone.requests("INVITE", &self.number);
+        let rung = phone.requests("INVITE", &self.0.number);
         refused(phone);
-        assert_eq!(registrations(&self.asterisk, &self.number), 0);
+        assert_eq!(registrations(&self.0.asterisk, &self.0.number), 0);
         self.silent(phone, caller);
-        assert_eq!(phone.requests("INVITE", &self.number), rung, "no call after the apply rings it");
+        assert_eq!(phone.requests("INVITE", &self.0.number), rung, "no call after the apply rings it");
     }
 }
 
@@ -95,18 +84,18 @@ fn refused(phone: &Phones) {
 #[test]
 fn the_old_phone_never_rings_for_the_new_owner() {
     for other_users in [OTHER_USERS, 0] {
-        let mut scene = Scene::new(other_users);
+        let mut scene = Hammered::among(other_users);
         for _ in 0..5 {
             let (phone, caller) = scene.change_hands();
             let evicted = &scene.apply(&phone, &caller)["registrations_evicted"];
-            assert!(evicted.to_string().contains(&scene.number), "{evicted}");
+            assert!(evicted.to_string().contains(&scene.0.number), "{evicted}");
         }
     }
 }
 
 #[test]
 fn the_old_phone_never_rings_while_an_administrator_reloads_again_and_again() {
-    let mut scene = Scene::new(OTHER_USERS);
+    let mut scene = Hammered::among(OTHER_USERS);
     for pause in [0, 20, 50, 80, 110] {
         let (phone, caller) = scene.change_hands();
         let done = AtomicBool::new(false);
@@ -114,13 +103,13 @@ fn the_old_phone_never_rings_while_an_administrator_reloads_again_and_again() {
             let applied = SetWhenDropped(&done);
             threads.spawn(|| {
                 while !done.load(Ordering::Relaxed) {
-                    scene.asterisk.rx("pjsip reload");
+                    scene.0.asterisk.rx("pjsip reload");
                     thread::sleep(Duration::from_millis(100));
                 }
             });
             // Somewhere in the middle of one.
             thread::sleep(Duration::from_millis(300 + pause));
-            scene.portal.apply("suite");
+            scene.0.portal.apply("suite");
             drop(applied);
         });
         scene.is_out(&phone, &caller);
@@ -129,53 +118,44 @@ fn the_old_phone_never_rings_while_an_administrator_reloads_again_and_again() {
 
 #[test]
 fn the_old_phone_never_rings_after_a_crash_and_an_administrators_own_reload() {
-    let mut scene = Scene::new(OTHER_USERS);
+    let mut scene = Hammered::among(OTHER_USERS);
     // Whether the new secret is on disk then.
-    for (step, on_disk) in [(Step::GiveEndpoints, false), (Step::FlushGivenEndpoints, true), (Step::GiveRouting, true)]
-    {
+    for (step, on_disk) in [(GIVE_ENDPOINTS, false), (FLUSH_GIVEN_ENDPOINTS, true), (GIVE_ROUTING, true)] {
         let (phone, caller) = scene.change_hands();
-        kill_at(step, &scene.asterisk, &scene.portal);
-        let secret = account(&scene.owner).1;
-        let endpoints = std::fs::read_to_string(scene.asterisk.endpoints_file()).expect("the endpoints");
-        let auth = scene.asterisk.rx(&format!("pjsip show auth {}", scene.number));
-        assert_eq!(endpoints.contains(&secret), on_disk, "{step:?}");
-        assert!(auth.contains("Unable to find object"), "{step:?}: it is nobody's");
+        kill_at(step, &scene.0.asterisk, &scene.0.portal);
+        assert_eq!(scene.0.files()[0].contains(&scene.0.secret()), on_disk, "{step:?}");
+        assert!(scene.0.auth().contains("Unable to find object"), "{step:?}: it is nobody's");
         scene.silent(&phone, &caller);
 
         for reload in ["dialplan reload", "pjsip reload"] {
-            scene.asterisk.rx(reload);
+            scene.0.asterisk.rx(reload);
             scene.silent(&phone, &caller);
         }
         refused(&phone);
-        scene.portal.kill();
-        scene.portal.boot();
+        scene.0.portal.kill();
+        scene.0.portal.boot();
         scene.apply(&phone, &caller);
     }
 }
 
 #[test]
 fn a_phone_that_registers_as_fast_as_it_can_does_not_hold_up_the_apply() {
-    let scene = Scene::new(OTHER_USERS);
-    let (number, secret) = account(&scene.owner);
-    let phone = Phone::new(&scene.asterisk, &number, &secret);
+    let Hammered(mut scene) = Hammered::among(OTHER_USERS);
+    let phone = scene.new_phone();
     let done = AtomicBool::new(false);
-    thread::scope(|scope| {
-        scope.spawn(|| phone.hammer(&done));
+    thread::scope(|threads| {
+        threads.spawn(|| phone.hammer(&done));
         let done = SetWhenDropped(&done);
         wait_until(secs(20), "it registers again and again", || phone.accepted() > 500);
-        scene.portal.delete_user(id(&scene.owner));
-        let next = scene.portal.create_user("Next", "next@example.com");
-        assert_eq!(account(&next).0, number);
+        scene.hand_over();
         let before = phone.accepted();
         let applied = scene.portal.apply("suite");
         assert!(phone.accepted() > before + 5, "it went on until the number was taken away");
         let (accepted, refused) = (phone.accepted(), phone.refused());
-        assert!(evicted(&applied).contains(&number), "{applied}");
+        assert!(evicted(&applied).contains(&scene.number), "{applied}");
         wait_until(secs(20), "it goes on", || phone.refused() > refused + 50);
         assert_eq!(phone.accepted(), accepted, "it is refused");
-        assert_eq!(registrations(&scene.asterisk, &number), 0);
-        let caller = (scene.caller.0.as_str(), scene.caller.1.as_str());
-        assert_eq!(call(&scene.asterisk, caller, &number), 480);
+        scene.nobody_is_there(480);
         drop(done);
     });
 }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::fixtures::{Database, failed_apply, id, psql, sqlite_file};
+use crate::fixtures::{Database, failed_apply, id, sql};
 use support::portal::{Settings, run};
 use support::{Asterisk, Portal};
 
@@ -21,10 +21,7 @@ fn edited(database: Database) {
     let (_folder, url) = database.shared();
     let settings = Settings::of(&asterisk).with("DATABASE_URL", &url);
     let portal = Portal::start(&settings);
-    let sql = |sql: &str| match url.strip_prefix("sqlite://") {
-        Some(file) => sqlite_file(file.as_ref(), sql),
-        None => psql(&url, sql),
-    };
+    let sql = |statement: &str| sql(&url, statement);
     let bob = portal.create_user("Bob", "bob@example.com");
     let long = "x".repeat(300);
     for (column, table, value) in [

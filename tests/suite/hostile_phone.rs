@@ -14,7 +14,7 @@ use support::{Asterisk, Phone, Portal, secs, wait_until};
 const OUTSIDE: &str = "0900555";
 
 /// Three users, and a trunk that calls by the example of the documentation.
-struct Scene {
+struct Exchange {
     asterisk: Asterisk,
     portal: Portal,
     alice: Phone,
@@ -23,7 +23,7 @@ struct Scene {
     trunk: Phone,
 }
 
-impl Scene {
+impl Exchange {
     fn new() -> Self {
         let (asterisk, portal) = host();
         let trunk = Phone::new(&asterisk, "trunk", "none");
@@ -58,11 +58,11 @@ match={address}
         for phone in [&alice, &mallory, &bob] {
             assert_eq!(phone.register(), Some(200));
         }
-        let scene = Self { asterisk, portal, alice, mallory, bob, trunk };
-        scene.asterisk.rx(&format!("channel originate Local/{OUTSIDE}@outbound application Wait 1"));
-        wait_until(secs(10), "the trunk can be reached", || scene.trunk.take_rings() == 1);
-        scene.silent("an administrator's call");
-        scene
+        let exchange = Self { asterisk, portal, alice, mallory, bob, trunk };
+        exchange.asterisk.rx(&format!("channel originate Local/{OUTSIDE}@outbound application Wait 1"));
+        wait_until(secs(10), "the trunk can be reached", || exchange.trunk.take_rings() == 1);
+        exchange.silent("an administrator's call");
+        exchange
     }
 
     /// Two phones talk. Asterisk transfers nobody before.
@@ -120,7 +120,7 @@ const ELSEWHERE: [&str; 19] = [
 
 #[test]
 fn a_redirection_leads_nowhere() {
-    let scene = Scene::new();
+    let exchange = Exchange::new();
     let statuses = [
         "300 Multiple Choices",
         "301 Moved Permanently",
@@ -128,21 +128,21 @@ fn a_redirection_leads_nowhere() {
         "305 Use Proxy",
         "380 Alternative Service",
     ];
-    for (caller, number) in scene.callers() {
+    for (caller, number) in exchange.callers() {
         let every = ELSEWHERE.iter().map(|contact| ("302 Moved Temporarily", contact));
         for (status, contact) in every.chain(statuses.map(|status| (status, &ELSEWHERE[0]))) {
-            scene.mallory.set_reply(Reply::Redirect(status, scene.fill(contact)));
+            exchange.mallory.set_reply(Reply::Redirect(status, exchange.fill(contact)));
             let heard = caller.call(&number);
             // 480 if Asterisk cannot read the contact at all.
             assert!(matches!(heard, Some(486 | 480)), "{status}, {contact}: {heard:?}");
-            assert_eq!((scene.mallory.take_rings(), scene.bob.take_rings()), (1, 0), "{status}, {contact}");
-            scene.silent(&format!("{status}, {contact}"));
+            assert_eq!((exchange.mallory.take_rings(), exchange.bob.take_rings()), (1, 0), "{status}, {contact}");
+            exchange.silent(&format!("{status}, {contact}"));
         }
     }
-    scene.mallory.set_reply(Reply::Redirect(statuses[2], ELSEWHERE[0].to_owned()));
-    scene.asterisk.rx(&scene.fill("channel originate Local/MALLORY@synergy-internal application Wait 1"));
-    wait_until(secs(10), "Mallory's phone rings", || scene.mallory.take_rings() == 1);
-    scene.silent("a call that an administrator originates");
+    exchange.mallory.set_reply(Reply::Redirect(statuses[2], ELSEWHERE[0].to_owned()));
+    exchange.asterisk.rx(&exchange.fill("channel originate Local/MALLORY@synergy-internal application Wait 1"));
+    wait_until(secs(10), "Mallory's phone rings", || exchange.mallory.take_rings() == 1);
+    exchange.silent("a call that an administrator originates");
 }
 
 /// Where a phone would like to have the other phone of its call, and how the transfer ends.
@@ -169,53 +169,53 @@ const TRANSFERS: [(&str, u16); 18] = [
 
 #[test]
 fn a_transfer_reaches_the_numbers_of_its_own_context() {
-    let scene = Scene::new();
-    let mallory = &scene.mallory;
+    let exchange = Exchange::new();
+    let mallory = &exchange.mallory;
     mallory.set_reply(Reply::Answer);
-    scene.alice.set_reply(Reply::Answer);
+    exchange.alice.set_reply(Reply::Answer);
     for (refer_to, expected) in TRANSFERS {
-        let refer_to = scene.fill(refer_to);
+        let refer_to = exchange.fill(refer_to);
         // Bob is busy: 503 says that the transfer was tried.
         let rings = usize::from(expected == 503);
-        for (caller, number) in scene.callers() {
+        for (caller, number) in exchange.callers() {
             let call = caller.talk(&number);
-            scene.talking();
+            exchange.talking();
             assert_eq!(mallory.transfer(&mallory.answered(), &refer_to), Some(expected), "{refer_to}, called");
-            assert_eq!(scene.bob.take_rings(), rings, "{refer_to}, called");
+            assert_eq!(exchange.bob.take_rings(), rings, "{refer_to}, called");
             caller.hang_up(&call);
-            scene.silent(&format!("{refer_to}, called"));
+            exchange.silent(&format!("{refer_to}, called"));
         }
-        let call = mallory.talk(&scene.alice.number);
-        scene.talking();
+        let call = mallory.talk(&exchange.alice.number);
+        exchange.talking();
         assert_eq!(mallory.transfer(&call, &refer_to), Some(expected), "{refer_to}, calling");
-        assert_eq!(scene.bob.take_rings(), rings, "{refer_to}, calling");
+        assert_eq!(exchange.bob.take_rings(), rings, "{refer_to}, calling");
         mallory.hang_up(&call);
-        scene.silent(&format!("{refer_to}, calling"));
+        exchange.silent(&format!("{refer_to}, calling"));
     }
 }
 
 #[test]
 fn a_call_that_replaces_another_dials_nobody() {
-    let scene = Scene::new();
-    let mallory = &scene.mallory;
+    let exchange = Exchange::new();
+    let mallory = &exchange.mallory;
     mallory.set_reply(Reply::Answer);
-    for (caller, number) in scene.callers() {
+    for (caller, number) in exchange.callers() {
         let call = caller.talk(&number);
-        scene.talking();
+        exchange.talking();
         let own = mallory.answered().as_replaces();
         for (replaced, name, expected) in [
-            ("unknown;to-tag=x;from-tag=y", scene.bob.number.as_str(), 481),
+            ("unknown;to-tag=x;from-tag=y", exchange.bob.number.as_str(), 481),
             ("unknown;to-tag=x;from-tag=y", OUTSIDE, 404),
             (own.as_str(), OUTSIDE, 404),
-            (own.as_str(), scene.bob.number.as_str(), 200),
+            (own.as_str(), exchange.bob.number.as_str(), 200),
         ] {
             let mut request = mallory.prepare("INVITE", name);
             request.add(&format!("Replaces: {replaced}"));
             assert_eq!(mallory.send(&request), Some(expected), "{replaced}, {name}");
-            assert_eq!(scene.bob.take_rings(), 0, "{replaced}, {name}");
+            assert_eq!(exchange.bob.take_rings(), 0, "{replaced}, {name}");
         }
         caller.hang_up(&call);
-        scene.silent("a replaced call");
+        exchange.silent("a replaced call");
     }
 }
 
@@ -249,17 +249,17 @@ const NAMES: [(&str, u16); 24] = [
 
 #[test]
 fn an_odd_name_reaches_nobody() {
-    let scene = Scene::new();
+    let exchange = Exchange::new();
     for (name, expected) in NAMES {
-        let name = scene.fill(name);
-        assert_eq!(scene.mallory.call(&name), Some(expected), "{name}");
-        assert_eq!((scene.alice.take_rings(), scene.bob.take_rings()), (0, 0), "{name}");
+        let name = exchange.fill(name);
+        assert_eq!(exchange.mallory.call(&name), Some(expected), "{name}");
+        assert_eq!((exchange.alice.take_rings(), exchange.bob.take_rings()), (0, 0), "{name}");
         // From the trunk, the last four digits count.
-        let heard = scene.trunk.call(&name);
+        let heard = exchange.trunk.call(&name);
         assert!(matches!(heard, Some(404 | 403 | 486)), "{name}, from the trunk: {heard:?}");
-        scene.silent(&name);
-        scene.alice.take_rings();
-        scene.bob.take_rings();
+        exchange.silent(&name);
+        exchange.alice.take_rings();
+        exchange.bob.take_rings();
     }
 }
 
@@ -283,16 +283,16 @@ const FORGED: [&str; 14] = [
 
 #[test]
 fn what_it_says_of_itself_reaches_nobody() {
-    let scene = Scene::new();
-    let Scene { mallory, alice, .. } = &scene;
+    let exchange = Exchange::new();
+    let Exchange { mallory, alice, .. } = &exchange;
     for header in FORGED {
         let mut request = mallory.prepare("INVITE", &alice.number);
-        request.add(&scene.fill(header));
+        request.add(&exchange.fill(header));
         assert_eq!((mallory.send(&request), alice.take_rings()), (Some(486), 1), "{header}");
         let invite = alice.last_call();
         let from = format!("\r\nFrom: \"Mallory\" <sip:{}@", mallory.number);
         assert!(invite.contains(&from) && !invite.contains("0900555"), "{header}: {invite}");
-        scene.silent(header);
+        exchange.silent(header);
     }
     for (from, expected) in [
         ("\"0900555\" <sip:MALLORY@x>", 486),
@@ -305,11 +305,11 @@ fn what_it_says_of_itself_reaches_nobody() {
     ] {
         let mut request = mallory.prepare("INVITE", &alice.number);
         let tag = request.from.split_once(";tag=").expect("a tag").1;
-        request.from = format!("{};tag={tag}", scene.fill(from));
+        request.from = format!("{};tag={tag}", exchange.fill(from));
         let rings = usize::from(expected == 486);
         assert_eq!((mallory.send(&request), alice.take_rings()), (Some(expected), rings), "{from}");
         assert!(!alice.last_call().contains("0900555"), "{from}: {}", alice.last_call());
-        scene.silent(from);
+        exchange.silent(from);
     }
 }
 
@@ -338,13 +338,13 @@ const OTHERS: [(&str, &str, &str, u16); 19] = [
 
 #[test]
 fn other_requests_reach_nobody() {
-    let scene = Scene::new();
+    let exchange = Exchange::new();
     for (method, name, headers, expected) in OTHERS {
-        let mut request = scene.mallory.prepare(method, &scene.fill(name));
+        let mut request = exchange.mallory.prepare(method, &exchange.fill(name));
         request.add(headers);
-        assert_eq!(scene.mallory.send(&request), Some(expected), "{method} {name}");
-        assert_eq!((scene.alice.take_rings(), scene.bob.take_rings()), (0, 0), "{method} {name}");
-        scene.silent(method);
+        assert_eq!(exchange.mallory.send(&request), Some(expected), "{method} {name}");
+        assert_eq!((exchange.alice.take_rings(), exchange.bob.take_rings()), (0, 0), "{method} {name}");
+        exchange.silent(method);
     }
 }
 
@@ -377,15 +377,15 @@ const REGISTERED: [(&str, bool); 23] = [
 
 #[test]
 fn check_names_a_registration_that_leads_elsewhere() {
-    let scene = Scene::new();
-    let Scene { mallory, alice, trunk, .. } = &scene;
+    let exchange = Exchange::new();
+    let Exchange { mallory, alice, trunk, .. } = &exchange;
     let own = mallory.address();
-    let host = Phone::new_at((Ipv4Addr::new(127, 0, 0, 2), own.port()).into(), &scene.asterisk, "host", "none");
-    let settings = Settings::of(&scene.asterisk).with("PORTAL_DATA_DIR", scene.portal.data_dir().display());
+    let host = Phone::new_at((Ipv4Addr::new(127, 0, 0, 2), own.port()).into(), &exchange.asterisk, "host", "none");
+    let settings = Settings::of(&exchange.asterisk).with("PORTAL_DATA_DIR", exchange.portal.data_dir().display());
     for (contact, elsewhere) in REGISTERED {
         // Asterisk takes some of them for one and the same contact, and would keep the first.
         assert_eq!(mallory.register_at("*\r\nExpires: 0"), Some(200));
-        let contact = scene.fill(contact).replace("OWN", &own.to_string()).replace("HOST", "127.0.0.2");
+        let contact = exchange.fill(contact).replace("OWN", &own.to_string()).replace("HOST", "127.0.0.2");
         let contact = contact.replace("PORT", &trunk.address().port().to_string());
         assert_eq!(mallory.register_at(&contact), Some(200), "{contact}");
         assert_eq!(alice.call(&mallory.number), Some(486), "{contact}");

@@ -9,195 +9,131 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::Duration;
 
-use serde_json::json;
-
-use crate::fixtures::{Database, account, id, left_overs, registrations, sqlite, try_apply};
-use crate::scenes::{ALL_BUT_PROGRAMS, Selection, Succession, whole};
-use support::portal::Settings;
+use crate::fixtures::{left_overs, registrations, try_apply};
+use crate::scenes::{Scene, Selection, most_of_a_thread, whole};
+use crate::steps::{FILES, PINGS_AGAIN, PROGRAMS, STOPPING, USERS_READ, inject};
 use support::process::Signal;
-use support::sipp::{Called, Phones, call, register};
-use support::strace::{self, Call};
-use support::{Answer, Asterisk, Portal, secs, wait_until};
+use support::strace::Call;
+use support::{Asterisk, Phone, secs, wait_until};
 
 /// What an apply does to files.
-const FILES: &str = "trace=openat,flock,unlink,write,fchmod,fsync,rename";
+const CALLS_ON_FILES: &str = "trace=openat,flock,unlink,write,fchmod,fsync,rename";
 /// What it does to ask Asterisk, and to start `asterisk -rx`.
-const ASTERISK: [&str; 3] = ["connect", "clone3", "vfork"];
+const CALLS_TO_ASTERISK: [&str; 3] = ["connect", "clone3", "vfork"];
 
-/// A number that changes hands with the next apply.
-struct Scene {
-    asterisk: Asterisk,
-    portal: Portal,
-    caller: (String, String),
-    new_owner: (String, String),
-    old_secret: String,
-    old_phone: Option<Phones>,
-    rung: usize,
-    files: [Vec<u8>; 2],
+/// A number that changes hands with the next apply, and what was before.
+struct Change {
+    scene: Scene,
+    old: Phone,
+    files: [String; 2],
     /// The states that Asterisk was restarted in.
     restarted_in: BTreeSet<[String; 4]>,
 }
 
-impl Scene {
+impl Change {
     fn new() -> Self {
-        let asterisk = Asterisk::start();
-        let portal = Portal::start(&Settings::of(&asterisk));
-        let caller = account(&portal.create_user("Caller", "caller@example.com"));
-        let new_owner = account(&portal.create_user("Owner", "owner@example.com"));
-        portal.apply("suite");
-        Self {
-            asterisk,
-            portal,
-            caller,
-            new_owner,
-            old_secret: String::new(),
-            old_phone: None,
-            rung: 0,
-            files: [const { Vec::new() }; 2],
-            restarted_in: BTreeSet::new(),
-        }
+        let mut scene = Scene::new();
+        let old = scene.phone();
+        scene.next_owner();
+        Self { files: scene.files(), scene, old, restarted_in: BTreeSet::new() }
     }
 
     /// The owner's phone is registered, then the number gets another owner.
-    fn change_hands(&mut self) {
-        let (number, secret) = self.new_owner.clone();
-        self.old_phone = None;
-        self.old_phone = Some(Phones::register(&self.asterisk, &[(&number, &secret)], Called::Answer));
-        self.old_secret = secret;
-        assert_eq!(call(&self.asterisk, (&self.caller.0, &self.caller.1), &number), 200, "the owner's phone rings");
-        self.rung = self.rings();
-        let users = self.portal.users();
-        let owner = users.iter().find(|user| account(user).0 == number).expect("the owner");
-        let email = owner["email"].as_str().expect("an address").to_owned();
-        sqlite(&self.portal, "DELETE FROM apply_audit_logs");
-        self.portal.delete_user(id(owner));
-        self.new_owner = account(&self.portal.create_user("Owner", &email));
-        assert_eq!(self.new_owner.0, number);
-        self.files = self.on_disk();
-    }
-
-    fn on_disk(&self) -> [Vec<u8>; 2] {
-        [self.asterisk.endpoints_file(), self.asterisk.routing_file()].map(|file| fs::read(file).expect("a file"))
+    fn again(&mut self) {
+        self.old = self.scene.phone();
+        self.scene.next_owner();
+        self.files = self.scene.files();
     }
 
     /// All that a restart of Asterisk could make something of: the files, the auth and the routing in force, registrations.
     fn state(&self) -> [String; 4] {
-        let number = &self.new_owner.0;
+        let Scene { asterisk, number, .. } = &self.scene;
         [
-            String::from_utf8_lossy(&self.on_disk().concat()).into_owned(),
-            self.asterisk.rx(&format!("pjsip show auth {number}")),
-            self.asterisk.rx(&format!("dialplan show {number}@synergy-internal")),
-            registrations(&self.asterisk, number).to_string(),
+            self.scene.files().concat(),
+            self.scene.auth(),
+            asterisk.rx(&format!("dialplan show {number}@synergy-internal")),
+            registrations(asterisk, number).to_string(),
         ]
-        .map(|text| text.replace(&self.old_secret, "OLD").replace(&self.new_owner.1, "NEW"))
-    }
-
-    /// How often the old owner's phone was called.
-    fn rings(&self) -> usize {
-        self.old_phone.as_ref().map_or(0, |phone| phone.requests("INVITE", &self.new_owner.0))
-    }
-
-    /// Whether the old owner's secret is in force.
-    fn is_the_old_owners(&self) -> bool {
-        self.asterisk.rx(&format!("pjsip show auth {}", self.new_owner.0)).contains(&self.old_secret)
+        .map(|text| text.replace(&self.old.secret, "OLD").replace(&self.scene.secret(), "NEW"))
     }
 
     /// Nobody rings whom the number does not belong to any more.
-    fn the_old_phone_is_silent(&mut self, point: &str) {
+    fn the_old_phone_is_silent(&self, point: &str) {
         // Until it is taken away, the number is the old owner's still. A reload that was begun may take it away during the call.
-        let untouched = self.is_the_old_owners();
-        let status = call(&self.asterisk, (&self.caller.0, &self.caller.1), &self.new_owner.0);
-        if untouched {
-            self.rung = self.rings();
-        }
-        assert!(self.rings() == self.rung && (untouched || status == 480), "{point}: {status}, {} calls", self.rings());
+        let untouched = self.scene.auth().contains(&self.old.secret);
+        let heard = (self.scene.call(), self.old.take_rings());
+        assert!(untouched || heard == (Some(480), 0), "{point}: a call, and how often the old phone rings: {heard:?}");
     }
 
     fn after(&mut self, point: &str) {
         self.the_old_phone_is_silent(point);
-        whole(&self.asterisk, point);
+        let Scene { asterisk, portal, number, .. } = &self.scene;
+        whole(asterisk, point);
         // An administrator's own reload, then a restart.
-        self.asterisk.rx("pjsip reload");
-        self.asterisk.rx("dialplan reload");
+        asterisk.rx("pjsip reload");
+        asterisk.rx("dialplan reload");
         self.the_old_phone_is_silent(point);
         if self.restarted_in.insert(self.state()) {
-            self.asterisk.restart();
+            asterisk.restart();
             self.the_old_phone_is_silent(point);
         }
-        let last = sqlite(&self.portal, "SELECT outcome || ' ' || coalesce(error_details, '') FROM apply_audit_logs");
-        let applied = registrations(&self.asterisk, &self.new_owner.0) == 0
-            && fs::read_to_string(self.asterisk.endpoints_file()).is_ok_and(|text| text.contains(&self.new_owner.1));
+        let last = self.scene.row();
+        let applied = registrations(asterisk, number) == 0
+            && fs::read_to_string(asterisk.endpoints_file()).is_ok_and(|text| text.contains(&self.scene.secret()));
         let is_true =
-            if last.is_empty() { self.on_disk() == self.files } else { last.starts_with("failure") || applied };
+            if last.is_empty() { self.scene.files() == self.files } else { last.starts_with("failure") || applied };
         assert!(is_true, "{point}: the audit row says {last:?}");
 
-        if self.portal.ended().is_some() {
-            self.portal.kill();
-            self.portal.boot();
+        if portal.ended().is_some() {
+            portal.kill();
+            portal.boot();
         }
-        self.portal.apply("repair");
-        self.the_old_phone_is_silent(point);
-        assert_eq!(register(&self.asterisk, (&self.new_owner.0, &self.old_secret)), 401, "{point}: the old secret");
-        assert_eq!(left_overs(&self.asterisk), [""; 0], "{point}");
+        portal.apply("repair");
+        self.scene.is_silent(&self.old, 480, point);
+        assert_eq!(left_overs(asterisk), [""; 0], "{point}");
     }
 
-    /// Applies with strace at the portal; gives the answer, unless it is killed, and what strace saw.
-    fn apply_under(&self, arguments: &[&str]) -> (Option<Answer>, Vec<Call>) {
-        let apply = || self.portal.try_request("POST", "/apply", Some(&json!({"triggered_by": "under strace"})));
-        let (answer, seen) = strace::under(self.portal.pid(), &[&ALL_BUT_PROGRAMS[..], arguments].concat(), apply);
-        (answer.ok(), seen)
-    }
-}
-
-/// Killed at each call of these names in turn, until an apply has no such call any more; how many there were.
-fn killed_at_each(scene: &mut Scene, name: &str, selected: &[&str]) -> usize {
-    for when in 1.. {
-        scene.change_hands();
-        let (trace, inject) = (format!("trace={name}"), format!("inject={name}:signal=KILL:when={when}"));
-        let (answer, seen) = scene.apply_under(&[&["-e", &trace, "-e", &inject], selected].concat());
-        if let Some(answer) = answer {
-            let mut counts = BTreeMap::new();
-            for call in &seen {
-                *counts.entry(&call.thread).or_insert(0) += 1;
+    /// Killed at each call of this name in turn, until an apply has no such call any more; how many there were.
+    fn killed_at_each(&mut self, name: &str, selected: &[String]) -> usize {
+        for when in 1.. {
+            self.again();
+            let injected = inject(name, when, "signal=KILL");
+            let (answer, seen) = self.scene.apply_under(&[&injected, selected].concat());
+            let point = &injected[3];
+            if let Some(answer) = answer {
+                assert!(answer.status == 200 && most_of_a_thread(&seen) < when, "{point} does not kill it");
+                return when - 1;
             }
-            assert!(
-                answer.status == 200 && counts.into_values().max().unwrap_or(0) < when,
-                "{inject} does not kill it"
-            );
-            return when - 1;
+            wait_until(secs(10), &format!("{point}: it is killed"), || self.scene.portal.ended().is_some());
+            self.after(point);
         }
-        wait_until(secs(10), &format!("{inject}: it is killed"), || scene.portal.ended().is_some());
-        scene.after(&inject);
+        unreachable!("an apply ends")
     }
-    unreachable!("an apply ends")
+
+    /// It was killed while the number was still the old owner's, nobody's with and without a registration, and the new owner's.
+    fn visited_all_states(&self) {
+        assert!(self.restarted_in.len() >= 4, "{:#?}", self.restarted_in);
+    }
 }
 
 #[test]
-fn by_sigkill_at_each_step_of_the_files() {
-    let mut scene = Scene::new();
-    scene.change_hands();
-    let (_, trace) = scene.apply_under(&["-y", "-e", FILES]);
-    scene.after("nowhere");
+fn sigkill_at_each_step_of_the_files() {
+    let mut change = Change::new();
+    let (_, trace) = change.scene.apply_under(&["-y", "-e", CALLS_ON_FILES]);
+    change.after("nowhere");
     let selected = generated(&trace);
-    let selected: Vec<_> = selected.iter().map(String::as_str).collect();
-    let counts = FILES.trim_start_matches("trace=").split(',').map(|name| killed_at_each(&mut scene, name, &selected));
-    let counts: Vec<_> = counts.collect();
-    assert!(counts.iter().all(|count| *count > 0) && counts[6] == 3, "take away, endpoints, routing: {counts:?}");
-    assert!(
-        scene.restarted_in.len() >= 4,
-        "the old owner's, nobody's with and without a registration, the new owner's"
-    );
+    let names = CALLS_ON_FILES.trim_start_matches("trace=").split(',');
+    let counts: BTreeMap<_, _> = names.map(|name| (name, change.killed_at_each(name, &selected))).collect();
+    assert!(counts.values().all(|count| *count > 0) && counts["rename"] == FILES, "{counts:?}");
+    change.visited_all_states();
 }
 
 #[test]
-fn by_sigkill_at_each_command_to_asterisk_and_each_reload() {
-    let mut scene = Scene::new();
-    let counts = ASTERISK.map(|name| killed_at_each(&mut scene, name, &[]));
-    assert!(counts[0] > 10 && counts[1] + counts[2] >= 3, "questions and three reloads: {counts:?}");
-    assert!(
-        scene.restarted_in.len() >= 4,
-        "the old owner's, nobody's with and without a registration, the new owner's"
-    );
+fn sigkill_at_each_command_to_asterisk_and_each_reload() {
+    let mut change = Change::new();
+    let counts = CALLS_TO_ASTERISK.map(|name| change.killed_at_each(name, &[]));
+    assert!(counts[0] > 10 && counts[1] + counts[2] >= PROGRAMS - 1, "questions and reloads: {counts:?}");
+    change.visited_all_states();
 }
 
 /// Lets strace see only calls on the generated files and their lock: then a write is one to a file, and wakes no event loop.
@@ -205,6 +141,13 @@ fn generated(trace: &[Call]) -> Vec<String> {
     let words = trace.iter().flat_map(|call| call.text.split(['"', '<', '>']));
     let paths: BTreeSet<_> = words.filter(|word| word.contains("/synergycall")).collect();
     paths.into_iter().flat_map(|path| ["-P".to_owned(), path.to_owned()]).collect()
+}
+
+/// The number is the only one, so the endpoints are empty once it is taken away.
+fn one_number() -> Scene {
+    let mut scene = Scene::at(Asterisk::start()).among(0).begin();
+    scene.next_owner();
+    scene
 }
 
 /// What else a kernel says to a call on a file, to which calls, and what the apply then tells the administrator to do.
@@ -217,15 +160,14 @@ const REFUSALS: [(&str, &[&str], &str); 4] = [
 
 #[test]
 fn by_whatever_else_a_kernel_refuses_at_a_file() {
-    let mut scene = Succession::on(Database::Sqlite);
-    let calls = ["-y", "-e", FILES];
+    let mut scene = one_number();
+    let calls = ["-y", "-e", CALLS_ON_FILES];
     let (_, trace) = scene.apply_under(&calls);
     let selected = generated(&trace);
-    let selected: Vec<_> = selected.iter().map(String::as_str).collect();
-    scene.next();
-    let (_, trace) = scene.apply_under(&[&calls[..], &selected].concat());
+    scene.next_owner();
+    let (_, trace) = scene.apply_under(&[&calls.map(str::to_owned)[..], &selected].concat());
     let count = |name| trace.iter().filter(|call| call.name == name).count();
-    assert_eq!((count("write"), count("rename")), (3, 3), "take away, endpoints, routing: {trace:#?}");
+    assert_eq!((count("write"), count("rename")), (FILES, FILES), "{trace:#?}");
 
     for (error, refused, advice) in REFUSALS {
         let mut counts = BTreeMap::new();
@@ -239,11 +181,11 @@ fn by_whatever_else_a_kernel_refuses_at_a_file() {
             if !refused.iter().any(fits) {
                 continue;
             }
-            scene.next();
-            let inject = format!("inject={}:error={error}:when={when}", call.name);
-            let (answer, seen) = scene.apply_under(&[&["-e", &inject], &selected[..]].concat());
+            scene.next_owner();
+            let injected = inject(&call.name, *when, &format!("error={error}"));
+            let (answer, seen) = scene.apply_under(&[&injected, &selected[..]].concat());
             let answer = answer.expect("an answer");
-            let point = format!("{inject}, {}: {}", call.text, answer.text);
+            let point = format!("{}, {}: {}", injected[3], call.text, answer.text);
             assert!(seen.iter().any(Call::failed_by_strace), "{point}");
             assert_eq!(answer.status, 500, "{point}");
             let details = answer.json["error_details"].as_str().expect("details");
@@ -258,14 +200,14 @@ fn by_whatever_else_a_kernel_refuses_at_a_file() {
 /// The error at each of these calls ends the apply, whose answer and row say this. Only pings are sent again, and what is asked behind
 /// the proof is a warning.
 fn refused_at_each(name: &str, error: &str, told: &str) -> usize {
-    let mut scene = Succession::on(Database::Sqlite);
+    let mut scene = one_number();
     scene.at_each(name, &format!("error={error}"), Selection::everything, |scene, answer, point| {
         let answer = answer.expect("an answer");
         let [id, message, details] =
             ["audit_log_id", "message", "error_details"].map(|field| answer.json[field].as_str().unwrap_or_default());
         if answer.status == 200 {
             let log = scene.portal.log();
-            let pinged_again = log.lines().any(|line| line.contains(id) && line.contains("they are sent again"));
+            let pinged_again = log.lines().any(|line| line.contains(id) && line.contains(PINGS_AGAIN));
             assert!(pinged_again || message.contains(told), "{point}: {}", answer.text);
             assert_eq!(scene.row().trim_end(), "success", "{point}");
         } else {
@@ -288,14 +230,14 @@ fn by_a_command_that_cant_be_sent() {
 #[test]
 fn by_a_reload_that_cant_be_started() {
     let points = refused_at_each("clone3", "EAGAIN", "cannot start");
-    assert_eq!(points, 4, "which Asterisk it is, take away, endpoints, routing");
+    assert_eq!(points, PROGRAMS);
 }
 
 #[test]
 fn by_sigterm_at_each_step_after_which_it_finishes() {
-    let mut scene = Succession::on(Database::Sqlite);
+    let mut scene = one_number();
     let counts = ["flock", "fsync", "rename", "sendto", "clone3", "vfork"]
-        .map(|name| scene.at_each(name, "signal=TERM", Selection::everything, Succession::stopped_after_success));
+        .map(|name| scene.at_each(name, "signal=TERM", Selection::everything, Scene::stopped_after_success));
     assert!(counts[..4].iter().all(|count| *count > 0), "{counts:?}");
 }
 
@@ -303,7 +245,7 @@ const BY_A_CLIENT_THAT_GOES: &str = r#"{"triggered_by":"gone"}"#;
 
 #[test]
 fn a_client_that_hangs_up_at_whatever_moment_ends_no_apply() {
-    let scene = Succession::on(Database::Sqlite);
+    let scene = one_number();
     for milliseconds in (0..100).step_by(7) {
         let client = scene.portal.begin_post("/apply", BY_A_CLIENT_THAT_GOES);
         std::thread::sleep(Duration::from_millis(milliseconds));
@@ -318,16 +260,15 @@ fn a_client_that_hangs_up_at_whatever_moment_ends_no_apply() {
 
 #[test]
 fn an_apply_whose_client_has_gone_ends_before_a_stop() {
-    let mut scene = Succession::on(Database::Sqlite);
-    scene.next();
+    let scene = one_number();
     scene.asterisk.signal(Signal::STOP);
     let logged = scene.portal.log().len();
     let client = scene.portal.begin_post("/apply", BY_A_CLIENT_THAT_GOES);
     let log = |what: &str| scene.portal.log()[logged..].contains(what);
-    wait_until(secs(10), "the users are read", || log("step=\"snapshot\""));
+    wait_until(secs(10), "the users are read", || log(USERS_READ));
     drop(client);
     scene.portal.signal(Signal::TERM);
-    wait_until(secs(10), "the service stops", || log("stopping"));
+    wait_until(secs(10), "the service stops", || log(STOPPING));
     scene.asterisk.signal(Signal::CONT);
     wait_until(secs(20), "the service ends", || scene.portal.ended().is_some());
     assert!(scene.portal.ended().is_some_and(|status| status.success()));

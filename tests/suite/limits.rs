@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::fixtures::{SetWhenDropped, sqlite, without_asterisk};
+use crate::steps::{NO_HANDLE, STOPPING};
 use support::portal::{Settings, raw_post};
 use support::process::{Signal, command_as, run_within};
 use support::{Asterisk, Portal, lab, secs, wait_until};
@@ -69,11 +70,6 @@ fn handles(portal: &Portal) -> usize {
     let folder = format!("/proc/{}/fd", portal.pid());
     let links = fs::read_dir(folder).expect("list").flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
     links.filter(|link| !link.starts_with(portal.data_dir())).count()
-}
-
-/// The most memory that the portal ever used, in MiB.
-fn peak_memory(portal: &Portal) -> u64 {
-    portal.memory("VmHWM") / 1024
 }
 
 /// A thousand users, as fast as SQL goes.
@@ -154,7 +150,7 @@ fn hundreds_of_slow_clients_hold_up_nobody_and_are_gone_in_time() {
         drop(takers);
     });
     wait_until(secs(10), "every handle is given back", || handles(&portal) <= before);
-    let peak = peak_memory(&portal);
+    let peak = portal.peak_memory();
     assert!(peak < 80, "{peak} MiB");
 }
 
@@ -172,7 +168,7 @@ fn with_few_file_handles_serves_in_turn_and_recovers_from_having_none() {
     wait_until(PATIENCE, "every place is taken, and no more", || (before + 7..=before + 8).contains(&handles(&portal)));
     drop(burst);
     portal.apply("after the burst");
-    assert!(!portal.log().contains("accept error"), "{}", portal.log());
+    assert!(!portal.log().contains(NO_HANDLE), "{}", portal.log());
 
     // Clients that keep all places by asking again and again, each as soon as it may.
     let done = AtomicBool::new(false);
@@ -207,7 +203,7 @@ fn with_few_file_handles_serves_in_turn_and_recovers_from_having_none() {
     };
     limit("4");
     let waiting = sent(&portal, GET_USERS);
-    wait_until(PATIENCE, "a connection can't be accepted", || portal.log().contains("accept error"));
+    wait_until(PATIENCE, "a connection can't be accepted", || portal.log().contains(NO_HANDLE));
     let (from, began) = (processor_time(&portal), Instant::now());
     std::thread::sleep(secs(3));
     let (busy, lasted) = (processor_time(&portal).saturating_sub(from), began.elapsed());
@@ -215,7 +211,7 @@ fn with_few_file_handles_serves_in_turn_and_recovers_from_having_none() {
     limit("64");
     assert_eq!(answer(&mut { waiting }).1["users"].as_array().map(Vec::len), Some(1));
     portal.apply("after all that");
-    let errors = portal.log().matches("accept error").count();
+    let errors = portal.log().matches(NO_HANDLE).count();
     assert!(errors < 20, "{errors} lines");
 }
 
@@ -263,7 +259,7 @@ fn a_stop_answers_requests_that_are_being_sent_and_has_a_bound() {
     let mut idle = sent(&portal, GET_NOTHING);
     answer(&mut idle);
     portal.signal(Signal::TERM);
-    wait_until(secs(10), "it stops", || portal.log().contains("stopping"));
+    wait_until(secs(10), "it stops", || portal.log().contains(STOPPING));
     slow.write_all(end.as_bytes()).expect("send");
     assert_eq!(statuses(&rest(&mut slow)), [404]);
     assert_eq!(rest(&mut idle) + &rest(&mut never), "");

@@ -7,54 +7,36 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::fixtures::{Database, SetWhenDropped, id, psql, sqlite_file, unavailable, without_asterisk};
-use support::lab::Folder;
+use crate::fixtures::{Database, Pair, SetWhenDropped, id, unavailable, without_asterisk};
 use support::postgres::Options;
 use support::process::Signal;
 use support::{Portal, Postgres, secs};
 
-/// Two portals on one database.
-struct Two {
-    portals: [Portal; 2],
-    url: String,
-    _folder: Folder,
+fn pair(database: Database) -> Pair {
+    Pair::on(database, &without_asterisk())
 }
 
-impl Two {
-    fn on(database: Database) -> Self {
-        let (folder, url) = database.shared();
-        let portals = [(); 2].map(|()| Portal::start(&without_asterisk().with("DATABASE_URL", &url)));
-        Self { portals, url, _folder: folder }
-    }
-
-    fn sql(&self, sql: &str) {
-        match self.url.strip_prefix("sqlite://") {
-            Some(file) => sqlite_file(file.as_ref(), sql),
-            None => psql(&self.url, sql),
-        };
-    }
-
-    fn both_show(&self, users: &[Value]) {
-        for portal in &self.portals {
-            assert_eq!(portal.users(), users);
-        }
+#[track_caller]
+fn both_show(pair: &Pair, users: &[Value]) {
+    for portal in &pair.portals {
+        assert_eq!(portal.users(), users);
     }
 }
 
 #[test]
 fn shows_each_change_of_each_process_and_of_an_administrator_at_once() {
     for database in [Database::Sqlite, Database::Postgres] {
-        let two = Two::on(database);
-        two.both_show(&[]);
+        let pair = pair(database);
+        both_show(&pair, &[]);
         for round in 0..20 {
-            let creator = &two.portals[round % 2];
+            let creator = &pair.portals[round % 2];
             let mut user = creator.create_user("Alice", "alice@example.com");
-            two.both_show(std::slice::from_ref(&user));
-            two.sql("UPDATE users SET name = 'Bob'");
+            both_show(&pair, std::slice::from_ref(&user));
+            pair.sql("UPDATE users SET name = 'Bob'");
             user["name"] = "Bob".into();
-            two.both_show(std::slice::from_ref(&user));
-            two.portals[round / 2 % 2].delete_user(id(&user));
-            two.both_show(&[]);
+            both_show(&pair, std::slice::from_ref(&user));
+            pair.portals[round / 2 % 2].delete_user(id(&user));
+            both_show(&pair, &[]);
         }
     }
 }
@@ -84,28 +66,28 @@ fn answers_while_a_busy_service_opens_its_connections() {
 #[test]
 fn shows_what_was_there_when_it_was_asked_for_however_many_ask_at_once() {
     for database in [Database::Sqlite, Database::Postgres] {
-        let two = Two::on(database);
+        let pair = pair(database);
         let (done, there) = (AtomicBool::new(false), Mutex::new(Vec::<Value>::new()));
         thread::scope(|scope| {
             let _ended = SetWhenDropped(&done);
             for client in 0..12 {
-                let (two, done, there) = (&two, &done, &there);
+                let (pair, done, there) = (&pair, &done, &there);
                 scope.spawn(move || {
                     let mut lists = 0;
                     while lists < 5 || !done.load(Ordering::Relaxed) {
                         let before = there.lock().expect("nobody panicked").clone();
-                        let listed = two.portals[client % 2].users();
+                        let listed = pair.portals[client % 2].users();
                         assert!(listed.starts_with(&before), "{before:?} had been created before {listed:?}");
                         lists += 1;
                     }
                 });
             }
             for index in 0..60 {
-                let user = two.portals[index % 2].create_user("User", &format!("user{index}@example.com"));
+                let user = pair.portals[index % 2].create_user("User", &format!("user{index}@example.com"));
                 there.lock().expect("nobody panicked").push(user);
             }
         });
-        two.both_show(&there.into_inner().expect("nobody panicked"));
+        both_show(&pair, &there.into_inner().expect("nobody panicked"));
     }
 }
 

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::fixtures::{Database, SetWhenDropped, account, id, try_apply, without_asterisk};
+use crate::fixtures::{Database, Pair, SetWhenDropped, account, id, try_apply, without_asterisk};
 use support::figures::Usage;
+use support::portal::Settings;
 use support::{Asterisk, Portal, lab, secs, wait_until};
 
 const CLIENTS: usize = 64;
@@ -33,28 +34,20 @@ const BETWEEN_REQUESTS: Duration = Duration::from_millis(500);
 #[test]
 fn half_a_minute_of_it_on_sqlite() {
     let _one_at_a_time = lab::measuring();
-    let asterisk = Asterisk::start();
-    let first = Portal::start(&Database::Sqlite.settings(&asterisk));
-    let url = format!("sqlite://{}/portal.db", first.data_dir().display());
-    let second = Portal::start(&Database::Sqlite.settings(&asterisk).with("DATABASE_URL", url));
-    load(&asterisk, [&first, &second]);
+    load(Database::Sqlite);
 }
 
 #[test]
 fn half_a_minute_of_it_on_postgres() {
     let _one_at_a_time = lab::measuring();
-    let asterisk = Asterisk::start();
-    let settings = Database::Postgres.settings(&asterisk);
-    let portals = [Portal::start(&settings), Portal::start(&settings)];
-    load(&asterisk, portals.each_ref());
+    load(Database::Postgres);
 }
 
 /// On two processes, so that the lock is contended from outside too.
 #[test]
 fn sixteen_writers_beside_eight_readers_of_sqlite_are_each_answered() {
     const EACH: usize = 20;
-    let (_folder, url) = Database::Sqlite.shared();
-    let portals = [(); 2].map(|()| Portal::start(&without_asterisk().with("DATABASE_URL", &url)));
+    let Pair { portals, .. } = &Pair::on(Database::Sqlite, &without_asterisk());
     let (done, listed) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
         for reader in 0..8 {
@@ -89,7 +82,10 @@ fn usage(portal: &Portal) -> Usage {
     Usage::of(portal.pid())
 }
 
-fn load(asterisk: &Asterisk, portals: [&Portal; 2]) {
+fn load(database: Database) {
+    let asterisk = Asterisk::start();
+    let pair = Pair::on(database, &Settings::of(&asterisk));
+    let portals = pair.portals.each_ref();
     let idle = portals.map(usage);
     let started = Instant::now();
     // Number and id of every user that is there for sure.

@@ -64,6 +64,7 @@ mod secrets_at_rest;
 mod settings;
 mod signals;
 mod stale_registrations;
+mod steps;
 mod surviving_calls;
 mod table;
 mod taking_away;

@@ -48,12 +48,12 @@ pub fn commands(document: &str) -> Vec<Commands> {
 }
 
 /// A server on which the documents are followed.
-struct Scene {
+struct Server {
     machine: Machine,
     portal: Portal,
 }
 
-impl Scene {
+impl Server {
     /// Types a block; make's targets were run before.
     fn types(&self, block: &Commands) -> String {
         let lines = block.text.lines().filter(|line| !line.starts_with("make "));
@@ -133,95 +133,95 @@ fn every_command_works_as_written() {
         "printf '[transport-udp]\ntype = transport\nprotocol = udp\nbind = 127.0.0.1:5060\n' >>/etc/asterisk/pjsip.conf",
     );
     let portal = Portal::prepare(&Settings::default().with("PORTAL_LISTEN", "127.0.0.1:8000"));
-    let mut scene = Scene { machine, portal };
+    let mut server = Server { machine, portal };
 
     let readme = commands("README.md");
     for block in readme.iter().filter(|block| block.heading == "Install on a server") {
-        scene.types(block);
+        server.types(block);
     }
     let tour: Vec<_> = readme.iter().filter(|block| block.language == "console").collect();
     assert_eq!(tour.len(), 3, "create, apply, an apply that fails");
-    asks(&scene, tour[0]);
-    asks(&scene, tour[1]);
-    scene
+    asks(&server, tour[0]);
+    asks(&server, tour[1]);
+    server
         .machine
         .run("cp --preserve=all /etc/asterisk/pjsip.conf /root; sed -i '/#tryinclude/d' /etc/asterisk/pjsip.conf");
-    asks(&scene, tour[2]);
-    scene.machine.run("cp --preserve=all /root/pjsip.conf /etc/asterisk");
-    scene.applies();
+    asks(&server, tour[2]);
+    server.machine.run("cp --preserve=all /root/pjsip.conf /etc/asterisk");
+    server.applies();
     let known = ["See it work", "Install on a server", "A minute's tour"];
     assert!(readme.iter().all(|block| known.contains(&block.heading.as_str())), "nothing is left out");
     let make_only = readme.iter().filter(|block| block.heading == "See it work");
     assert!(make_only.flat_map(|block| block.text.lines()).all(|line| line.starts_with("make ")));
 
-    let mut kept = scene.users();
+    let mut kept = server.users();
     for block in commands("docs/operations.md").iter().filter(|block| block.heading != from_source::HEADING) {
         let heading = block.heading.as_str();
         match heading {
-            "Upgrade" => _ = scene.machine.run("cp /root/next/*.deb /root"),
-            "Back up SQLite" | "Back up PostgreSQL" => kept = scene.users(),
-            "Restore SQLite" | "Restore PostgreSQL" => scene.changes_hands(),
-            "Prune the audit log" => scene.ages_an_audit_row(block),
+            "Upgrade" => _ = server.machine.run("cp /root/next/*.deb /root"),
+            "Back up SQLite" | "Back up PostgreSQL" => kept = server.users(),
+            "Restore SQLite" | "Restore PostgreSQL" => server.changes_hands(),
+            "Prune the audit log" => server.ages_an_audit_row(block),
             _ => {}
         }
-        let printed = scene.types(block);
+        let printed = server.types(block);
         match heading {
             "Check that all is well" if block.text.contains("check") => {
                 assert!(printed.contains("An apply has what it needs."), "{printed}");
             }
             "Check that all is well" => assert!(printed.contains("apply proven"), "{printed}"),
             "Upgrade" => {
-                assert_eq!(scene.version(), "0.2.0-1");
-                assert_eq!(scene.users(), kept);
+                assert_eq!(server.version(), "0.2.0-1");
+                assert_eq!(server.users(), kept);
             }
             "Roll back" => {
-                assert_eq!(scene.version(), "0.1.0-1");
-                assert_eq!(scene.users(), kept);
+                assert_eq!(server.version(), "0.1.0-1");
+                assert_eq!(server.users(), kept);
             }
             "Back up SQLite" => {
-                assert_eq!(scene.machine.run("stat -c %a /root/pbx-portal-backup.db"), "600");
+                assert_eq!(server.machine.run("stat -c %a /root/pbx-portal-backup.db"), "600");
             }
             "Restore SQLite" | "Restore PostgreSQL" => {
-                assert_eq!(scene.users(), kept);
-                let checks = scene.checks();
+                assert_eq!(server.users(), kept);
+                let checks = server.checks();
                 assert!(checks.contains("would change what Asterisk serves") && checks.contains(": 1000"), "{checks}");
-                scene.applies();
+                server.applies();
             }
             "Move from SQLite to PostgreSQL" => {
-                assert_eq!(scene.users(), kept);
-                let table = scene.checks();
+                assert_eq!(server.users(), kept);
+                let table = server.checks();
                 assert!(table.contains("database postgres://portal@127.0.0.1:5432/portal"), "{table}");
                 assert!(table.contains("changes nothing"), "{table}");
             }
             "Set or rotate the token" => {
-                let refused = scene.machine.inside(|| scene.portal.request("GET", "/users", None));
+                let refused = server.machine.inside(|| server.portal.request("GET", "/users", None));
                 assert_eq!(refused.status, 401);
-                scene.log_in();
-                assert_eq!(scene.users(), kept);
+                server.log_in();
+                assert_eq!(server.users(), kept);
                 assert_eq!(
-                    scene.machine.run("stat -c '%U:%G %a' /etc/pbx-portal/pbx-portal.env"),
+                    server.machine.run("stat -c '%U:%G %a' /etc/pbx-portal/pbx-portal.env"),
                     "root:pbx-portal 640"
                 );
             }
-            "Rename a host" => _ = scene.applies(),
+            "Rename a host" => _ = server.applies(),
             "Who applied, and with what result" if block.text.contains("postgres") => {
                 assert!(printed.contains("pbx-berlin") && printed.contains("does not include"), "{printed}");
             }
             "Who applied, and with what result" => assert!(printed.contains("success"), "{printed}"),
-            "Prune the audit log" => assert_eq!(scene.audit_rows(block), ("0".to_owned(), true), "the old row alone"),
+            "Prune the audit log" => assert_eq!(server.audit_rows(block), ("0".to_owned(), true), "the old row alone"),
             "Back up Asterisk's own database" => {
                 let rows = "sqlite3 /root/astdb.sqlite3 'SELECT count(*) > 0 FROM astdb'";
-                assert_eq!(scene.machine.run(rows), "1");
+                assert_eq!(server.machine.run(rows), "1");
                 let failed = "grep --count 'database is locked' /var/log/asterisk/messages.log || true";
-                assert_eq!(scene.machine.run(failed), "0");
+                assert_eq!(server.machine.run(failed), "0");
             }
             "A phone does not register" => {
                 assert!(block.text.contains("logger") || printed.contains("1000/1000"), "{printed}");
             }
-            "Back up PostgreSQL" => _ = scene.machine.run("test -s /var/lib/postgresql/portal.dump"),
+            "Back up PostgreSQL" => _ = server.machine.run("test -s /var/lib/postgresql/portal.dump"),
             "Remove" => {
                 let endpoints = "/etc/asterisk/pjsip.d/synergycall/generated_endpoints.conf";
-                let left = scene.machine.run(&format!("grep -c '^\\[1000\\]' {endpoints} || true"));
+                let left = server.machine.run(&format!("grep -c '^\\[1000\\]' {endpoints} || true"));
                 assert_eq!(left, if block.text.contains("purge") { "0" } else { "3" });
             }
             other => panic!("{other}: what comes of its commands is not looked at"),
@@ -230,9 +230,9 @@ fn every_command_works_as_written() {
 }
 
 /// Types a `curl` of the tour, and compares the names in its answer with those shown.
-fn asks(scene: &Scene, block: &Commands) {
+fn asks(server: &Server, block: &Commands) {
     let (command, shown) = block.text.trim_start_matches("$ ").split_once('\n').expect("an answer");
-    let output = scene.machine.inside(|| run_within(secs(60), Command::new("sh").args(["-ec", command])));
+    let output = server.machine.inside(|| run_within(secs(60), Command::new("sh").args(["-ec", command])));
     let answer = String::from_utf8(output.stdout).expect("UTF-8");
     let names = |text: &str| -> BTreeSet<String> {
         let without_what_asterisk_printed =

@@ -3,10 +3,7 @@
 
 use std::fs;
 
-use crate::fixtures::{account, failed_apply, script};
-use support::lab::Folder;
-use support::portal::Settings;
-use support::{Asterisk, Portal};
+use crate::fixtures::{account, failed_apply, host_with_script};
 
 /// Another value of an option that Asterisk takes; none for what it does not show.
 fn other(name: &str, value: &str) -> Option<String> {
@@ -24,10 +21,8 @@ fn other(name: &str, value: &str) -> Option<String> {
 
 #[test]
 fn each_is_reported_mended_or_named() {
-    let (asterisk, folder) = (Asterisk::start(), Folder::new("script"));
     let deaf = "test -e \"$here/deaf\" && [ \"$2\" = 'pjsip reload' ] && exec echo \"Module 'res_pjsip.so' reloaded successfully.\"\nexec $asterisk \"$@\"\n";
-    let program = script(&asterisk, &folder, deaf);
-    let portal = Portal::start(&Settings::of(&asterisk).with("ASTERISK_BIN", program.display()));
+    let (asterisk, portal, folder) = host_with_script(deaf);
     let (number, secret) = account(&portal.create_user("Alice", "alice@example.com"));
     portal.apply("suite");
     let file = asterisk.endpoints_file();

@@ -2,15 +2,8 @@
 
 use serde_json::Value;
 
-use crate::fixtures::{failed_apply, host, script, sqlite, sqlite_file};
-use support::lab::Folder;
-use support::portal::Settings;
-use support::{Asterisk, Portal};
-
-/// The most memory that the portal ever used, in MiB.
-fn peak(portal: &Portal) -> u64 {
-    portal.memory("VmHWM") / 1024
-}
+use crate::fixtures::{failed_apply, host, host_with_script, script, sqlite, sqlite_file};
+use support::Portal;
 
 fn text_of(answer: &Value) -> usize {
     answer.to_string().len()
@@ -18,22 +11,18 @@ fn text_of(answer: &Value) -> usize {
 
 #[test]
 fn by_asterisk_bin_it_is_cut() {
-    let (asterisk, folder) = (Asterisk::start(), Folder::new("script"));
     // A reload as usual, then a hundred megabytes that are no text.
-    let program = script(
-        &asterisk,
-        &folder,
+    let (asterisk, portal, folder) = host_with_script(
         "[ \"$2\" = 'pjsip reload' ] || exec $asterisk \"$@\"\n\
          $asterisk \"$@\"\nhead -c 100000000 /dev/zero | tr '\\0' '\\377'\nhead -c 100000 /dev/zero >&2\n",
     );
-    let portal = Portal::start(&Settings::of(&asterisk).with("ASTERISK_BIN", program.display()));
     portal.create_user("Alice", "alice@example.com");
     let applied = portal.apply("suite");
     let printed = applied["reload_results"]["pjsip_reload"]["stdout"].as_str().expect("a text");
     assert!(printed.starts_with("Module 'res_pjsip.so' reloaded successfully."), "{printed:.200}");
     assert!(printed.ends_with('\u{fffd}') && printed.chars().count() <= 16 * 1024, "the first 16 KiB");
     assert!(text_of(&applied) < 100_000, "{}", text_of(&applied));
-    assert!(peak(&portal) < 80, "{} MiB", peak(&portal));
+    assert!(portal.peak_memory() < 80, "{} MiB", portal.peak_memory());
 
     // One that fails says so with a part of it, and one that never ends is killed.
     script(
@@ -49,7 +38,7 @@ fn by_asterisk_bin_it_is_cut() {
     portal.stop();
     endless.boot();
     let failed = failed_apply(&endless, &["did not end within 3 s", "was killed"]);
-    assert!(text_of(&failed) < 100_000 && peak(&endless) < 80, "{} MiB", peak(&endless));
+    assert!(text_of(&failed) < 100_000 && endless.peak_memory() < 80, "{} MiB", endless.peak_memory());
     let longest = sqlite(
         &endless,
         "SELECT max(length(reload_results) + length(coalesce(error_details, ''))) FROM apply_audit_logs",
@@ -69,7 +58,7 @@ fn on_the_control_socket_it_has_a_bound() {
     sqlite_file(&asterisk.etc().with_file_name("db").join("astdb.sqlite3"), rows);
     asterisk.boot();
     let failed = failed_apply(&portal, &["printed more than 64 MiB in answer to 'database show registrar/contact'"]);
-    assert!(text_of(&failed) < 100_000 && peak(&portal) < 220, "{} MiB", peak(&portal));
+    assert!(text_of(&failed) < 100_000 && portal.peak_memory() < 220, "{} MiB", portal.peak_memory());
     asterisk.rx("database deltree registrar/contact");
     portal.apply("suite");
 }

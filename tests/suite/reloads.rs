@@ -6,22 +6,21 @@ use std::fs;
 use std::path::PathBuf;
 use std::thread;
 
-use crate::fixtures::{account, evicted, failed_apply, host, id, registrations, script, try_apply};
+use crate::fixtures::{
+    account, crowd, evicted, failed_apply, host, host_with_script, id, registrations, script, try_apply,
+};
+use crate::scenes::Scene;
+use crate::steps::{LISTS_AGAIN, RELOADS_AGAIN, inject};
 use support::asterisk::{Options, Step};
 use support::lab::Folder;
 use support::portal::Settings;
 use support::process::Signal;
 use support::sipp::{Called, Phones};
 use support::strace;
-use support::{Asterisk, Phone, Portal, secs, wait_until};
+use support::{Asterisk, Portal, secs, wait_until};
 
 /// Each user makes reloads and listings longer.
 const USERS: usize = 300;
-
-/// Creates users and gives them.
-fn crowd(portal: &Portal) -> Vec<serde_json::Value> {
-    (0..USERS).map(|index| portal.create_user("User", &format!("user{index}@example.com"))).collect()
-}
 
 const DROPPED: &str = "already in progress";
 
@@ -49,7 +48,7 @@ $asterisk \"$@\" | tee -a \"$here/printed\"
     let program = script(&asterisk, &folder, keeping);
     let [hold, reloads, printed] = ["hold", "begun", "printed"].map(|name| folder.path().join(name));
     let portal = Portal::start(&Settings::of(&asterisk).with("ASTERISK_BIN", program.display()));
-    let retried = || portal.log().matches("Asterisk dropped the reload; it is retried").count();
+    let retried = || portal.log().matches(RELOADS_AGAIN).count();
     for (round, dropped) in ["all", "one"].into_iter().enumerate() {
         portal.create_user("User", &format!("{dropped}@example.com"));
         fs::write(&hold, "").expect("hold the reload");
@@ -87,13 +86,13 @@ $asterisk \"$@\" | tee -a \"$here/printed\"
 #[test]
 fn truncated_listings_are_retried() {
     let (asterisk, portal) = host();
-    let mut users = VecDeque::from(crowd(&portal));
+    let mut users = VecDeque::from(crowd(&portal, USERS));
     portal.apply("suite");
     let accounts: Vec<_> = users.iter().map(account).collect();
     let accounts: Vec<_> = accounts.iter().map(|(number, secret)| (number.as_str(), secret.as_str())).collect();
     let _phones = Phones::register(&asterisk, &accounts, Called::Answer);
     // Gives the next number to somebody else and applies with strace at the portal.
-    let mut apply_under = |arguments: &[&str]| {
+    let mut apply_under = |arguments: &[String]| {
         let left = users.pop_front().expect("a user");
         portal.delete_user(id(&left));
         portal.create_user("Next", &format!("next{}@example.com", account(&left).0));
@@ -113,19 +112,17 @@ fn truncated_listings_are_retried() {
         calls
     };
 
-    let questions = ["-f", "-s", "80", "-e", "trace=sendto"];
-    let calls = apply_under(&questions);
+    let calls = apply_under(&["-f", "-s", "80", "-e", "trace=sendto"].map(str::to_owned));
     let thread = &calls.iter().find(|call| call.text.contains("dialplan show")).expect("a listing").thread;
     let asked: Vec<_> = calls.iter().filter(|call| call.thread == *thread).collect();
     for listing in ["module show", "dialplan show synergy-internal", "database show registrar/contact"] {
-        let retried = format!("it is retried command=\"{listing}\"");
+        let retried = format!("{LISTS_AGAIN} command=\"{listing}\"");
         let places = asked.iter().enumerate().filter(|(_, call)| call.text.contains(listing));
         // Questions that run side by side may change places, and not every stop costs a line.
         let near = places.flat_map(|(index, _)| [index + 1, index + 2, index.max(1)]);
         for place in near.cycle().take(30) {
             // It asks, and does not read the answer until it may go on.
-            let stop = format!("inject=sendto:signal=STOP:when={place}");
-            apply_under(&[&questions[..], &["-e", &stop]].concat());
+            apply_under(&[&["-f".to_owned()][..], &inject("sendto", place, "signal=STOP")].concat());
             if portal.log().contains(&retried) {
                 break;
             }
@@ -158,9 +155,7 @@ fi
 
 #[test]
 fn a_reload_that_fails_after_asterisk_has_read_the_file_fails_the_apply() {
-    let (asterisk, folder) = (Asterisk::start(), Folder::new("script"));
-    let program = script(&asterisk, &folder, "$asterisk \"$@\"\n[ \"$2\" != 'pjsip reload' ]\n");
-    let portal = Portal::start(&Settings::of(&asterisk).with("ASTERISK_BIN", program.display()));
+    let (asterisk, portal, _folder) = host_with_script("$asterisk \"$@\"\n[ \"$2\" != 'pjsip reload' ]\n");
     portal.create_user("Alice", "alice@example.com");
     failed_apply(
         &portal,
@@ -226,40 +221,33 @@ while test -e \"$here/$hold\"; do sleep 0.02; done
 exec $asterisk \"$@\"
 ";
     let program = script(&asterisk, &folder, held);
-    let portal = Portal::start(&Settings::of(&asterisk).with("ASTERISK_BIN", program.display()));
     let [taking, giving] = ["taking", "giving"].map(|name| folder.path().join(name));
     let begun = |hold: &PathBuf| hold.with_file_name(format!("{}-begun", hold.display())).exists();
     let release = |hold: &PathBuf| fs::remove_file(hold).expect("let it go on");
-    let former = portal.create_user("Former", "former@example.com");
-    portal.apply("suite");
-    let (number, old_secret) = account(&former);
-    let old_phone = Phone::new(&asterisk, &number, &old_secret);
-    assert_eq!(old_phone.register(), Some(200));
-    portal.delete_user(id(&former));
-    let (same_number, secret) = account(&portal.create_user("Owner", "owner@example.com"));
-    assert_eq!(number, same_number, "it changes hands");
-    let auth = || asterisk.rx(&format!("pjsip show auth {number}"));
-    let on_disk = |secret: &str| fs::read_to_string(asterisk.endpoints_file()).expect("the endpoints").contains(secret);
+    let mut scene = Scene::at(asterisk).with("ASTERISK_BIN", program.display()).begin();
+    let old = scene.phone();
+    scene.hand_over();
+    let on_disk = |secret: &str| scene.files()[0].contains(secret);
 
     for hold in [&taking, &giving] {
         fs::write(hold, "").expect("hold");
         let _ = fs::remove_file(format!("{}-begun", hold.display())); // of the first apply
     }
     thread::scope(|scope| {
-        let applying = scope.spawn(|| portal.apply("suite"));
+        let applying = scope.spawn(|| scene.portal.apply("suite"));
         wait_until(secs(20), "taking away begins", || begun(&taking));
-        assert!(auth().contains(&old_secret), "it is the former owner's still");
-        assert!(!on_disk(&old_secret) && !on_disk(&secret), "on the disk it is nobody's");
+        assert!(scene.auth().contains(&old.secret), "it is the former owner's still");
+        assert!(!on_disk(&old.secret) && !on_disk(&scene.secret()), "on the disk it is nobody's");
         release(&taking);
         wait_until(secs(20), "giving begins", || begun(&giving));
-        assert!(auth().contains("Unable to find object"), "it is nobody's");
-        assert_eq!(registrations(&asterisk, &number), 0, "its former owner's phone is evicted");
-        assert_eq!(old_phone.register(), Some(401), "and can't register");
-        assert!(on_disk(&secret), "only then a file names the new owner");
+        assert!(scene.auth().contains("Unable to find object"), "it is nobody's");
+        assert_eq!(registrations(&scene.asterisk, &scene.number), 0, "its former owner's phone is evicted");
+        assert_eq!(old.register(), Some(401), "and can't register");
+        assert!(on_disk(&scene.secret()), "only then a file names the new owner");
         release(&giving);
-        assert_eq!(evicted(&applying.join().expect("an answer")), [number.as_str()]);
+        assert_eq!(evicted(&applying.join().expect("an answer")), [scene.number.as_str()]);
     });
-    assert!(auth().contains(&secret), "it is the new owner's");
+    assert!(scene.auth().contains(&scene.secret()), "it is the new owner's");
 }
 
 #[test]
@@ -268,19 +256,16 @@ fn a_removal_that_asterisk_did_not_load_ends_the_apply_before_anything_is_given(
     let deaf = "test -e \"$here/deaf\" && [ \"$2\" = 'module reload res_pjsip.so' ] &&
     exec echo \"Module 'res_pjsip.so' reloaded successfully.\"\nexec $asterisk \"$@\"\n";
     let program = script(&asterisk, &folder, deaf);
-    let portal = Portal::start(&Settings::of(&asterisk).with("ASTERISK_BIN", program.display()));
-    let user = portal.create_user("Former", "former@example.com");
-    portal.apply("suite");
-    portal.delete_user(id(&user));
-    let (number, secret) = account(&portal.create_user("Owner", "owner@example.com"));
+    let mut scene = Scene::at(asterisk).with("ASTERISK_BIN", program.display()).among(0).begin();
+    scene.hand_over();
     fs::write(folder.path().join("deaf"), "").expect("make Asterisk deaf");
-    let answer = failed_apply(&portal, &["keeps the endpoint, auth or AOR of their former owners: 1000"]);
+    let answer = failed_apply(&scene.portal, &["keeps the endpoint, auth or AOR of their former owners: 1000"]);
     let reloads = &answer["reload_results"];
     let removal = reloads["pjsip_reload"]["command"].as_str().expect("a command");
     assert!(removal.ends_with("-rx 'module reload res_pjsip.so'"), "{removal}");
     assert!(reloads["dialplan_reload"].is_null(), "{answer}");
-    assert!(!fs::read_to_string(asterisk.endpoints_file()).expect("the endpoints").contains(&secret));
+    assert!(!scene.files()[0].contains(&scene.secret()));
     fs::remove_file(folder.path().join("deaf")).expect("let it hear again");
-    portal.apply("suite");
-    assert!(asterisk.rx(&format!("pjsip show auth {number}")).contains(&secret));
+    scene.portal.apply("suite");
+    assert!(scene.served());
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::fixtures::{SetWhenDropped, id};
-use crate::scenes::ALL_BUT_PROGRAMS;
+use crate::steps::{ALL_BUT_PROGRAMS, CONNECTS_AGAIN, FILES};
 use support::inotify::Observer;
 use support::lab::{self, Folder, Ports};
 use support::portal::{Settings, portal_command, run};
@@ -92,7 +92,7 @@ fn no_file_is_ever_open_to_others_whatever_the_umask() {
     let (_, opened) = strace::under(portal.pid(), &traced, || portal.apply("suite"));
     let created: Vec<_> = opened.iter().filter(|call| call.text.contains("O_CREAT")).collect();
     let temporary = created.iter().filter(|call| call.text.contains(".tmp\"")).count();
-    assert_eq!(temporary, 3, "take away, endpoints, routing: {created:#?}");
+    assert_eq!(temporary, FILES, "{created:#?}");
     for call in created {
         let mode = call.text.rsplit_once(") = ").and_then(|(arguments, _)| arguments.rsplit(", ").next());
         let mode = mode.and_then(|mode| u32::from_str_radix(mode, 8).ok()).expect("a mode");
@@ -151,7 +151,7 @@ fn what_the_database_driver_says_holds_no_password() {
         let log = folder.path().join("log");
         let mut starting = Process::start(portal_command(&unreachable, folder.path()).arg("serve"), &log);
         let said = || fs::read_to_string(&log).expect("its log");
-        wait_until(secs(20), "it waits for the database", || said().contains("trying again"));
+        wait_until(secs(20), "it waits for the database", || said().contains(CONNECTS_AGAIN));
         starting.end(Signal::TERM, secs(10));
         assert!(!said().contains("hunter2"), "{}", said());
         fs::remove_file(&log).expect("the next one has a log of its own");

@@ -5,28 +5,24 @@ use std::sync::Mutex;
 
 use serde_json::json;
 
-use crate::fixtures::{Database, account, id, registrations};
+use crate::fixtures::{Database, Pair, account, id, registrations};
+use support::portal::Settings;
 use support::sipp::{Called, Phones, call};
-use support::{Asterisk, Portal, secs, wait_until};
+use support::{Asterisk, secs, wait_until};
 
 #[test]
 fn on_sqlite() {
-    let asterisk = Asterisk::start();
-    let first = Portal::start(&Database::Sqlite.settings(&asterisk));
-    let url = format!("sqlite://{}/portal.db", first.data_dir().display());
-    let second = Portal::start(&Database::Sqlite.settings(&asterisk).with("DATABASE_URL", url));
-    thousand(&asterisk, [&first, &second]);
+    thousand(Database::Sqlite);
 }
 
 #[test]
 fn on_postgres() {
-    let asterisk = Asterisk::start();
-    let settings = Database::Postgres.settings(&asterisk);
-    let portals = [Portal::start(&settings), Portal::start(&settings)];
-    thousand(&asterisk, portals.each_ref());
+    thousand(Database::Postgres);
 }
 
-fn thousand(asterisk: &Asterisk, portals: [&Portal; 2]) {
+fn thousand(database: Database) {
+    let asterisk = &Asterisk::start();
+    let Pair { portals, .. } = &Pair::on(database, &Settings::of(asterisk));
     let created = Mutex::new(BTreeMap::new());
     std::thread::scope(|clients| {
         for client in 0..32 {

@@ -1,7 +1,8 @@
 //! The inbound trunk of docs/operations.md: its calls go through the portal's dialplan.
 
-use crate::fixtures::{account, host, id};
-use support::Phone;
+use crate::scenes::Scene;
+use support::asterisk::Options;
+use support::{Asterisk, Phone};
 
 const PJSIP: &str = "
 [trunk]
@@ -27,25 +28,18 @@ pub fn example(heading: &str) -> String {
 
 #[test]
 fn its_calls_reach_the_owner_of_a_number_and_nobody_else() {
-    let (asterisk, portal) = host();
-    let trunk = example("Calls from a trunk, a queue or a ring group");
-    asterisk.edit_config("pjsip.conf", |text| format!("{text}{PJSIP}"));
-    asterisk.edit_config("extensions.conf", |text| format!("{text}\n{trunk}"));
-    let user = portal.create_user("Alice", "alice@example.com");
-    let (number, secret) = account(&user);
-    portal.apply("suite");
-    let phone = Phone::new(&asterisk, &number, &secret);
-    assert_eq!(phone.register(), Some(200));
-
-    let trunk = Phone::new(&asterisk, "trunk", "trunk");
-    for dialled in [number.clone(), format!("4930123{number}")] {
-        assert_eq!(trunk.call(&dialled), Some(486), "the phone is busy");
-        assert_eq!(phone.take_rings(), 1);
+    let extensions = format!("\n{}", example("Calls from a trunk, a queue or a ring group"));
+    let asterisk = Asterisk::start_with(&Options { pjsip: PJSIP.to_owned(), extensions, ..Options::default() });
+    let mut scene = Scene::at(asterisk).begin();
+    let phone = scene.phone();
+    let trunk = Phone::new(&scene.asterisk, "trunk", "trunk");
+    let dialled = format!("4930123{}", scene.number);
+    for dialled in [&scene.number, &dialled] {
+        assert_eq!((trunk.call(dialled), phone.take_rings()), (Some(486), 1), "the phone is busy");
     }
     assert_eq!(trunk.call("49301231999"), Some(404), "nobody has it");
 
-    portal.delete_user(id(&user));
-    portal.create_user("Next", "next@example.com");
-    portal.apply("suite");
-    assert_eq!((trunk.call(&format!("4930123{number}")), phone.take_rings()), (Some(480), 0), "a new owner");
+    scene.hand_over();
+    scene.portal.apply("suite");
+    assert_eq!((trunk.call(&dialled), phone.take_rings()), (Some(480), 0), "a new owner");
 }

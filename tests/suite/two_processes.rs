@@ -1,68 +1,46 @@
 //! Two portals on one host that apply at once, and users who come and go meanwhile: one apply at a time, each of one snapshot.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::thread::scope;
 
 use serde_json::{Value, json};
 
-use crate::fixtures::{Database, account, id, left_overs, psql, serves, sqlite_file, try_apply};
-use crate::scenes::whole;
-use support::lab::{Folder, PORTAL, User, install_program, make_dir, write_file};
+use crate::fixtures::{Database, Pair, account, id, left_overs, script, serves, try_apply};
+use crate::scenes::{apply_meanwhile, whole};
+use crate::steps::{BEGINS, FAILED, LOCK, PREPARED, PROVEN, USERS_READ};
+use support::lab::Folder;
 use support::portal::Settings;
 use support::process::Signal;
 use support::{Asterisk, Portal, secs, strace, wait_until};
 
 /// Two portals on one Asterisk and one database.
 struct Host {
-    portals: [Portal; 2],
+    pair: Pair,
     asterisk: Asterisk,
-    url: String,
-    folders: Vec<Folder>,
 }
 
 impl Host {
     fn start(database: Database) -> Self {
-        Self::of(Asterisk::start(), database, &[])
-    }
-
-    fn of(asterisk: Asterisk, database: Database, more: &[(&str, &str)]) -> Self {
-        let (folder, url) = database.shared();
-        let settings = Settings::of(&asterisk).with("DATABASE_URL", &url);
-        let settings = more.iter().fold(settings, |settings, (name, value)| settings.with(name, value));
-        let portals = ["one", "two"].map(|name| Portal::start(&settings.clone().with("PORTAL_HOST", name)));
-        Self { portals, asterisk, url, folders: vec![folder] }
-    }
-
-    /// With two files: the one is there once a reload has begun, which waits as long as the other is there.
-    fn that_holds_reloads() -> (Self, [PathBuf; 2]) {
-        let (folder, User(owner)) = (Folder::new("slow"), PORTAL);
-        make_dir(folder.path(), owner, owner, 0o700);
-        let [begun, hold, script, slow] =
-            ["begun", "hold", "asterisk.sh", "asterisk"].map(|name| folder.path().join(name));
         let asterisk = Asterisk::start();
-        let wait = format!("touch {}; while [ -e {} ]; do sleep 0.02; done", begun.display(), hold.display());
-        // Only reloads: the portal asks which Asterisk it reaches, too.
-        let wait = format!("case $2 in *reload*) {wait};; esac");
-        write_file(&script, PORTAL, 0o644, &format!("#!/bin/sh\n{wait}\nexec {} \"$@\"\n", asterisk.bin().display()));
-        install_program(&script, &slow);
-        write_file(&hold, PORTAL, 0o644, "");
-        let mut host = Self::of(asterisk, Database::Sqlite, &[("ASTERISK_BIN", &slow.display().to_string())]);
-        host.folders.push(folder);
-        (host, [begun, hold])
+        Self { pair: Pair::on(database, &Settings::of(&asterisk)), asterisk }
     }
 
-    fn sql(&self, sql: &str) -> String {
-        match self.url.strip_prefix("sqlite://") {
-            Some(file) => sqlite_file(Path::new(file), sql),
-            None => psql(&self.url, sql),
-        }
+    /// With the folder of a script: there is `begun` once a reload has begun, which waits as long as there is `hold`.
+    fn that_holds_reloads() -> (Self, Folder) {
+        let (asterisk, folder) = (Asterisk::start(), Folder::new("script"));
+        // Only reloads: the portal asks which Asterisk it reaches, too.
+        let wait = "touch \"$here/begun\"; while [ -e \"$here/hold\" ]; do sleep 0.02; done";
+        let body = format!("case $2 in *reload*) {wait};; esac\nexec $asterisk \"$@\"\n");
+        let program = script(&asterisk, &folder, &body);
+        fs::write(folder.path().join("hold"), "").expect("hold reloads");
+        let settings = Settings::of(&asterisk).with("ASTERISK_BIN", program.display());
+        (Self { pair: Pair::on(Database::Sqlite, &settings), asterisk }, folder)
     }
 
     /// By host: the outcome, and how an error begins.
     fn audit_log_is(&self, rows: [&str; 2]) {
         let row = "host || ' ' || outcome || coalesce(' ' || substr(error_details, 1, 11), '')";
-        assert_eq!(self.sql(&format!("SELECT {row} FROM apply_audit_logs ORDER BY host")), rows.join("\n"));
+        assert_eq!(self.pair.sql(&format!("SELECT {row} FROM apply_audit_logs ORDER BY host")), rows.join("\n"));
     }
 }
 
@@ -71,7 +49,7 @@ fn begins_and_ends(portals: &[Portal]) -> Vec<String> {
     let logs: Vec<_> = portals.iter().map(Portal::log).collect();
     let lines = logs.iter().flat_map(|log| log.lines());
     let mut lines: Vec<_> = lines
-        .filter(|line| ["apply begins", "apply proven", "apply failed"].iter().any(|what| line.contains(what)))
+        .filter(|line| [BEGINS, PROVEN, FAILED].iter().any(|what| line.contains(what)))
         .map(str::to_owned)
         .collect();
     lines.sort(); // each begins with its time
@@ -83,12 +61,12 @@ fn many_applies_at_once_run_one_after_another_or_are_refused() {
     for database in [Database::Sqlite, Database::Postgres] {
         let host = Host::start(database);
         for number in 0..20 {
-            host.portals[0].create_user("User", &format!("user{number}@example.com"));
+            host.pair.portals[0].create_user("User", &format!("user{number}@example.com"));
         }
         let statuses: Vec<Vec<u16>> = scope(|threads| {
             let clients: Vec<_> = (0..12)
                 .map(|client| {
-                    let portal = &host.portals[client % 2];
+                    let portal = &host.pair.portals[client % 2];
                     threads.spawn(move || {
                         (0..4)
                             .map(|_| try_apply(portal))
@@ -107,16 +85,16 @@ fn many_applies_at_once_run_one_after_another_or_are_refused() {
         let count = |status| statuses.iter().filter(|found| **found == status).count();
         assert!(count(200) >= 2 && count(409) >= 2 && count(200) + count(409) == 48, "{database:?}: {statuses:?}");
         assert_eq!(
-            host.sql("SELECT count(*) FROM apply_audit_logs"),
+            host.pair.sql("SELECT count(*) FROM apply_audit_logs"),
             count(200).to_string(),
             "no row of a refused one"
         );
-        assert_eq!(host.sql("SELECT count(*) FROM apply_audit_logs WHERE outcome <> 'success'"), "0");
+        assert_eq!(host.pair.sql("SELECT count(*) FROM apply_audit_logs WHERE outcome <> 'success'"), "0");
 
-        let lines = begins_and_ends(&host.portals);
+        let lines = begins_and_ends(&host.pair.portals);
         assert_eq!(lines.len(), 2 * count(200));
         for pair in lines.chunks(2) {
-            assert!(pair[0].contains("apply begins") && pair[1].contains("apply proven"), "two at once: {lines:#?}");
+            assert!(pair[0].contains(BEGINS) && pair[1].contains(PROVEN), "two at once: {lines:#?}");
             let row = |line: &str| line.split_once("audit_log_id=").map(|(_, id)| id[..36].to_owned());
             assert_eq!(row(&pair[0]), row(&pair[1]), "two at once: {lines:#?}");
         }
@@ -126,16 +104,16 @@ fn many_applies_at_once_run_one_after_another_or_are_refused() {
 #[test]
 fn a_killed_holder_leaves_the_lock_to_the_other_at_once() {
     let host = Host::start(Database::Postgres);
-    let [holder, other] = &host.portals;
+    let [holder, other] = &host.pair.portals;
     let user = other.create_user("Alice", "alice@example.com");
     host.asterisk.signal(Signal::STOP);
     scope(|threads| {
         threads.spawn(|| holder.try_request("POST", "/apply", Some(&json!({"triggered_by": "killed"}))));
-        wait_until(secs(10), "the holder applies", || holder.log().contains("step=\"snapshot\""));
+        wait_until(secs(10), "the holder applies", || holder.log().contains(USERS_READ));
         assert_eq!(try_apply(other).status, 409);
         holder.kill();
         let applying = threads.spawn(|| try_apply(other));
-        wait_until(secs(10), "the other applies", || other.log().contains("step=\"snapshot\""));
+        wait_until(secs(10), "the other applies", || other.log().contains(USERS_READ));
         host.asterisk.signal(Signal::CONT);
         let answer = applying.join().expect("an answer");
         assert_eq!(answer.status, 200, "{}", answer.text);
@@ -146,8 +124,9 @@ fn a_killed_holder_leaves_the_lock_to_the_other_at_once() {
 
 #[test]
 fn a_reload_that_outlives_its_holder_does_not_keep_the_lock() {
-    let (host, [begun, hold]) = Host::that_holds_reloads();
-    let [holder, other] = &host.portals;
+    let (host, folder) = Host::that_holds_reloads();
+    let [begun, hold] = ["begun", "hold"].map(|name| folder.path().join(name));
+    let [holder, other] = &host.pair.portals;
     let user = other.create_user("Alice", "alice@example.com");
     scope(|threads| {
         threads.spawn(|| holder.try_request("POST", "/apply", Some(&json!({"triggered_by": "killed"}))));
@@ -155,7 +134,7 @@ fn a_reload_that_outlives_its_holder_does_not_keep_the_lock() {
         assert_eq!(try_apply(other).status, 409);
         holder.kill();
         let applying = threads.spawn(|| try_apply(other));
-        wait_until(secs(10), "the other applies", || other.log().contains("step=\"prepare\""));
+        wait_until(secs(10), "the other applies", || other.log().contains(PREPARED));
         // Now the killed one's reload comes to Asterisk too.
         fs::remove_file(&hold).expect("let them go on");
         let answer = applying.join().expect("an answer");
@@ -169,7 +148,7 @@ fn a_reload_that_outlives_its_holder_does_not_keep_the_lock() {
 #[test]
 fn a_lock_file_that_is_removed_while_it_is_taken_is_not_the_lock() {
     let host = Host::start(Database::Sqlite);
-    let [holder, other] = &host.portals;
+    let [holder, other] = &host.pair.portals;
     holder.create_user("Alice", "alice@example.com");
     let lock = host.asterisk.endpoints_file().with_file_name(".pbx-portal.lock");
     let opened = || {
@@ -178,12 +157,12 @@ fn a_lock_file_that_is_removed_while_it_is_taken_is_not_the_lock() {
     };
     host.asterisk.signal(Signal::STOP);
     // It opens the file, and locks it when the file is another's already.
-    let slowly = ["-f", "-e", "trace=flock", "-e", "inject=flock:delay_enter=3s:when=1"];
+    let slowly = [&["-f".to_owned()][..], &LOCK.inject("delay_enter=3s")].concat();
     scope(|threads| {
         let applying = threads.spawn(|| strace::under(holder.pid(), &slowly, || try_apply(holder)).0);
         wait_until(secs(20), "the lock file is open", opened);
         fs::remove_file(&lock).expect("remove the lock file");
-        wait_until(secs(20), "the holder applies", || holder.log().contains("step=\"snapshot\""));
+        wait_until(secs(20), "the holder applies", || holder.log().contains(USERS_READ));
         let refused = try_apply(other);
         assert_eq!((refused.status, refused.json["error"].as_str()), (409, Some("Apply in progress")));
         host.asterisk.signal(Signal::CONT);
@@ -193,8 +172,9 @@ fn a_lock_file_that_is_removed_while_it_is_taken_is_not_the_lock() {
 
 #[test]
 fn two_at_once_because_somebody_removed_the_lock_file_leave_whole_files_and_one_says_so() {
-    let (host, [begun, hold]) = Host::that_holds_reloads();
-    let [first, second] = &host.portals;
+    let (host, folder) = Host::that_holds_reloads();
+    let [begun, hold] = ["begun", "hold"].map(|name| folder.path().join(name));
+    let [first, second] = &host.pair.portals;
     let former = first.create_user("Alice", "alice@example.com");
     fs::remove_file(&hold).expect("let reloads go on");
     first.apply("suite");
@@ -202,14 +182,14 @@ fn two_at_once_because_somebody_removed_the_lock_file_leave_whole_files_and_one_
     let user = second.create_user("Alice", "alice@example.com");
     assert_eq!(account(&user).0, account(&former).0, "the number changes hands");
     fs::remove_file(&begun).expect("nothing has begun");
-    write_file(&hold, PORTAL, 0o644, "");
+    fs::write(&hold, "").expect("hold reloads again");
     let answers = scope(|threads| {
         let one = threads.spawn(|| try_apply(first));
         // Between the files' preparation and their publication.
         wait_until(secs(10), "the first takes away", || begun.exists());
         fs::remove_file(host.asterisk.endpoints_file().with_file_name(".pbx-portal.lock")).expect("remove the lock");
         let another = threads.spawn(|| try_apply(second));
-        wait_until(secs(10), "the second has prepared", || second.log().contains("step=\"prepare\""));
+        wait_until(secs(10), "the second has prepared", || second.log().contains(PREPARED));
         fs::remove_file(&hold).expect("let them go on");
         [one, another].map(|applying| applying.join().expect("an answer"))
     });
@@ -228,24 +208,19 @@ fn two_at_once_because_somebody_removed_the_lock_file_leave_whole_files_and_one_
 fn users_who_come_and_go_during_an_apply_are_left_to_the_next_one() {
     for database in [Database::Sqlite, Database::Postgres] {
         let host = Host::start(database);
-        let [portal, other] = &host.portals;
+        let [portal, other] = &host.pair.portals;
         let [stays, goes] = ["stays", "goes"].map(|name| portal.create_user(name, &format!("{name}@example.com")));
-        host.asterisk.signal(Signal::STOP);
-        let (answer, comes) = scope(|threads| {
-            let applying = threads.spawn(|| portal.apply("suite"));
-            wait_until(secs(10), "the users are read", || portal.log().contains("step=\"snapshot\""));
+        let (answer, [comes, takes_over]) = apply_meanwhile(&host.asterisk, portal, || {
             // Through either portal, while the apply waits for Asterisk.
             let comes = portal.create_user("Comes", "comes@example.com");
             other.delete_user(id(&goes));
             let takes_over = other.create_user("Takes over", "over@example.com");
             assert_eq!(account(&takes_over).0, account(&goes).0, "the number is free at once");
             assert_eq!(portal.users().len(), 3);
-            assert!(!applying.is_finished(), "{database:?}");
-            host.asterisk.signal(Signal::CONT);
-            (applying.join().expect("an answer"), [comes, takes_over])
+            [comes, takes_over]
         });
-        let [comes, takes_over] = comes;
-        assert_eq!((answer["users_applied"].as_u64(), answer["extensions_generated"].as_u64()), (Some(2), Some(2)));
+        assert_eq!((answer.status, &answer.json["users_applied"]), (200, &json!(2)), "{database:?}: {}", answer.text);
+        assert_eq!(answer.json["extensions_generated"], 2);
         let secret_in_force = |user: &Value| {
             let (number, secret) = account(user);
             host.asterisk.rx(&format!("pjsip show auth {number}")).contains(&secret)

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::steps::{LOGGED, PROVEN};
 use support::portal::Settings;
 use support::{Asterisk, Portal};
 
@@ -24,13 +25,12 @@ fn one_line_a_request_and_one_a_step_with_their_ids() {
 
     let steps: Vec<_> = lines.iter().filter(|line| line["step"].is_string()).collect();
     let names: Vec<_> = steps.iter().filter_map(|line| line["step"].as_str()).collect();
-    let expected = ["snapshot", "look before touching", "prepare", "take away", "give", "proof"];
-    assert_eq!(names, expected);
+    assert_eq!(names, LOGGED);
     for step in steps {
         assert!(step["milliseconds"].is_f64() && step["span"]["audit_log_id"] == audit_log_id, "{step}");
         assert!(step["spans"].as_array().is_some_and(|spans| spans.iter().any(|span| span["id"] == *id)), "{step}");
     }
-    let proven = lines.iter().find(|line| line["message"] == "apply proven").expect("the end");
+    let proven = lines.iter().find(|line| line["message"] == PROVEN).expect("the end");
     assert_eq!(proven["audit_log_id"], audit_log_id);
 }
 

@@ -35,6 +35,8 @@ pub struct Phone {
     pub secret: String,
     server: SocketAddr,
     own: SocketAddr,
+    /// No other phone has it, not even one that had the same port: Asterisk tells requests apart by their branch alone.
+    serial: usize,
     line: Arc<Line>,
     listener: Option<JoinHandle<()>>,
     transfers: Mutex<Receiver<u16>>,
@@ -50,6 +52,7 @@ struct Line {
     socket: UdpSocket,
     unplugged: AtomicBool,
     rings: AtomicUsize,
+    pings: AtomicUsize,
     reply: Mutex<Reply>,
     /// The INVITE of the last call to it.
     called: Mutex<String>,
@@ -69,12 +72,14 @@ impl Phone {
 
     /// A phone at this address.
     pub fn new_at(own: SocketAddr, server: impl Into<SocketAddr>, number: &str, secret: &str) -> Self {
+        static SERIAL: AtomicUsize = AtomicUsize::new(0);
         let socket = UdpSocket::bind(own).expect("a port for a phone");
         let own = socket.local_addr().expect("the phone's port");
         let line = Arc::new(Line {
             socket,
             unplugged: AtomicBool::new(false),
             rings: AtomicUsize::new(0),
+            pings: AtomicUsize::new(0),
             reply: Mutex::default(),
             called: Mutex::default(),
         });
@@ -88,6 +93,7 @@ impl Phone {
             secret: secret.to_owned(),
             server: server.into(),
             own,
+            serial: SERIAL.fetch_add(1, Ordering::Relaxed),
             line,
             listener: Some(listener),
             transfers: Mutex::new(transfers),
@@ -209,9 +215,14 @@ impl Phone {
         self.line.rings.swap(0, Ordering::Relaxed)
     }
 
+    /// How many OPTIONS it has had.
+    pub fn pings(&self) -> usize {
+        self.line.pings.load(Ordering::Relaxed)
+    }
+
     /// A request to a name on the server, in no dialog.
     pub fn prepare(&self, method: &'static str, name: &str) -> Request {
-        let Self { number, server, own, .. } = self;
+        let Self { number, server, own, serial, .. } = self;
         // All registrations of a phone share an identifier; each call and each subscription has its own.
         let dialog = if method == "REGISTER" { 0 } else { self.dialogs.fetch_add(1, Ordering::Relaxed) };
         Request {
@@ -219,7 +230,7 @@ impl Phone {
             uri: format!("sip:{name}@{server}"),
             from: format!("<sip:{number}@{server}>;tag={dialog}"),
             to: format!("<sip:{name}@{server}>"),
-            call_id: format!("{dialog}-{own}"),
+            call_id: format!("{dialog}-{serial}-{own}"),
             headers: format!("Contact: <sip:{number}@{own}>\r\n"),
             body: match method {
                 "INVITE" => ("application/sdp", SDP),
@@ -259,13 +270,12 @@ impl Phone {
     /// Sends one request, again if needed, and gives its final answer.
     fn transaction(&self, requests: &mut Requests, request: &Request, proof: &str) -> Option<String> {
         requests.sent += 1;
-        let (own, count) = (self.own, requests.sent);
-        let port = own.port(); // Asterisk tells requests apart by their branch alone
+        let (own, serial, count) = (self.own, self.serial, requests.sent);
         let Request { method, uri, from, to, call_id, headers, body: (kind, body) } = request;
         let message = |method: &str, to: &str, headers: &str, body: &str| {
             let length = body.len();
             format!(
-                "{method} {uri} SIP/2.0\r\nVia: SIP/2.0/UDP {own};branch=z9hG4bK{port}-{count};rport\r\nMax-Forwards: 70\r\n\
+                "{method} {uri} SIP/2.0\r\nVia: SIP/2.0/UDP {own};branch=z9hG4bK{serial}-{count};rport\r\nMax-Forwards: 70\r\n\
                  From: {from}\r\nTo: {to}\r\nCall-ID: {call_id}\r\nCSeq: {count} {method}\r\n{headers}\
                  Content-Length: {length}\r\n\r\n{body}"
             )
@@ -350,7 +360,11 @@ impl Line {
                         _ = notified.send(ended);
                     }
                 }
-                Some("OPTIONS" | "BYE" | "CANCEL") => answer("200 OK", EMPTY),
+                Some("OPTIONS") => {
+                    self.pings.fetch_add(1, Ordering::Relaxed);
+                    answer("200 OK", EMPTY);
+                }
+                Some("BYE" | "CANCEL") => answer("200 OK", EMPTY),
                 _ => {}
             }
         }

@@ -160,11 +160,11 @@ impl Portal {
         self.process().as_mut().expect("the portal is running").signal(signal);
     }
 
-    /// One of the kernel's figures of its memory, in KiB, such as `VmRSS` or `VmHWM`.
-    pub fn memory(&self, line: &str) -> u64 {
+    /// The most memory that it ever used, in MiB.
+    pub fn peak_memory(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("read its status");
-        let value = status.lines().find_map(|text| text.strip_prefix(line)?.strip_prefix(':')?.strip_suffix(" kB"));
-        value.and_then(|value| value.trim().parse().ok()).unwrap_or_else(|| panic!("no {line} in {status}"))
+        let value = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+        value.and_then(|value| value.parse::<u64>().ok()).unwrap_or_else(|| panic!("no VmHWM in {status}")) / 1024
     }
 
     pub fn running(&self) -> bool {
