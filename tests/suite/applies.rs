@@ -15,7 +15,7 @@ use support::process::Signal;
 use support::{Asterisk, Portal, Postgres, asterisk, secs, wait_until};
 
 #[test]
-fn leaves_a_true_audit_row_on_both_databases() {
+fn an_apply_leaves_a_true_audit_row_on_both_databases() {
     let asterisk = Asterisk::start();
     for database in [Database::Sqlite, Database::Postgres] {
         let (_folder, url) = database.shared();
@@ -45,7 +45,7 @@ fn leaves_a_true_audit_row_on_both_databases() {
 }
 
 #[test]
-fn with_asterisk_down_says_so_and_a_later_one_repairs() {
+fn an_apply_without_asterisk_says_so_and_a_later_one_repairs() {
     let (asterisk, portal) = host();
     let (number, _) = account(&portal.create_user("Alice", "alice@example.com"));
     asterisk.stop();
@@ -58,7 +58,7 @@ fn with_asterisk_down_says_so_and_a_later_one_repairs() {
 }
 
 #[test]
-fn one_at_a_time_on_a_host() {
+fn a_second_apply_on_a_host_is_refused_while_one_runs() {
     let (asterisk, portal) = host();
     portal.apply("suite");
     let lock = asterisk.endpoints_file().with_file_name(".pbx-portal.lock");
@@ -73,7 +73,7 @@ fn one_at_a_time_on_a_host() {
 }
 
 #[test]
-fn without_the_include_lines_names_the_line_to_add() {
+fn an_apply_without_the_include_lines_names_the_line_to_add() {
     let asterisk = Asterisk::start_with(&asterisk::Options { without_includes: true, ..asterisk::Options::default() });
     let portal = Portal::start(&Settings::of(&asterisk));
     let endpoints = "#tryinclude pjsip.d/synergycall/generated_endpoints.conf";
@@ -88,7 +88,7 @@ fn without_the_include_lines_names_the_line_to_add() {
 }
 
 #[test]
-fn with_no_users_both_include_lines_are_looked_for() {
+fn an_apply_of_no_users_looks_for_both_include_lines() {
     let (asterisk, portal) = host();
     assert_eq!(portal.apply("suite")["users_applied"].as_u64(), Some(0));
     asterisk.edit_config("pjsip.conf", |text| text.replace("#tryinclude", ";"));
@@ -96,7 +96,7 @@ fn with_no_users_both_include_lines_are_looked_for() {
 }
 
 #[test]
-fn of_an_emptied_database_warns_that_no_former_user_is_left() {
+fn an_apply_of_an_emptied_database_warns_that_no_former_user_is_left() {
     let (asterisk, portal) = host();
     let message = |answer: &Value| answer["message"].as_str().expect("a message").to_owned();
     let create = |names: &[&str]| {
@@ -126,7 +126,7 @@ fn of_an_emptied_database_warns_that_no_former_user_is_left() {
 }
 
 #[test]
-fn after_one_that_left_all_numbers_to_nobody_warns_of_nobody() {
+fn an_apply_after_one_that_left_all_numbers_to_nobody_warns_of_nobody() {
     let fails = "case \"$2\" in pjsip*) test -e \"$here/fails\" && exit 1;; esac\nexec $asterisk \"$@\"\n";
     let (_asterisk, portal, folder) = host_with_script(fails);
     let former = ["alice", "bob"].map(|name| portal.create_user(name, &format!("{name}@example.com")));
@@ -148,7 +148,7 @@ fn after_one_that_left_all_numbers_to_nobody_warns_of_nobody() {
 }
 
 #[test]
-fn without_cli_aliases_reloads_the_modules_themselves() {
+fn an_apply_without_cli_aliases_reloads_the_modules_themselves() {
     let asterisk =
         Asterisk::start_with(&asterisk::Options { without_cli_aliases: true, ..asterisk::Options::default() });
     let portal = Portal::start(&Settings::of(&asterisk));
@@ -159,7 +159,7 @@ fn without_cli_aliases_reloads_the_modules_themselves() {
 }
 
 #[test]
-fn values_are_compared_not_only_names() {
+fn an_apply_compares_values_not_only_names() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
     portal.apply("suite");
@@ -195,7 +195,7 @@ fn values_are_compared_not_only_names() {
 }
 
 #[test]
-fn what_is_left_over_is_named() {
+fn what_asterisk_has_left_over_is_named() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
     portal.apply("suite");
@@ -211,7 +211,7 @@ fn what_is_left_over_is_named() {
 }
 
 #[test]
-fn objects_that_are_not_there_are_not_asked_for() {
+fn objects_that_asterisk_lacks_are_not_asked_for() {
     let asterisk = Asterisk::start_with(&asterisk::Options { without_includes: true, ..Default::default() });
     let portal = Portal::start(&Settings::of(&asterisk));
     portal.create_user("Alice", "alice@example.com");

@@ -11,7 +11,7 @@ use support::process::run_within;
 use support::{Asterisk, secs};
 
 #[test]
-fn of_the_document_makes_no_write_of_asterisk_fail_as_a_reader_does() {
+fn the_documents_backup_of_astdb_makes_no_write_of_asterisk_fail() {
     let operations = include_str!("../../docs/operations.md");
     let (_, section) = operations.split_once("## Back up Asterisk's own database\n").expect("the heading");
     let block = section.split_once("```sh\n").and_then(|(_, rest)| rest.split_once("```")).expect("a block").0;

@@ -13,14 +13,14 @@ use support::process::{Process, command_as};
 use support::{Chromium, Portal, secs, wait_until};
 
 #[test]
-fn documentation_page_creates_a_user() {
+fn the_documentation_page_creates_a_user() {
     let portal = Portal::start(&without_asterisk().with("PORTAL_API_TOKEN", "s3cret-token"));
     // A name, because Swagger UI leaves its validator on the Internet alone when it shows a loopback address.
     creates_a_user(&portal, &format!("http://portal.example:{}/", portal.address().port()));
 }
 
 #[test]
-fn documentation_page_below_a_path_of_a_proxy_creates_a_user() {
+fn the_documentation_page_below_a_path_of_a_proxy_creates_a_user() {
     let portal = Portal::start(&without_asterisk().with("PORTAL_API_TOKEN", "s3cret-token"));
     let (folder, port) = (Folder::new("nginx"), Ports::one());
     let location = format!("location /a/pbx/ {{ proxy_pass http://{}/; }}", portal.address());
@@ -86,7 +86,7 @@ const EACH_OPERATION: &str = "
 ";
 
 #[test]
-fn page_of_another_origin_can_neither_do_nor_read_anything() {
+fn a_page_of_another_origin_can_neither_do_nor_read_anything() {
     let (asterisk, open) = host();
     let guarded = Portal::start(&Settings::of(&asterisk).with("PORTAL_API_TOKEN", "s3cret-token"));
     let chromium = Chromium::start();
@@ -128,7 +128,7 @@ fn page_of_another_origin_can_neither_do_nor_read_anything() {
 }
 
 #[test]
-fn page_of_another_name_for_this_machine_is_refused_and_its_own_page_is_not() {
+fn a_page_of_another_name_for_this_machine_is_refused_and_its_own_page_is_not() {
     let (_asterisk, portal) = host();
     let chromium = Chromium::start();
     let port = portal.address().port();

@@ -4,7 +4,7 @@ use crate::fixtures::{account, host};
 use support::sipp::{Called, Phones, call, message};
 
 #[test]
-fn busy_absent_unanswered_and_unknown_are_distinguished() {
+fn a_caller_hears_whether_a_number_is_busy_absent_silent_or_unknown() {
     let (asterisk, portal) = host();
     let accounts = ["caller", "busy", "absent", "silent"]
         .map(|name| account(&portal.create_user(name, &format!("{name}@example.com"))));

@@ -28,7 +28,7 @@ fn follow(advice: &str) {
 }
 
 #[test]
-fn a_host_that_lacks_nothing_and_the_table() {
+fn check_finds_nothing_on_a_host_that_lacks_nothing_and_changes_nothing() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
     portal.apply("suite");
@@ -46,7 +46,7 @@ fn a_host_that_lacks_nothing_and_the_table() {
 }
 
 #[test]
-fn include_lines() {
+fn check_names_missing_include_lines() {
     let asterisk = Asterisk::start_with(&asterisk::Options { without_includes: true, ..asterisk::Options::default() });
     let portal = Portal::start(&Settings::of(&asterisk));
     let settings = settings(&asterisk, &portal);
@@ -81,7 +81,7 @@ fn include_lines() {
 }
 
 #[test]
-fn the_two_folders() {
+fn check_names_what_is_wrong_with_the_two_folders() {
     let (asterisk, portal) = host();
     let settings = settings(&asterisk, &portal);
     let folder = asterisk.endpoints_file().with_file_name("");
@@ -119,7 +119,7 @@ fn the_two_folders() {
 }
 
 #[test]
-fn what_lies_in_the_two_folders() {
+fn check_names_what_is_in_the_way_in_the_two_folders() {
     let (asterisk, portal) = host();
     let settings = settings(&asterisk, &portal);
     let folder = asterisk.endpoints_file().with_file_name("");
@@ -149,7 +149,7 @@ fn what_lies_in_the_two_folders() {
 }
 
 #[test]
-fn files_that_asterisk_or_the_portal_may_not_read() {
+fn check_names_files_that_asterisk_or_the_portal_may_not_read() {
     let (asterisk, portal) = host();
     let settings = settings(&asterisk, &portal);
     let folder = asterisk.endpoints_file().with_file_name("");
@@ -173,7 +173,7 @@ fn files_that_asterisk_or_the_portal_may_not_read() {
 }
 
 #[test]
-fn sections_and_the_context() {
+fn check_names_foreign_sections_and_priorities_and_a_context_that_nothing_leads_to() {
     let (asterisk, portal) = host();
     let settings = settings(&asterisk, &portal);
     asterisk.edit_config("pjsip.conf", |text| format!("{text}#include hand.conf\n"));
@@ -230,7 +230,7 @@ fn sections_and_the_context() {
 }
 
 #[test]
-fn asterisk_itself() {
+fn check_names_why_asterisk_cannot_be_asked() {
     let (asterisk, portal) = host();
     let settings = settings(&asterisk, &portal);
 
@@ -269,7 +269,7 @@ fn asterisk_itself() {
 }
 
 #[test]
-fn each_cause_is_one_line_and_what_depends_on_it_is_not_looked_at() {
+fn check_has_one_line_for_each_cause_and_skips_what_depends_on_it() {
     let (nothing, folder) = (Settings::default(), Folder::new("etc"));
     let nothing = nothing.with("ASTERISK_RUN_DIR", "/nonexistent").with("PORTAL_DATA_DIR", folder.path().display());
     let no_folder = Table::of(&nothing.clone().with("ASTERISK_CONFIG_DIR", "/nonexistent/asterisk"));
@@ -289,7 +289,7 @@ fn each_cause_is_one_line_and_what_depends_on_it_is_not_looked_at() {
 }
 
 #[test]
-fn an_old_asterisk_and_one_without_a_transport() {
+fn check_names_an_old_asterisk_and_a_missing_transport() {
     let old = Asterisk::start_with(&asterisk::Options { old: true, ..asterisk::Options::default() });
     Table::of(&Settings::of(&old)).says("Asterisk", "failure", &["Asterisk 16.", "older than 22", "upgrade"]);
     let deaf = Asterisk::start_with(&asterisk::Options { without_transport: true, ..asterisk::Options::default() });
@@ -297,7 +297,7 @@ fn an_old_asterisk_and_one_without_a_transport() {
 }
 
 #[test]
-fn settings_and_the_database() {
+fn check_names_wrong_settings_and_a_database_that_cannot_be_used() {
     let asterisk = Asterisk::start();
     let data = Folder::new("data");
     let settings = Settings::of(&asterisk).with("PORTAL_DATA_DIR", data.path().display());
@@ -339,7 +339,7 @@ fn settings_and_the_database() {
 }
 
 #[test]
-fn changes_that_are_not_applied_yet() {
+fn check_names_changes_that_are_not_applied_yet() {
     let (asterisk, portal) = host();
     let settings = settings(&asterisk, &portal);
     let users = ["a", "b", "c"].map(|name| portal.create_user(name, &format!("{name}@example.com")));

@@ -158,7 +158,7 @@ fn a_shutdown_that_begins_during_an_apply_is_named_too() {
 }
 
 #[test]
-fn an_asterisk_bin_that_does_not_reach_this_asterisk() {
+fn an_asterisk_bin_that_does_not_reach_this_asterisk_is_named() {
     let (asterisk, other, folder) = (Asterisk::start(), Asterisk::start(), Folder::new("bin"));
     let not_executable = folder.path().join("asterisk");
     fs::write(&not_executable, "").expect("write a file");
@@ -195,7 +195,7 @@ fn an_apply_keeps_pjsip_set_logger_on() {
 }
 
 #[test]
-fn a_reload_that_is_an_alias_of_another_command() {
+fn a_reload_that_is_an_alias_of_another_command_is_noticed() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
     let alias = |lines: &str| {
@@ -220,7 +220,7 @@ fn a_reload_that_is_an_alias_of_another_command() {
 }
 
 #[test]
-fn a_wrapper_whose_exit_status_tells_an_unknown_command() {
+fn a_wrapper_that_fails_on_an_unknown_command_does_not_stop_an_apply() {
     let options = asterisk::Options { without_cli_aliases: true, ..asterisk::Options::default() };
     let (asterisk, folder) = (Asterisk::start_with(&options), Folder::new("wrapper"));
     let body = "\"$asterisk\" \"$@\" >\"$here/$$\"; cat \"$here/$$\"; ! grep -q 'No such command' \"$here/$$\"\n";

@@ -36,7 +36,7 @@ fn refused(portal: &Portal, round: &str) -> usize {
 }
 
 #[test]
-fn fewer_than_it_wants_are_shared() {
+fn fewer_connections_than_the_portal_wants_are_shared() {
     let cluster = Postgres::start(&Options::default());
     let url = cluster.new_database();
     let name = database_of(&url);
@@ -76,7 +76,7 @@ fn fewer_than_it_wants_are_shared() {
 }
 
 #[test]
-fn a_mode_that_ends_is_over_for_each_connection() {
+fn a_read_only_mode_that_ends_is_over_for_each_connection() {
     let cluster = Postgres::start(&Options { hba: "host all all 127.0.0.1/32 trust\n".into(), ..Options::default() });
     let url = cluster.new_database();
     let name = database_of(&url);
@@ -122,7 +122,7 @@ fn a_url_without_a_user_means_the_one_who_runs_the_service() {
 }
 
 #[test]
-fn what_libpq_would_use_and_the_service_does_not_is_said() {
+fn what_libpq_would_use_and_the_service_ignores_is_logged() {
     let cluster = Postgres::start(&Options::default());
     let url = cluster.new_database();
     let folder = Folder::new("home");

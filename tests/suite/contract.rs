@@ -235,7 +235,7 @@ fn every_status_of_every_operation() {
 }
 
 #[test]
-fn without_a_token_a_request_names_this_host_and_comes_through_no_proxy() {
+fn a_request_without_a_token_names_this_host_and_comes_through_no_proxy() {
     let everywhere = Ports::one();
     let listen = ("PORTAL_LISTEN", format!("0.0.0.0:{}", everywhere.number()));
     let with = |settings: Settings, (name, value): (&str, String)| settings.with(name, value);

@@ -28,7 +28,7 @@ fn commands() -> Vec<&'static str> {
 }
 
 #[test]
-fn names_targets_of_make_that_exist() {
+fn the_documents_name_targets_of_make_that_exist() {
     let mut count = 0;
     for target in commands().into_iter().filter_map(|line| line.strip_prefix("make ")) {
         let mut make = Command::new("make");
@@ -43,7 +43,7 @@ fn names_targets_of_make_that_exist() {
 /// Runs a command as it stands, in the project's folder, with the cargo that runs this test. What a command rewrites there is a
 /// copy, in a mount namespace of its own.
 #[test]
-fn gives_commands_of_cargo_that_work_as_written() {
+fn the_documents_commands_of_cargo_work_as_written() {
     let inline = Regex::new("`((?:[A-Z_]+=[0-9]+ )?cargo (?:test|run) [^`]*)`").expect("a regex");
     let inline = inline.captures_iter(CONTRIBUTING).map(|found| found.get(1).expect("a command").as_str());
     let all: Vec<_> = commands().into_iter().filter(|line| line.contains("cargo ")).chain(inline).collect();
@@ -74,7 +74,7 @@ fn gives_commands_of_cargo_that_work_as_written() {
 }
 
 #[test]
-fn names_a_target_that_serves_until_ctrl_c() {
+fn make_run_serves_until_ctrl_c() {
     let folder = Folder::new("run");
     let log = folder.path().join("log");
     let mut make = Command::new("make");
@@ -116,7 +116,7 @@ pub fn in_a_developers_shell(command: &mut Command) -> &mut Command {
 }
 
 #[test]
-fn names_files_and_variables_that_exist() {
+fn contributing_md_names_files_and_variables_that_exist() {
     let paths = Regex::new("`((?:src|tests|migrations|docs)/[^` ]*)`|`([a-z_]+\\.rs)`").expect("a regex");
     let root = Path::new(ROOT);
     let mut count = 0;
@@ -133,7 +133,7 @@ fn names_files_and_variables_that_exist() {
 }
 
 #[test]
-fn shows_the_demos_last_screen_as_the_demo_prints_it() {
+fn the_readme_shows_the_demos_last_screen_as_the_demo_prints_it() {
     let (_, screen) = README.split_once("The demo's last screen:\n\n```text\n").expect("the screen");
     let screen = screen.split_once("```").expect("its end").0;
     let demo = include_str!("../demo/main.rs");

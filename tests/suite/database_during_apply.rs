@@ -92,24 +92,24 @@ fn true_after_a_kill(scene: &Scene, answer: Option<&Answer>, point: &str) {
 }
 
 #[test]
-fn errors_of_the_disk_at_each_write_to_sqlite() {
+fn an_error_of_the_disk_at_any_write_to_sqlite_is_told_and_made_up_for() {
     at_each_write_to_sqlite("error=EIO", told_and_made_up_for);
     at_each_of_sqlite(&["pwrite64"], "error=ENOSPC", told_and_made_up_for);
 }
 
 #[test]
-fn sigkill_and_sigterm_at_each_write_to_sqlite() {
+fn sigkill_or_sigterm_at_any_write_to_sqlite_leaves_a_true_row() {
     at_each_write_to_sqlite("signal=KILL", true_after_a_kill);
     at_each_write_to_sqlite("signal=TERM", Scene::stopped_after_success);
 }
 
 #[test]
-fn errors_of_the_socket_at_each_write_to_postgres() {
+fn an_error_of_the_socket_at_any_write_to_postgres_is_told_and_made_up_for() {
     at_each_write_to_postgres("error=EIO", told_and_made_up_for);
 }
 
 #[test]
-fn sigkill_and_sigterm_at_each_write_to_postgres() {
+fn sigkill_or_sigterm_at_any_write_to_postgres_leaves_a_true_row() {
     at_each_write_to_postgres("signal=KILL", true_after_a_kill);
     at_each_write_to_postgres("signal=TERM", Scene::stopped_after_success);
 }
@@ -131,7 +131,7 @@ fn row_says(scene: &Scene, answer: &Value, text: &str) -> bool {
 }
 
 #[test]
-fn stopped_before_the_first_write_nothing_is_touched() {
+fn a_database_stopped_before_the_first_write_leaves_everything_untouched() {
     let (scene, cluster) = stoppable();
     let before = scene.files();
     cluster.stop();
@@ -165,7 +165,7 @@ fn a_first_write_that_is_not_confirmed_touches_nothing_and_its_row_says_so_when_
 }
 
 #[test]
-fn stopped_before_the_snapshot_nothing_is_touched_and_the_row_says_so_when_it_can() {
+fn a_database_stopped_before_the_snapshot_leaves_everything_untouched_and_the_row_says_so_when_it_can() {
     let (scene, cluster) = stoppable();
     let before = scene.files();
     // A prepared transaction keeps its lock while the server stops; a session's would be gone a moment before the apply's own.

@@ -75,7 +75,7 @@ fn a_schema_of_a_newer_release_is_used_and_of_a_newer_major_version_refused() {
 }
 
 #[test]
-fn postgres_does_not_list_a_thousand_by_the_plan_for_one() {
+fn postgres_does_not_list_a_thousand_users_by_the_plan_for_one() {
     let url = Postgres::database();
     let portal = Portal::start(&without_asterisk().with("DATABASE_URL", &url));
     portal.create_user("Alice", "alice@example.com");
@@ -104,7 +104,7 @@ fn postgres_does_not_list_a_thousand_by_the_plan_for_one() {
 }
 
 #[test]
-fn postgres_over_tls_is_verified() {
+fn a_postgres_over_tls_is_verified() {
     let cluster = Postgres::start(&Options {
         tls: true,
         hba: "hostssl all portal all scram-sha-256\nhostnossl all portal all reject\n".into(),

@@ -15,7 +15,7 @@ use support::sipp::{Called, Phones};
 use support::{Asterisk, Portal, asterisk};
 
 #[test]
-fn two_sections_of_one_name_and_type() {
+fn two_sections_of_one_name_and_type_are_named_with_both_places() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
     asterisk.edit_config("pjsip.conf", |text| format!("{text}#include by-hand.conf\n"));
@@ -28,7 +28,7 @@ fn two_sections_of_one_name_and_type() {
 }
 
 #[test]
-fn a_line_that_asterisk_refuses() {
+fn a_line_that_asterisk_refuses_is_named() {
     let (asterisk, portal) = host();
     let alice = portal.create_user("Alice", "alice@example.com");
     // One in an included file does less harm.
@@ -63,7 +63,7 @@ fn a_line_that_asterisk_refuses() {
 }
 
 #[test]
-fn an_error_that_only_asterisks_own_log_shows() {
+fn an_error_that_only_asterisks_own_log_shows_is_left_to_that_log() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
     asterisk.edit_config("asterisk.conf", |text| format!("{text}\n[options]\nexecincludes = yes\n"));
@@ -78,7 +78,7 @@ fn an_error_that_only_asterisks_own_log_shows() {
 }
 
 #[test]
-fn a_folder_that_asterisk_may_not_read() {
+fn a_folder_that_asterisk_may_not_read_is_named_with_the_remedy() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
     let folder = asterisk.endpoints_file().with_file_name("");
@@ -96,7 +96,7 @@ fn a_folder_that_asterisk_may_not_read() {
 }
 
 #[test]
-fn an_asterisk_that_is_too_old() {
+fn an_asterisk_that_is_too_old_is_refused() {
     let asterisk = Asterisk::start_with(&asterisk::Options { old: true, ..asterisk::Options::default() });
     let portal = Portal::start(&Settings::of(&asterisk));
     portal.create_user("Alice", "alice@example.com");
@@ -129,7 +129,7 @@ fn no_transport_is_a_warning() {
 }
 
 #[test]
-fn another_configuration_folder_than_asterisks_own() {
+fn another_configuration_folder_than_asterisks_own_is_named() {
     let asterisk = Asterisk::start();
     let elsewhere = Folder::new("elsewhere");
     let copied = Command::new("cp").arg("-a").arg(asterisk.etc()).arg(elsewhere.path()).status().expect("run cp");
@@ -149,7 +149,7 @@ fn another_configuration_folder_than_asterisks_own() {
 }
 
 #[test]
-fn a_module_that_does_not_run_because_an_include_finds_no_file() {
+fn an_include_that_finds_no_file_is_named_as_why_a_module_does_not_run() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
     let mains = ["pjsip.conf", "extensions.conf"];
@@ -174,7 +174,7 @@ fn a_module_that_does_not_run_because_an_include_finds_no_file() {
 }
 
 #[test]
-fn a_module_that_does_not_run_because_asterisk_refuses_a_line() {
+fn a_refused_line_is_named_as_why_a_module_does_not_run() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
     asterisk.edit_config("extensions.conf", |text| format!("{text}[more\n"));
@@ -188,7 +188,7 @@ fn a_module_that_does_not_run_because_asterisk_refuses_a_line() {
 }
 
 #[test]
-fn a_module_that_does_not_run_because_asterisk_may_not_read_its_file() {
+fn a_file_that_asterisk_may_not_read_is_named_as_why_a_module_does_not_run() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
     let (file, User(portals), User(asterisks)) = (asterisk.etc().join("extensions.conf"), lab::PORTAL, lab::ASTERISK);
@@ -206,7 +206,7 @@ fn a_module_that_does_not_run_because_asterisk_may_not_read_its_file() {
 }
 
 #[test]
-fn an_include_line_below_a_comment_that_never_ends() {
+fn an_include_line_below_a_comment_that_never_ends_is_named() {
     let (asterisk, portal) = host();
     for (index, (main, comment, line, why, fixed)) in [
         (
@@ -250,7 +250,7 @@ fn of(asterisk: &Asterisk, portal: &Portal) -> Settings {
 }
 
 #[test]
-fn a_control_socket_of_another_name() {
+fn a_control_socket_of_another_name_is_found() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
     asterisk.edit_config("asterisk.conf", |text| format!("{text}astctl = pbx.ctl\n"));
@@ -266,7 +266,7 @@ fn a_control_socket_of_another_name() {
 
 /// The user's objects, and what `sorcery.conf` maps elsewhere: the first line that matters, and what makes it right.
 #[test]
-fn objects_that_asterisk_reads_elsewhere() {
+fn objects_that_asterisk_reads_elsewhere_are_named() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
     let own = |kind: &str| format!("{kind} = config,pjsip.conf,criteria=type={kind}");
@@ -293,7 +293,7 @@ fn objects_that_asterisk_reads_elsewhere() {
 }
 
 #[test]
-fn a_file_that_asterisk_reads_from_a_database() {
+fn a_file_that_asterisk_reads_from_a_database_is_named() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
     let database = asterisk.run_dir().join("own.db");

@@ -12,7 +12,7 @@ use support::portal::{Settings, run};
 const COMMITTED: &str = include_str!("../../openapi.json");
 
 #[test]
-fn that_is_committed_is_what_the_program_prints_and_serves() {
+fn the_committed_openapi_document_is_what_the_program_prints_and_serves() {
     let printed = run(&["openapi"], &Settings::default());
     let committed = COMMITTED;
     assert_eq!(
@@ -26,7 +26,7 @@ fn that_is_committed_is_what_the_program_prints_and_serves() {
 }
 
 #[test]
-fn page_is_in_the_binary() {
+fn the_documentation_page_is_in_the_binary() {
     let portal = Portal::start(&without_asterisk());
     let page = portal.request("GET", "/docs/", None);
     assert_eq!(page.status, 200);
@@ -72,7 +72,7 @@ const ANSWERS: [(&str, &[(u16, &str)]); 5] = [
 ];
 
 #[test]
-fn explains_every_operation_with_valid_examples_of_requests_and_answers() {
+fn the_openapi_document_explains_every_operation_with_valid_examples() {
     let document: Value = serde_json::from_str(COMMITTED).expect("JSON");
     let expected: BTreeSet<_> = ANSWERS[1..]
         .iter()
@@ -128,7 +128,7 @@ fn examples(content: &Value) -> Vec<&Value> {
 }
 
 #[test]
-fn shows_the_very_patterns_that_the_code_applies() {
+fn the_openapi_document_shows_the_very_patterns_that_the_code_applies() {
     let document: Value = serde_json::from_str(COMMITTED).expect("JSON");
     let schemas = &document["components"]["schemas"];
     for (schema, field, pattern) in [
@@ -145,7 +145,7 @@ fn shows_the_very_patterns_that_the_code_applies() {
 }
 
 #[test]
-fn of_the_settings_is_the_same_in_the_readme_the_env_example_and_the_help() {
+fn the_settings_are_the_same_in_the_readme_the_env_example_and_the_help() {
     let names = |text: &str| -> BTreeSet<String> {
         text.split(|c: char| !(c.is_ascii_uppercase() || c == '_'))
             .filter(|word| ["PORTAL_", "ASTERISK_", "LOG_", "DATABASE_URL"].iter().any(|start| word.starts_with(start)))

@@ -41,7 +41,7 @@ fn tool(folder: &Path, program: &str) -> Command {
 }
 
 #[test]
-fn redocly_finds_nothing() {
+fn redocly_finds_nothing_in_the_openapi_document() {
     let (folder, document) = folder_with_document();
     let mut lint = tool(folder.path(), "linters/node_modules/.bin/redocly");
     // Nothing is sent to its maker, and no newer release is looked for.
@@ -52,7 +52,7 @@ fn redocly_finds_nothing() {
 }
 
 #[test]
-fn spectral_finds_nothing() {
+fn spectral_finds_nothing_in_the_openapi_document() {
     let (folder, document) = folder_with_document();
     let rules = folder.path().join("rules.yaml");
     write_file(&rules, BROWSER, 0o644, "extends: [\"spectral:oas\"]\n");

@@ -31,7 +31,7 @@ impl Session {
 }
 
 #[test]
-fn stopped_hung_full_read_only_or_another_one_is_a_503_that_says_what_to_do() {
+fn a_postgres_that_is_stopped_hung_full_read_only_or_another_is_a_503_that_says_what_to_do() {
     let cluster = Postgres::start(&Options {
         conf: "max_connections = 12\nsuperuser_reserved_connections = 2\n".into(),
         ..Options::default()
@@ -111,7 +111,7 @@ fn stopped_hung_full_read_only_or_another_one_is_a_503_that_says_what_to_do() {
 }
 
 #[test]
-fn one_that_crashes_and_restarts_in_the_middle_of_writes_loses_no_confirmed_user() {
+fn a_postgres_that_crashes_in_the_middle_of_writes_loses_no_confirmed_user() {
     let cluster = Postgres::start(&Options::default());
     let portal = Portal::start(&settings(&cluster.new_database()));
     let created = created_during(&portal, |created| {
@@ -131,7 +131,7 @@ fn one_that_crashes_and_restarts_in_the_middle_of_writes_loses_no_confirmed_user
 }
 
 #[test]
-fn eleven_restarts_under_four_writers_lose_no_confirmed_user() {
+fn eleven_restarts_of_postgres_under_writes_lose_no_confirmed_user() {
     let cluster = Postgres::start(&Options::default());
     let portal = Portal::start(&settings(&cluster.new_database()));
     let created = created_during(&portal, |created| {
@@ -173,7 +173,7 @@ fn a_database_that_is_dropped_and_made_anew_is_filled_after_a_restart_alone() {
 }
 
 #[test]
-fn on_a_full_disk_it_is_a_503_until_there_is_space_again() {
+fn postgres_on_a_full_disk_is_a_503_until_there_is_space_again() {
     let disk = SmallDisk::new(postgres_user(), 16);
     let cluster = Postgres::start(&Options::default());
     let portal = Portal::start(&settings(&cluster.new_database_on(&disk)));
@@ -265,7 +265,7 @@ fn none_in_a_transaction(cluster: &Postgres) {
 }
 
 #[test]
-fn a_start_waits_for_it_and_logs_that() {
+fn a_start_waits_for_postgres_and_logs_that() {
     let cluster = Postgres::start(&Options::default());
     let url = cluster.new_database();
     cluster.stop();

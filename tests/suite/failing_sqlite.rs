@@ -85,7 +85,7 @@ impl Drop for Immutable {
 }
 
 #[test]
-fn locked_or_read_only_it_is_a_503_for_writes_and_recovers() {
+fn a_locked_or_read_only_sqlite_file_is_a_503_for_writes_and_recovers() {
     let portal = Portal::start(&without_asterisk());
     let file = database(&portal);
     let alice = portal.create_user("Alice", "alice@example.com");
@@ -139,7 +139,7 @@ fn a_read_only_file_or_folder_is_a_warning_at_start_and_fails_in_check() {
 
 /// What a backup script, `rm` and an administrator do to it between two writes.
 #[test]
-fn between_two_writes_there_is_one_file_and_a_copy_of_it_is_a_backup() {
+fn between_two_writes_sqlite_is_one_file_and_a_copy_of_it_is_a_backup() {
     let portal = Portal::start(&without_asterisk());
     let (file, backup) = (database(&portal), portal.work_dir().join("backup.db"));
     let names = || fs::read_dir(portal.data_dir()).expect("list it").flatten().map(|entry| entry.file_name());
@@ -355,7 +355,7 @@ fn a_create_whose_flush_takes_too_long_is_reported_as_unknown_and_is_written() {
 }
 
 #[test]
-fn a_start_waits_for_its_lock_and_logs_that() {
+fn a_start_waits_for_the_lock_of_sqlite_and_logs_that() {
     let portal = Portal::start(&without_asterisk());
     portal.stop();
     let locked = Locked::new(&database(&portal));
@@ -389,7 +389,7 @@ fn a_request_that_waited_too_long_fails_alone() {
 }
 
 #[test]
-fn on_a_full_disk_it_is_a_503_until_there_is_space_again() {
+fn sqlite_on_a_full_disk_is_a_503_until_there_is_space_again() {
     let disk = SmallDisk::new(lab::PORTAL, 8);
     let portal = Portal::start(&without_asterisk().with("PORTAL_DATA_DIR", disk.path().display()));
     let created = created_during(&portal, |created| {
@@ -415,7 +415,7 @@ fn on_a_full_disk_it_is_a_503_until_there_is_space_again() {
 }
 
 #[test]
-fn deleted_or_moved_away_it_is_a_503_and_no_new_file_takes_its_place() {
+fn a_sqlite_file_that_is_deleted_or_moved_away_is_a_503_and_no_new_file_takes_its_place() {
     let portal = Portal::start(&without_asterisk());
     let (file, aside) = (database(&portal), portal.work_dir().join("aside.db"));
     let backup = portal.work_dir().join("backup.db");
@@ -451,7 +451,7 @@ fn deleted_or_moved_away_it_is_a_503_and_no_new_file_takes_its_place() {
 }
 
 #[test]
-fn damaged_it_is_a_503_or_a_refusal_to_start() {
+fn a_damaged_sqlite_file_is_a_503_or_a_refusal_to_start() {
     let portal = Portal::start(&without_asterisk());
     let (file, backup) = (database(&portal), portal.work_dir().join("backup.db"));
     for index in 0..200 {

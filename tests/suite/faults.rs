@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 #[test]
-fn each_row_names_tests_that_exist() {
+fn each_row_of_faults_md_names_tests_that_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let text = fs::read_to_string(root.join("docs/faults.md")).expect("docs/faults.md");
     // Rows begin below a table's head, which ends with a line of dashes.

@@ -158,7 +158,7 @@ fn a_folder_of_another_owner_is_named_with_the_remedy() {
 }
 
 #[test]
-fn a_full_disk_and_a_read_only_one() {
+fn a_full_disk_and_a_read_only_one_are_named_with_the_remedy() {
     let (asterisk, portal) = host();
     let disks = folders(&asterisk).map(|folder| (Done::small_disk(&folder), folder));
     let mut users = 0..;
@@ -188,7 +188,7 @@ fn a_full_disk_and_a_read_only_one() {
 }
 
 #[test]
-fn something_else_at_the_path_of_the_lock_or_of_a_temporary_file() {
+fn something_else_at_the_path_of_the_lock_or_of_a_temporary_file_is_never_followed() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
     portal.apply("suite");

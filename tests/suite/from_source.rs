@@ -74,7 +74,7 @@ systemctl daemon-reload
 const JOIN_THE_GROUP: &str = "usermod --append --groups asterisk NAME";
 
 #[test]
-fn by_the_commands_as_written_its_phones_ring_whoever_it_runs_as() {
+fn phones_of_an_asterisk_from_source_ring_after_the_commands_as_written() {
     let machine = Machine::boot();
     let package = package(&machine, "0.1.0-1");
     machine.run(BUILT);

@@ -82,7 +82,7 @@ fn refused(phone: &Phones) {
 }
 
 #[test]
-fn the_old_phone_never_rings_for_the_new_owner() {
+fn a_hammering_old_phone_never_rings_for_the_new_owner() {
     for other_users in [OTHER_USERS, 0] {
         let mut scene = Hammered::among(other_users);
         for _ in 0..5 {
@@ -94,7 +94,7 @@ fn the_old_phone_never_rings_for_the_new_owner() {
 }
 
 #[test]
-fn the_old_phone_never_rings_while_an_administrator_reloads_again_and_again() {
+fn a_hammering_old_phone_never_rings_while_an_administrator_reloads_again_and_again() {
     let mut scene = Hammered::among(OTHER_USERS);
     for pause in [0, 20, 50, 80, 110] {
         let (phone, caller) = scene.change_hands();
@@ -117,7 +117,7 @@ fn the_old_phone_never_rings_while_an_administrator_reloads_again_and_again() {
 }
 
 #[test]
-fn the_old_phone_never_rings_after_a_crash_and_an_administrators_own_reload() {
+fn a_hammering_old_phone_never_rings_after_a_crash_and_an_administrators_own_reload() {
     let mut scene = Hammered::among(OTHER_USERS);
     // Whether the new secret is on disk then.
     for (step, on_disk) in [(GIVE_ENDPOINTS, false), (FLUSH_GIVEN_ENDPOINTS, true), (GIVE_ROUTING, true)] {

@@ -7,12 +7,12 @@ use support::portal::{Settings, run};
 use support::{Asterisk, Portal};
 
 #[test]
-fn on_sqlite() {
+fn rows_edited_by_hand_are_named_on_sqlite() {
     edited(Database::Sqlite);
 }
 
 #[test]
-fn on_postgres() {
+fn rows_edited_by_hand_are_named_on_postgres() {
     edited(Database::Postgres);
 }
 

@@ -20,11 +20,11 @@ fn history(seed: u64, url: Option<String>) {
 }
 
 #[test]
-fn on_sqlite() {
+fn a_random_history_on_sqlite_breaks_no_promise() {
     history(1, None);
 }
 
 #[test]
-fn on_postgresql() {
+fn a_random_history_on_postgres_breaks_no_promise() {
     history(2, Some(Postgres::database()));
 }

@@ -282,7 +282,7 @@ const FORGED: [&str; 14] = [
 ];
 
 #[test]
-fn what_it_says_of_itself_reaches_nobody() {
+fn what_a_phone_says_of_itself_reaches_nobody() {
     let exchange = Exchange::new();
     let Exchange { mallory, alice, .. } = &exchange;
     for header in FORGED {
@@ -337,7 +337,7 @@ const OTHERS: [(&str, &str, &str, u16); 19] = [
 ];
 
 #[test]
-fn other_requests_reach_nobody() {
+fn requests_outside_a_call_reach_nobody() {
     let exchange = Exchange::new();
     for (method, name, headers, expected) in OTHERS {
         let mut request = exchange.mallory.prepare(method, &exchange.fill(name));

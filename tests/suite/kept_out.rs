@@ -50,7 +50,7 @@ fn edit(scene: &Scene, file: &str, edit: impl FnOnce(&str) -> String, command: &
 }
 
 #[test]
-fn by_an_identify_that_matches_their_network() {
+fn an_identify_that_matches_the_phones_network_is_warned_of() {
     let trunk = "[trunk]\ntype=endpoint\ncontext=from-trunk\n[trunk]\ntype=identify\nendpoint=trunk\nmatch=192.0.2.1\n";
     let scene = quiet();
     edit(&scene, "pjsip.conf", |text| format!("{text}{trunk}"), "pjsip reload");
@@ -73,7 +73,7 @@ fn by_an_identify_that_matches_their_network() {
 }
 
 #[test]
-fn by_maintenance_mode() {
+fn maintenance_mode_is_warned_of() {
     let scene = quiet();
     scene.asterisk.rx("pjsip set maintenance on all");
     let advice = warns(&scene, &["maintenance mode", "503: 1000, 1001"]);
@@ -85,7 +85,7 @@ fn by_maintenance_mode() {
 }
 
 #[test]
-fn by_authentication_without_md5() {
+fn authentication_without_md5_is_warned_of() {
     let scene = quiet();
     let global = |algorithms| format!("[global]\ntype=global\ndefault_auth_algorithms_uas={algorithms}\n");
     edit(&scene, "pjsip.conf", |text| format!("{text}{}", global("SHA-256")), "pjsip reload");
@@ -99,7 +99,7 @@ fn by_authentication_without_md5() {
 }
 
 #[test]
-fn by_limits_that_are_reached() {
+fn limits_that_are_reached_are_warned_of() {
     let scene = quiet();
     let phone = scene.new_phone();
     assert_eq!(phone.register(), Some(200));

@@ -117,7 +117,7 @@ impl Change {
 }
 
 #[test]
-fn sigkill_at_each_step_of_the_files() {
+fn sigkill_at_any_step_of_the_files_lets_no_old_phone_ring() {
     let mut change = Change::new();
     let (_, trace) = change.scene.apply_under(&["-y", "-e", CALLS_ON_FILES]);
     change.after("nowhere");
@@ -129,7 +129,7 @@ fn sigkill_at_each_step_of_the_files() {
 }
 
 #[test]
-fn sigkill_at_each_command_to_asterisk_and_each_reload() {
+fn sigkill_at_any_command_or_reload_lets_no_old_phone_ring() {
     let mut change = Change::new();
     let counts = CALLS_TO_ASTERISK.map(|name| change.killed_at_each(name, &[]));
     assert!(counts[0] > 10 && counts[1] + counts[2] >= PROGRAMS - 1, "questions and reloads: {counts:?}");
@@ -159,7 +159,7 @@ const REFUSALS: [(&str, &[&str], &str); 4] = [
 ];
 
 #[test]
-fn by_whatever_else_a_kernel_refuses_at_a_file() {
+fn whatever_a_kernel_refuses_at_a_file_is_named_and_repaired() {
     let mut scene = one_number();
     let calls = ["-y", "-e", CALLS_ON_FILES];
     let (_, trace) = scene.apply_under(&calls);
@@ -218,7 +218,7 @@ fn refused_at_each(name: &str, error: &str, told: &str) -> usize {
 }
 
 #[test]
-fn by_a_command_that_cant_be_sent() {
+fn a_command_that_cannot_be_sent_is_named_and_repaired() {
     for (name, error, told) in
         [("sendto", "EPIPE", "Asterisk closed the connection"), ("connect", "EIO", "can't be reached")]
     {
@@ -228,13 +228,13 @@ fn by_a_command_that_cant_be_sent() {
 }
 
 #[test]
-fn by_a_reload_that_cant_be_started() {
+fn a_reload_that_cannot_be_started_is_named_and_repaired() {
     let points = refused_at_each("clone3", "EAGAIN", "cannot start");
     assert_eq!(points, PROGRAMS);
 }
 
 #[test]
-fn by_sigterm_at_each_step_after_which_it_finishes() {
+fn sigterm_at_any_step_lets_the_apply_finish() {
     let mut scene = one_number();
     let counts = ["flock", "fsync", "rename", "sendto", "clone3", "vfork"]
         .map(|name| scene.at_each(name, "signal=TERM", Selection::everything, Scene::stopped_after_success));

@@ -155,7 +155,7 @@ fn hundreds_of_slow_clients_hold_up_nobody_and_are_gone_in_time() {
 }
 
 #[test]
-fn with_few_file_handles_serves_in_turn_and_recovers_from_having_none() {
+fn a_portal_with_few_file_handles_serves_in_turn_and_recovers_from_having_none() {
     let _one_at_a_time = lab::measuring();
     let asterisk = Asterisk::start();
     let portal = Portal::prepare(&Settings::of(&asterisk));

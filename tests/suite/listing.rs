@@ -24,7 +24,7 @@ fn both_show(pair: &Pair, users: &[Value]) {
 }
 
 #[test]
-fn shows_each_change_of_each_process_and_of_an_administrator_at_once() {
+fn the_list_shows_each_change_of_each_process_and_of_an_administrator_at_once() {
     for database in [Database::Sqlite, Database::Postgres] {
         let pair = pair(database);
         both_show(&pair, &[]);
@@ -42,7 +42,7 @@ fn shows_each_change_of_each_process_and_of_an_administrator_at_once() {
 }
 
 #[test]
-fn answers_while_a_busy_service_opens_its_connections() {
+fn the_list_answers_while_a_busy_service_opens_its_connections() {
     let (_folder, url) = Database::Postgres.shared();
     let start = || Portal::start(&without_asterisk().with("DATABASE_URL", &url));
     let creating = start();
@@ -64,7 +64,7 @@ fn answers_while_a_busy_service_opens_its_connections() {
 }
 
 #[test]
-fn shows_what_was_there_when_it_was_asked_for_however_many_ask_at_once() {
+fn the_list_shows_what_was_there_when_it_was_asked_for_however_many_ask_at_once() {
     for database in [Database::Sqlite, Database::Postgres] {
         let pair = pair(database);
         let (done, there) = (AtomicBool::new(false), Mutex::new(Vec::<Value>::new()));
@@ -92,7 +92,7 @@ fn shows_what_was_there_when_it_was_asked_for_however_many_ask_at_once() {
 }
 
 #[test]
-fn of_a_database_that_hangs_is_a_503_in_time_for_each_that_asks() {
+fn the_list_of_a_database_that_hangs_is_a_503_in_time_for_each_that_asks() {
     let cluster = Postgres::start(&Options::default());
     let portal = Portal::start(&without_asterisk().with("DATABASE_URL", cluster.new_database()));
     let alice = portal.create_user("Alice", "alice@example.com");

@@ -32,13 +32,13 @@ const BETWEEN_APPLIES: Duration = secs(1);
 const BETWEEN_REQUESTS: Duration = Duration::from_millis(500);
 
 #[test]
-fn half_a_minute_of_it_on_sqlite() {
+fn half_a_minute_of_load_on_sqlite_leaves_no_gap_and_no_growth() {
     let _one_at_a_time = lab::measuring();
     load(Database::Sqlite);
 }
 
 #[test]
-fn half_a_minute_of_it_on_postgres() {
+fn half_a_minute_of_load_on_postgres_leaves_no_gap_and_no_growth() {
     let _one_at_a_time = lab::measuring();
     load(Database::Postgres);
 }

@@ -28,7 +28,7 @@ pub fn refused(asterisk: &Asterisk, portal: &Portal, words: &[&str]) {
 }
 
 #[test]
-fn foreign_sections_and_priorities() {
+fn foreign_sections_and_priorities_are_refused() {
     let (asterisk, portal) = host();
     let (number, secret) = account(&portal.create_user("Alice", "alice@example.com"));
     portal.apply("suite");
@@ -104,7 +104,7 @@ fn an_administrators_own_additions_are_no_failure() {
 }
 
 #[test]
-fn targets_that_are_not_regular_files() {
+fn targets_that_are_not_regular_files_are_refused() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
     let elsewhere = asterisk.etc().join("elsewhere.conf");
@@ -123,7 +123,7 @@ fn targets_that_are_not_regular_files() {
 }
 
 #[test]
-fn registrations_that_asterisk_keeps_outside_its_own_database() {
+fn registrations_that_asterisk_keeps_outside_its_own_database_are_refused() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
     portal.apply("suite");
@@ -167,7 +167,7 @@ contact=memory
 ";
 
 #[test]
-fn a_copy_of_what_asterisk_reads_in_its_files() {
+fn a_cache_of_what_asterisk_reads_in_its_files_is_refused() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
     portal.apply("suite");
@@ -184,7 +184,7 @@ fn a_copy_of_what_asterisk_reads_in_its_files() {
 }
 
 #[test]
-fn an_include_that_matches_no_file() {
+fn an_include_that_matches_no_file_is_refused() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
     portal.apply("suite");
@@ -213,7 +213,7 @@ fn an_include_that_matches_no_file() {
 }
 
 #[test]
-fn a_generated_file_that_is_included_twice() {
+fn a_generated_file_that_is_included_twice_is_refused() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
     for (main, line) in
@@ -235,7 +235,7 @@ fn a_generated_file_that_is_included_twice() {
 }
 
 #[test]
-fn any_missing_module() {
+fn any_missing_module_is_refused() {
     let leaves = [
         "app_dial.so",
         "bridge_simple.so",
@@ -262,7 +262,7 @@ fn any_missing_module() {
 }
 
 #[test]
-fn a_control_socket_that_refuses_the_portal_and_a_portal_without_a_file_handle() {
+fn a_control_socket_that_refuses_the_portal_is_told_from_a_portal_without_a_file_handle() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
     portal.apply("suite");
@@ -277,7 +277,7 @@ fn a_control_socket_that_refuses_the_portal_and_a_portal_without_a_file_handle()
 }
 
 #[test]
-fn a_closed_folder_above_the_files() {
+fn a_closed_folder_above_the_files_is_named() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
     portal.apply("suite");
@@ -308,7 +308,7 @@ fn a_closed_folder_above_the_files() {
 }
 
 #[test]
-fn a_file_that_cannot_be_read_and_a_missing_module() {
+fn a_file_that_cannot_be_read_and_a_missing_module_are_refused() {
     use std::os::unix::fs::PermissionsExt as _;
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
@@ -357,7 +357,7 @@ fn an_included_pipe_holds_nobody_up() {
 }
 
 #[test]
-fn missing_folders() {
+fn missing_folders_are_named() {
     let (asterisk, portal) = host();
     // The second holds the lock file too.
     for file in [asterisk.routing_file(), asterisk.endpoints_file()] {

@@ -5,12 +5,12 @@ use support::sipp::{Called, Phones, call, register};
 use support::{Asterisk, Portal};
 
 #[test]
-fn on_sqlite() {
+fn the_main_job_works_on_sqlite() {
     main_job(Database::Sqlite);
 }
 
 #[test]
-fn on_postgres() {
+fn the_main_job_works_on_postgres() {
     main_job(Database::Postgres);
 }
 

@@ -8,7 +8,7 @@ use support::secs;
 const RACE: &str = include_str!("maintainer_scripts.sh");
 
 #[test]
-fn follow_no_link_that_asterisks_user_puts_in_their_way() {
+fn maintainer_scripts_follow_no_link_that_asterisks_user_puts_in_their_way() {
     let output = run_unbooted(secs(300), &format!("TURNS=20\n{RACE}"));
     let [said, complained] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
     assert!(output.status.success() && said.ends_with("20 turns\n"), "{said}{complained}");
@@ -16,7 +16,7 @@ fn follow_no_link_that_asterisks_user_puts_in_their_way() {
 }
 
 #[test]
-fn make_what_is_missing_and_leave_what_exists_as_it_is() {
+fn maintainer_scripts_make_what_is_missing_and_leave_what_exists_as_it_is() {
     let output = run_unbooted(secs(120), MISSING);
     let [said, complained] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
     assert!(output.status.success(), "{said}{complained}");

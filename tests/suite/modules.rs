@@ -34,7 +34,7 @@ fn a_call_stands(asterisk: &Asterisk, portal: &Portal) {
 }
 
 #[test]
-fn those_that_check_names_are_enough() {
+fn the_modules_that_check_names_are_enough() {
     let (asterisk, portal) = host();
     for name in ["alice", "bob"] {
         portal.create_user(name, &format!("{name}@example.com"));

@@ -27,7 +27,7 @@ fn rings(scene: &Scene, index: usize) {
 }
 
 #[test]
-fn by_an_asterisk_that_is_still_booting() {
+fn an_asterisk_that_is_still_booting_gets_nobody_evicted_by_mistake() {
     let (mut scene, _old) = scene();
     let before = registered(&scene.asterisk);
     assert_eq!(before.len(), 4);
@@ -87,7 +87,7 @@ fn by_an_asterisk_that_is_still_booting() {
 }
 
 #[test]
-fn by_an_asterisk_that_was_restarted_on_a_broken_pjsip_conf() {
+fn an_asterisk_restarted_on_a_broken_pjsip_conf_gets_nobody_evicted() {
     let (mut scene, _old) = scene();
     let before = registered(&scene.asterisk);
     let mut left = before.len();
@@ -119,7 +119,7 @@ fn by_an_asterisk_that_was_restarted_on_a_broken_pjsip_conf() {
 
 /// Asterisk reads no secret then, and our file says nothing to it; but it is the same file as before.
 #[test]
-fn by_a_file_that_hides_ours_from_asterisk() {
+fn a_file_that_hides_ours_from_asterisk_gets_nobody_evicted() {
     let (scene, _phone) = scene();
     let before = registered(&scene.asterisk);
     scene.asterisk.edit_config("pjsip.conf", |text| text.replace("generated_endpoints.conf", "*.conf"));
@@ -138,7 +138,7 @@ fn by_a_file_that_hides_ours_from_asterisk() {
 }
 
 #[test]
-fn by_applies_that_keep_failing_while_new_secrets_are_in_force() {
+fn applies_that_keep_failing_while_new_secrets_are_in_force_evict_nobody() {
     let (mut scene, old) = scene();
     scene.hand_over();
     scene.portal.apply("suite");

@@ -121,7 +121,7 @@ impl Server {
 }
 
 #[test]
-fn every_command_works_as_written() {
+fn every_command_of_the_documents_works_as_written() {
     let machine = Machine::boot();
     let [former, next] = ["0.1.0-1", "0.2.0-1"].map(|version| package(&machine, version));
     machine.run(&format!(
@@ -246,7 +246,7 @@ fn asks(server: &Server, block: &Commands) {
 }
 
 #[test]
-fn explains_log_lines_and_errors_that_exist() {
+fn operations_md_explains_log_lines_and_errors_that_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut source = String::new();
     let mut folders = vec![root.join("src")];

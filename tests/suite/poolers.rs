@@ -60,17 +60,17 @@ fn works(release: Release, mode: &str) {
 }
 
 #[test]
-fn one_that_tracks_prepared_statements_works_in_session_mode() {
+fn a_pooler_that_tracks_prepared_statements_works_in_session_mode() {
     works(Release::Tracking, "");
 }
 
 #[test]
-fn one_that_tracks_prepared_statements_works_in_transaction_mode() {
+fn a_pooler_that_tracks_prepared_statements_works_in_transaction_mode() {
     works(Release::Tracking, "pool_mode = transaction\ndefault_pool_size = 4\n");
 }
 
 #[test]
-fn one_that_tracks_none_works_in_both_modes() {
+fn a_pooler_that_tracks_none_works_in_both_modes() {
     works(Release::Untracked, "");
     works(Release::Untracked, "pool_mode = transaction\ndefault_pool_size = 4\n");
 }

@@ -10,7 +10,7 @@ fn text_of(answer: &Value) -> usize {
 }
 
 #[test]
-fn by_asterisk_bin_it_is_cut() {
+fn what_asterisk_bin_prints_is_cut() {
     // A reload as usual, then a hundred megabytes that are no text.
     let (asterisk, portal, folder) = host_with_script(
         "[ \"$2\" = 'pjsip reload' ] || exec $asterisk \"$@\"\n\
@@ -47,7 +47,7 @@ fn by_asterisk_bin_it_is_cut() {
 }
 
 #[test]
-fn on_the_control_socket_it_has_a_bound() {
+fn what_asterisk_prints_on_its_control_socket_has_a_bound() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
     portal.apply("suite");

@@ -26,7 +26,7 @@ pub fn nginx(folder: &Folder, server: &str) -> Process {
 }
 
 #[test]
-fn that_the_documents_configure_passes_everything_on() {
+fn a_proxy_as_the_documents_configure_it_passes_everything_on() {
     let asterisk = Asterisk::start();
     let portal = Portal::start(&Settings::of(&asterisk).with("PORTAL_API_TOKEN", "0123456789abcdef"));
     let (folder, port) = (Folder::new("nginx"), Ports::one());

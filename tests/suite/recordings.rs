@@ -58,7 +58,7 @@ include => more
 ";
 
 #[test]
-fn are_what_asterisk_prints() {
+fn recordings_are_what_asterisk_prints() {
     let (asterisk, portal) = host();
     let none = [
         ("no-endpoints", "pjsip show endpoints like ^1[0-9][0-9][0-9]$"),
@@ -119,7 +119,7 @@ fn are_what_asterisk_prints() {
 
 /// Each recording has files, the first of which is `main.conf`, and what Asterisk reads in them.
 #[test]
-fn of_configuration_files_are_what_asterisk_reads() {
+fn recordings_of_configuration_files_are_what_asterisk_reads() {
     const READS: &str = "### Asterisk reads\n";
     let (asterisk, _portal) = host();
     let (mut manager, _port) = Manager::connect(&asterisk);

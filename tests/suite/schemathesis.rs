@@ -10,13 +10,13 @@ use support::process::{command_as, run_within};
 use support::{Asterisk, Portal, secs};
 
 #[test]
-fn contract_holds() {
+fn the_contract_holds_without_a_token() {
     let (_asterisk, portal) = host();
     keeps(&portal, &document(), 150, &[]);
 }
 
 #[test]
-fn contract_holds_with_a_token_and_no_operation_works_without_it() {
+fn the_contract_holds_with_a_token_and_no_operation_works_without_it() {
     let asterisk = Asterisk::start();
     let portal = Portal::start(&Settings::of(&asterisk).with("PORTAL_API_TOKEN", "s3cret-token"));
     // The document leaves it open whether there is a token. Here there is, and schemathesis only tries to go without one

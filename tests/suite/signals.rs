@@ -8,7 +8,7 @@ use support::process::Signal;
 use support::{Portal, secs, wait_until};
 
 #[test]
-fn each_lets_an_apply_end_and_is_named_in_the_log() {
+fn each_signal_lets_an_apply_end_and_is_named_in_the_log() {
     let (asterisk, portal) = host();
     portal.create_user("Alice", "alice@example.com");
     for (signal, name) in [
@@ -39,7 +39,7 @@ fn each_lets_an_apply_end_and_is_named_in_the_log() {
 }
 
 #[test]
-fn those_that_it_was_started_to_ignore_do_not_end_it() {
+fn signals_that_the_service_was_started_to_ignore_do_not_end_it() {
     let portal = Portal::prepare(&without_asterisk());
     portal.boot_through(&["nohup"]);
     portal.signal(Signal::HUP);

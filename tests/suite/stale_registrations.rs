@@ -136,7 +136,7 @@ fn a_number_changes_hands_whatever_happens_between_the_delete_and_the_next_apply
 }
 
 #[test]
-fn a_database_that_came_back_from_a_backup() {
+fn a_database_that_came_back_from_a_backup_gives_numbers_back_without_the_later_phones() {
     let mut scene = Scene::new();
     let database = scene.portal.data_dir().join("portal.db");
     let backup = database.with_file_name("backup.db");

@@ -11,12 +11,12 @@ use support::sipp::{Called, Phones, call};
 use support::{Asterisk, secs, wait_until};
 
 #[test]
-fn on_sqlite() {
+fn a_thousand_users_on_sqlite_have_the_whole_pool() {
     thousand(Database::Sqlite);
 }
 
 #[test]
-fn on_postgres() {
+fn a_thousand_users_on_postgres_have_the_whole_pool() {
     thousand(Database::Postgres);
 }
 

@@ -15,7 +15,7 @@ fn topics(asterisk: &Asterisk) -> usize {
 }
 
 #[test]
-fn neither_an_apply_nor_a_check_leaves_one() {
+fn neither_an_apply_nor_a_check_leaves_a_trace_in_asterisk() {
     let (asterisk, portal) = host();
     for index in 0..30 {
         portal.create_user("User", &format!("user{index}@example.com"));

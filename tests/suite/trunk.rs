@@ -27,7 +27,7 @@ pub fn example(heading: &str) -> String {
 }
 
 #[test]
-fn its_calls_reach_the_owner_of_a_number_and_nobody_else() {
+fn a_trunks_calls_reach_the_owner_of_a_number_and_nobody_else() {
     let extensions = format!("\n{}", example("Calls from a trunk, a queue or a ring group"));
     let asterisk = Asterisk::start_with(&Options { pjsip: PJSIP.to_owned(), extensions, ..Options::default() });
     let mut scene = Scene::at(asterisk).begin();

@@ -9,7 +9,7 @@ use support::sipp::{Called, Phones, call};
 const NEW: [&str; 2] = ["send_diversion=no\n", ",i)"];
 
 #[test]
-fn phones_stay_registered_over_the_first_apply() {
+fn phones_stay_registered_over_the_first_apply_of_a_new_release() {
     let (asterisk, portal) = host();
     let users = ["Alice", "Bob"].map(|name| account(&portal.create_user(name, &format!("{name}@example.com"))));
     portal.apply("suite");

@@ -7,7 +7,7 @@ use support::portal::Settings;
 use support::{Asterisk, Portal};
 
 #[test]
-fn one_line_a_request_and_one_a_step_with_their_ids() {
+fn the_log_has_one_line_a_request_and_one_a_step_with_their_ids() {
     let asterisk = Asterisk::start();
     let portal = Portal::start(&Settings::of(&asterisk).with("LOG_FORMAT", "json"));
     portal.create_user("Alice", "alice@example.com");
