@@ -35,13 +35,14 @@ bench: setup ## how fast it is, beside its floors; writes docs/performance.md
 soak: setup ## twenty minutes of everything, random histories beside it; writes docs/performance/soak.md
 	cargo test --locked --release --test soak
 
-lint: setup $(DENY) ## format, clippy, licences and bans of the dependencies, shell scripts
+lint: setup $(DENY) ## format, clippy, licences and bans of the dependencies, shell scripts, the API's document
 	@cargo clippy --version >/dev/null 2>&1 && cargo fmt --version >/dev/null 2>&1 || rustup component add clippy rustfmt
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo clippy --test bench --test soak --locked -- -D warnings # no test of `make test`, so of no target above
 	$(DENY) check bans licenses sources
 	shellcheck .ci/run lab/*.sh packaging/postinst packaging/postrm
+	lab/lint-document.sh
 
 deb: $(CARGO_DEB) ## the Debian package, in target/debian
 	cargo run --locked --quiet --example pages

@@ -1,14 +1,14 @@
 //! The backup of Asterisk's own database in docs/operations.md: it takes nothing from Asterisk.
 
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::fixtures::{SetWhenDropped, sqlite_file};
+use crate::fixtures::{Reader, commit, sqlite_file};
+use crate::steps::DATABASE_LOCKED;
 use support::lab::Folder;
 use support::process::run_within;
-use support::{Asterisk, secs};
+use support::{Asterisk, secs, wait_until};
 
 #[test]
 fn the_documents_backup_of_astdb_makes_no_write_of_asterisk_fail() {
@@ -22,32 +22,26 @@ fn the_documents_backup_of_astdb_makes_no_write_of_asterisk_fail() {
     let backup = block.replace("/var/lib/asterisk/astdb.sqlite3", &database.display().to_string());
     let backup = backup.replace("/root/astdb.sqlite3", &copy.display().to_string());
     asterisk.rx("database put backup before it");
-    thread::sleep(secs(2));
+    commit(&asterisk);
 
-    let failed = || asterisk.log().contains("database is locked");
-    let done = AtomicBool::new(false);
+    let failed = || asterisk.log().contains(DATABASE_LOCKED);
     thread::scope(|scope| {
-        let _ended = SetWhenDropped(&done);
-        // Asterisk commits at once what comes a second after the last write.
-        scope.spawn(|| {
-            for turn in 0.. {
-                if done.load(Ordering::Relaxed) {
-                    break;
-                }
+        let writing = scope.spawn(|| {
+            for turn in 0..5 {
                 asterisk.rx(&format!("database put backup turn {turn}"));
+                // Asterisk commits at once what comes a second after the last write.
                 thread::sleep(Duration::from_millis(1100));
             }
         });
-        let end = Instant::now() + secs(6);
-        while Instant::now() < end {
+        while !writing.is_finished() {
             let output = run_within(secs(20), Command::new("sh").args(["-ec", &backup]));
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
             assert_eq!(sqlite_file(&copy, "SELECT value FROM astdb WHERE key = '/backup/before'"), "it");
         }
-        assert!(!failed(), "{}", asterisk.log());
-
-        let reader = "BEGIN; SELECT count(*) FROM astdb;";
-        run_within(secs(20), Command::new("sqlite3").arg(&database).args([reader, ".shell sleep 4"]));
-        assert!(failed(), "a reader makes a write of Asterisk fail");
     });
+    assert!(!failed(), "{}", asterisk.log());
+
+    let _reader = Reader::start(&asterisk, 1, 60.0, 0.0);
+    asterisk.rx("database put backup turn last");
+    wait_until(secs(20), "a reader makes a write of Asterisk fail", failed);
 }

@@ -148,7 +148,9 @@ fn a_shutdown_that_begins_during_an_apply_is_named_too() {
         fs::write(&source, script).expect("write a script");
         lab::install_program(&source, &program);
     };
-    install("[ \"$2\" = 'pjsip reload' ] && { \"$real\" -rx 'core stop gracefully' >/dev/null 2>&1 & sleep 1; }");
+    install(
+        "[ \"$2\" = 'pjsip reload' ] && { \"$real\" -rx 'core stop gracefully' >/dev/null 2>&1 & until \"$real\" -rx 'core waitfullybooted' | grep -q 'during shutdown'; do sleep 0.02; done; }",
+    );
     let portal = Portal::start(&Settings::of(&asterisk).with("ASTERISK_BIN", program.display()));
     portal.create_user("Alice", "alice@example.com");
     failed_apply(&portal, &["Asterisk is shutting down", "'core abort shutdown'"]);

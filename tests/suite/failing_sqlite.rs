@@ -15,6 +15,7 @@ use serde_json::json;
 use crate::fixtures::{
     ALL, WRITES, all_are_there, created_during, id, recovers, sqlite, sqlite_file, unavailable, without_asterisk,
 };
+use crate::foreign_hands::Done;
 use crate::operations::commands;
 use crate::steps::{CONNECTS_AGAIN, FLUSH_THE_FILE, LOOK_AT_THE_FILE, WRITE_THE_SECOND_PAGE};
 use support::lab::{self, SmallDisk, User};
@@ -63,25 +64,18 @@ impl Drop for Locked {
     }
 }
 
-/// Files and a folder that not even their owner can change, until it is dropped.
-struct Immutable(Vec<PathBuf>);
-
-impl Immutable {
-    fn new(paths: Vec<PathBuf>) -> Self {
-        let immutable = Self(paths);
-        assert!(immutable.change("+i"), "chattr +i");
-        immutable
-    }
-
-    fn change(&self, flag: &str) -> bool {
-        Command::new("chattr").arg(flag).args(&self.0).status().is_ok_and(|status| status.success())
-    }
-}
-
-impl Drop for Immutable {
-    fn drop(&mut self) {
-        self.change("-i");
-    }
+/// Does this, then waits until the thread that writes has tried again and again to get the lock. Without a write it sleeps.
+fn tries_to_write<T>(portal: &Portal, work: impl FnOnce() -> T) -> T {
+    let status = format!("/proc/{0}/task/{1}/status", portal.pid(), writer(portal));
+    let slept = || {
+        let status = fs::read_to_string(&status).expect("the thread's status");
+        let times = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        times.and_then(|times| times.trim().parse::<u32>().ok()).expect("how often it slept")
+    };
+    let before = slept();
+    let done = work();
+    wait_until(secs(3), "it tries to write", || slept() > before + 5);
+    done
 }
 
 #[test]
@@ -107,7 +101,7 @@ fn a_locked_or_read_only_sqlite_file_is_a_503_for_writes_and_recovers() {
     drop(locked);
     recovers(&portal, "read@example.com");
 
-    let immutable = Immutable::new(vec![file.clone(), portal.data_dir()]);
+    let immutable = [file.clone(), portal.data_dir()].map(|path| Done::immutable(&path));
     unavailable(&portal, &INSERTS, "its folder or its disk is read-only");
     assert!(portal.users().contains(&alice), "reads go on");
     drop(immutable);
@@ -121,7 +115,7 @@ fn a_read_only_file_or_folder_is_a_warning_at_start_and_fails_in_check() {
     let alice = portal.create_user("Alice", "alice@example.com");
     for path in [database(&portal), portal.data_dir()] {
         portal.stop();
-        let immutable = Immutable::new(vec![path.clone()]);
+        let immutable = Done::immutable(&path);
         let started = portal.log().len();
         portal.boot();
         let words = format!("can't write to {}: ", path.display());
@@ -261,8 +255,7 @@ fn creates_that_wait_for_the_lock_are_each_taken_or_refused_and_a_refused_one_le
                 move || portal.request("POST", "/users", Some(&body))
             })
         };
-        let creating: Vec<_> = addresses.map(create).into();
-        sleep(secs(2));
+        let creating: Vec<_> = tries_to_write(&portal, || addresses.map(create)).into();
         drop(locked);
         creating.into_iter().map(|creating| creating.join().expect("an answer")).collect()
     });
@@ -290,9 +283,10 @@ fn a_file_moved_away_during_a_wait_for_its_lock_is_not_written_to() {
     let (file, aside) = (database(&portal), portal.work_dir().join("aside.db"));
     let locked = Locked::new(&file);
     thread::scope(|scope| {
-        scope
-            .spawn(|| unavailable(&portal, &INSERTS, "nothing was changed. The database's file is damaged, or not in"));
-        sleep(secs(1));
+        tries_to_write(&portal, || {
+            let advice = "nothing was changed. The database's file is damaged, or not in";
+            scope.spawn(|| unavailable(&portal, &INSERTS, advice))
+        });
         fs::rename(&file, &aside).expect("move it away");
         drop(locked);
     });
@@ -375,7 +369,7 @@ fn a_request_that_waited_too_long_fails_alone() {
         let [first, second, third] = [("first", 0), ("second", 100), ("third", 3900)].map(|(name, later)| {
             let (portal, body) = (&portal, json!({"name": "User", "email": format!("{name}@example.com")}));
             scope.spawn(move || {
-                sleep(Duration::from_millis(later));
+                sleep(Duration::from_millis(later)); // less than each may wait
                 portal.request("POST", "/users", Some(&body))
             })
         });

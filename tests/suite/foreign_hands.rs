@@ -13,7 +13,7 @@ use support::portal::Settings;
 use support::{Asterisk, Portal};
 
 /// A change to the system. Drop undoes it, also after a panic.
-struct Done {
+pub struct Done {
     undo: Command,
 }
 
@@ -29,7 +29,7 @@ impl Done {
         Self { undo }
     }
 
-    fn immutable(path: &Path) -> Self {
+    pub fn immutable(path: &Path) -> Self {
         let path = path.to_str().expect("UTF-8");
         Self::by(&["chattr", "+i", path], &["chattr", "-i", path])
     }

@@ -104,7 +104,7 @@ fn a_hammering_old_phone_never_rings_while_an_administrator_reloads_again_and_ag
             threads.spawn(|| {
                 while !done.load(Ordering::Relaxed) {
                     scene.0.asterisk.rx("pjsip reload");
-                    thread::sleep(Duration::from_millis(100));
+                    thread::sleep(Duration::from_millis(100)); // so that the apply's own reloads get their turn
                 }
             });
             // Somewhere in the middle of one.

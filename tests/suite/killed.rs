@@ -248,7 +248,7 @@ fn a_client_that_hangs_up_at_whatever_moment_ends_no_apply() {
     let scene = one_number();
     for milliseconds in (0..100).step_by(7) {
         let client = scene.portal.begin_post("/apply", BY_A_CLIENT_THAT_GOES);
-        std::thread::sleep(Duration::from_millis(milliseconds));
+        std::thread::sleep(Duration::from_millis(milliseconds)); // any moment
         drop(client);
         wait_until(secs(20), "the apply is done", || try_apply(&scene.portal).status == 200);
     }

@@ -145,7 +145,7 @@ fn an_asterisk_that_is_killed_after_the_answer_brings_nobody_back() {
         let point = format!("killed {milliseconds} ms after the answer");
         let old = change_hands(&mut scene);
         scene.portal.apply("suite");
-        thread::sleep(Duration::from_millis(milliseconds));
+        thread::sleep(Duration::from_millis(milliseconds)); // before, at and after Asterisk's own commit
         scene.asterisk.kill();
         scene.asterisk.boot();
         silent(&scene, &old, 480, &point);

@@ -205,7 +205,7 @@ fn a_portal_with_few_file_handles_serves_in_turn_and_recovers_from_having_none()
     let waiting = sent(&portal, GET_USERS);
     wait_until(PATIENCE, "a connection can't be accepted", || portal.log().contains(NO_HANDLE));
     let (from, began) = (processor_time(&portal), Instant::now());
-    std::thread::sleep(secs(3));
+    std::thread::sleep(secs(3)); // what it takes of the processors meanwhile is the question
     let (busy, lasted) = (processor_time(&portal).saturating_sub(from), began.elapsed());
     assert!(busy < lasted / 4, "{busy:?} of {lasted:?}");
     limit("64");
@@ -237,7 +237,7 @@ fn an_apply_may_take_long_and_its_answer_may_be_read_slowly() {
     let full = Portal::start(&without_asterisk());
     fill(&full);
     let mut clients: Vec<_> = (14..=20).map(|count| sent(&full, GET_USERS.repeat(count))).collect();
-    std::thread::sleep(HEAD_PATIENCE + secs(5));
+    std::thread::sleep(HEAD_PATIENCE + secs(5)); // longer than anything else that a client sends may take
     for (client, count) in clients.iter_mut().zip(14..) {
         for _ in 0..count {
             assert_eq!(answer(client).1["users"].as_array().map(Vec::len), Some(1000), "of {count} answers");

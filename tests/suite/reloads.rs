@@ -10,7 +10,7 @@ use crate::fixtures::{
     account, crowd, evicted, failed_apply, host, host_with_script, id, registrations, script, try_apply,
 };
 use crate::scenes::Scene;
-use crate::steps::{LISTS_AGAIN, RELOADS_AGAIN, inject};
+use crate::steps::{LISTS_AGAIN, RELOAD_DROPPED, RELOADS_AGAIN, inject};
 use support::asterisk::{Options, Step};
 use support::lab::Folder;
 use support::portal::Settings;
@@ -21,8 +21,6 @@ use support::{Asterisk, Portal, secs, wait_until};
 
 /// Each user makes reloads and listings longer.
 const USERS: usize = 300;
-
-const DROPPED: &str = "already in progress";
 
 /// Makes a reload of `res_pjsip_notify.so` go on as long as there is a file `busy`; then there is `busy.begun` too.
 fn can_be_busy(asterisk: &Asterisk) -> PathBuf {
@@ -76,7 +74,7 @@ $asterisk \"$@\" | tee -a \"$here/printed\"
         let text = fs::read_to_string(&printed).expect("what the reloads printed");
         let (first, _) = text.split_at(text.find("Module 'res_pjsip.so' reloaded").expect("the retry"));
         assert_eq!(first.contains("reloaded successfully"), dropped == "one", "{dropped}: {text}");
-        assert!(first.contains(DROPPED) && retried() > round, "{dropped}: {text}");
+        assert!(first.contains(RELOAD_DROPPED) && retried() > round, "{dropped}: {text}");
         for file in [&begun, &reloads, &printed] {
             fs::remove_file(file).expect("for the next round");
         }
@@ -139,7 +137,7 @@ fn what_somebody_changes_between_a_reload_and_its_retry_is_found() {
         "[ \"$2\" = 'pjsip reload' ] || exec $asterisk \"$@\"
 if mkdir \"$here/first\" 2>/dev/null; then
     $asterisk \"$@\"
-    echo 'A module reload request is {DROPPED}; please be patient'
+    echo 'A module reload request is {RELOAD_DROPPED}; please be patient'
 else
     sed -i s/^direct_media=no/direct_media=yes/ {}
     exec $asterisk \"$@\"

@@ -106,7 +106,7 @@ impl Scene {
     #[track_caller]
     pub fn phone(&self) -> Phone {
         let phone = self.new_phone();
-        assert_eq!(phone.register(), Some(200));
+        assert_eq!(phone.register(), Some(200), "in force: {}", self.auth());
         self.rings(&phone);
         phone
     }

@@ -60,6 +60,11 @@ pub const NO_HANDLE: &str = "accept error";
 /// The database did not say whether it has written.
 pub const MAYBE_WRITTEN: &str = "maybe_written=true";
 
+/// In the log of Asterisk: somebody reads its database, so it can't commit.
+pub const DATABASE_LOCKED: &str = "database is locked";
+/// What Asterisk prints if it drops a reload.
+pub const RELOAD_DROPPED: &str = "already in progress";
+
 /// Options of strace for all threads of a process, but not for the programs that it starts: strace counts calls by thread, so a
 /// fault at a thread's second call would hit `asterisk -rx` as well.
 pub const ALL_BUT_PROGRAMS: [&str; 3] = ["-f", "-b", "execve"];

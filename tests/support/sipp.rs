@@ -1,5 +1,6 @@
 //! Phones by SIPp: one, or a thousand on one socket, with digest authentication, over UDP, TCP and IPv6.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -220,7 +221,11 @@ fn request(server: impl Into<SocketAddr>, name: &str, line: String, hold: Durati
 
 /// The time and status of the final answer to each request with this `CSeq`, oldest first.
 fn decided(folder: &Folder, cseq: &str) -> Vec<(String, u16)> {
-    let answers = messages(folder).into_iter().filter(|message| message.cseq == cseq);
+    let mut decided = BTreeSet::new();
+    let finals =
+        messages(folder).into_iter().filter(|message| message.cseq == cseq && final_status(&message.start).is_some());
+    // On a busy machine, Asterisk sends an answer again.
+    let answers = finals.filter(|message| decided.insert(message.call_id.clone()));
     answers.filter_map(|message| Some((message.at, final_status(&message.start)?))).collect()
 }
 
@@ -283,6 +288,7 @@ struct Message {
     start: String,
     /// Its `CSeq`, such as `2 INVITE`.
     cseq: String,
+    call_id: String,
 }
 
 /// SIPp's trace, oldest first. Before each message are a line of dashes with the time, a line with its length, and an empty
@@ -292,8 +298,8 @@ fn messages(folder: &Folder) -> Vec<Message> {
         let mut lines = block.lines();
         let at = lines.next()?.to_owned();
         let start = lines.nth(2)?.to_owned();
-        let cseq = lines.find_map(|line| line.strip_prefix("CSeq: "))?.to_owned();
-        Some(Message { at, start, cseq })
+        let header = |name: &str| lines.clone().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
+        Some(Message { at, start, cseq: header("CSeq: ")?, call_id: header("Call-ID: ")? })
     };
     let dashes = format!("{} ", "-".repeat(47));
     read(folder, "messages").split(&dashes).skip(1).filter_map(parse).collect()
