@@ -114,7 +114,6 @@ fn with_a_call() -> Asterisk {
 fn a_shutdown_that_waits_for_calls_is_named_with_the_remedy() {
     let asterisk = with_a_call();
     let portal = Portal::start(&Settings::of(&asterisk));
-    let settings = Settings::of(&asterisk).with("PORTAL_DATA_DIR", portal.data_dir().display());
     portal.create_user("Alice", "alice@example.com");
     portal.apply("suite");
     portal.create_user("Bob", "bob@example.com");
@@ -125,7 +124,7 @@ fn a_shutdown_that_waits_for_calls_is_named_with_the_remedy() {
         wait_until(secs(10), stop, || asterisk.rx("core waitfullybooted").contains("during shutdown"));
         let words = ["Asterisk is shutting down", "wait until its calls have ended", "'core abort shutdown'"];
         refused(&asterisk, &portal, &words);
-        Table::of(&settings).says("Asterisk", "failure", &words);
+        Table::of(portal.settings()).says("Asterisk", "failure", &words);
         asterisk.rx("core abort shutdown");
         portal.apply("suite");
     }

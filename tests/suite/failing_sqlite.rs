@@ -17,7 +17,7 @@ use crate::fixtures::{
 };
 use crate::foreign_hands::Done;
 use crate::operations::commands;
-use crate::steps::{CONNECTS_AGAIN, FLUSH_THE_FILE, LOOK_AT_THE_FILE, WRITE_THE_SECOND_PAGE};
+use crate::steps::{CONNECTS_AGAIN, FLUSH_THE_FILE, LOOK_AT_THE_FILE, WRITE_THE_SECOND_PAGE, threads_called};
 use support::lab::{self, SmallDisk, User};
 use support::portal::run;
 use support::{Portal, secs, strace, wait_until};
@@ -281,6 +281,7 @@ fn creates_that_wait_for_the_lock_are_each_taken_or_refused_and_a_refused_one_le
 fn a_file_moved_away_during_a_wait_for_its_lock_is_not_written_to() {
     let portal = Portal::start(&without_asterisk());
     let (file, aside) = (database(&portal), portal.work_dir().join("aside.db"));
+    let alice = portal.create_user("Alice", "alice@example.com");
     let locked = Locked::new(&file);
     thread::scope(|scope| {
         tries_to_write(&portal, || {
@@ -291,17 +292,13 @@ fn a_file_moved_away_during_a_wait_for_its_lock_is_not_written_to() {
         drop(locked);
     });
     fs::rename(&aside, &file).expect("move it back");
-    assert!(portal.users().is_empty());
+    assert_eq!(portal.users(), [alice]);
     recovers(&portal, "moved@example.com");
 }
 
 /// The thread that writes to the database.
 fn writer(portal: &Portal) -> u32 {
-    let threads = fs::read_dir(format!("/proc/{}/task", portal.pid())).expect("its threads").flatten();
-    let writer = threads.filter(|thread| {
-        fs::read_to_string(thread.path().join("comm")).is_ok_and(|name| name.trim() == "sqlite-writer")
-    });
-    let writers: Vec<u32> = writer.filter_map(|thread| thread.file_name().to_str()?.parse().ok()).collect();
+    let writers = threads_called("sqlite-writer", portal);
     assert_eq!(writers.len(), 1, "one thread writes");
     writers[0]
 }

@@ -7,7 +7,6 @@ use crate::fixtures::{account, host};
 use crate::table::Table;
 use crate::trunk::example;
 use support::phone::Reply;
-use support::portal::Settings;
 use support::{Asterisk, Phone, Portal, secs, wait_until};
 
 /// A number outside, which only `[outbound]` reaches.
@@ -381,7 +380,6 @@ fn check_names_a_registration_that_leads_elsewhere() {
     let Exchange { mallory, alice, trunk, .. } = &exchange;
     let own = mallory.address();
     let host = Phone::new_at((Ipv4Addr::new(127, 0, 0, 2), own.port()).into(), &exchange.asterisk, "host", "none");
-    let settings = Settings::of(&exchange.asterisk).with("PORTAL_DATA_DIR", exchange.portal.data_dir().display());
     for (contact, elsewhere) in REGISTERED {
         // Asterisk takes some of them for one and the same contact, and would keep the first.
         assert_eq!(mallory.register_at("*\r\nExpires: 0"), Some(200));
@@ -393,7 +391,7 @@ fn check_names_a_registration_that_leads_elsewhere() {
         assert_eq!(rang, if elsewhere { (0, 1) } else { (1, 0) }, "{contact}");
 
         let (state, words) = if elsewhere { ("warning", mallory.number.as_str()) } else { ("ok", "at the phones") };
-        let table = Table::of(&settings);
+        let table = Table::of(exchange.portal.settings());
         table.says("where calls to phones end", state, &[words, if elsewhere { "(sip:0900555@" } else { "" }]);
         table.nothing_fails();
     }

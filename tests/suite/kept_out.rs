@@ -4,7 +4,6 @@
 use crate::scenes::Scene;
 use crate::table::Table;
 use support::phone::Reply;
-use support::portal::Settings;
 
 /// Two users, of whom nothing is to be warned.
 fn quiet() -> Scene {
@@ -14,7 +13,7 @@ fn quiet() -> Scene {
 }
 
 fn table(scene: &Scene) -> Table {
-    Table::of(&Settings::of(&scene.asterisk).with("PORTAL_DATA_DIR", scene.portal.data_dir().display()))
+    Table::of(scene.portal.settings())
 }
 
 fn applies(scene: &Scene) -> String {

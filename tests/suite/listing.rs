@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::fixtures::{Database, Pair, SetWhenDropped, id, unavailable, without_asterisk};
+use crate::fixtures::{Database, Pair, SetWhenDropped, crowd, id, unavailable, without_asterisk};
 use support::postgres::Options;
 use support::process::Signal;
 use support::{Portal, Postgres, secs};
@@ -46,7 +46,7 @@ fn the_list_answers_while_a_busy_service_opens_its_connections() {
     let (_folder, url) = Database::Postgres.shared();
     let start = || Portal::start(&without_asterisk().with("DATABASE_URL", &url));
     let creating = start();
-    (0..200).for_each(|index| _ = creating.create_user("User", &format!("user{index}@example.com")));
+    crowd(&creating, 200);
     let portal = start();
     let end = Instant::now() + secs(8);
     thread::scope(|scope| {

@@ -3,23 +3,18 @@
 use crate::fixtures::{account, host};
 use crate::look_before_touching::refused;
 use crate::table::Table;
-use support::portal::Settings;
 use support::sipp::{Call, Called, Phones};
 use support::{Asterisk, Portal, secs, wait_until};
 
 /// The modules that an apply and a check name, in their order.
 fn named(asterisk: &Asterisk, portal: &Portal) -> Vec<String> {
-    let table = table(asterisk, portal);
+    let table = Table::of(portal.settings());
     let advice = table.says("Asterisk's modules", "failure", &["Asterisk lacks these modules: "]);
     assert!(advice.starts_with("load them in this order (module load, and in modules.conf)"), "{advice}");
     let (_, found, _) = table.line("Asterisk's modules");
     refused(asterisk, portal, &[found]);
     let (_, modules) = found.split_once(": ").expect("a list");
     modules.split(' ').map(str::to_owned).collect()
-}
-
-fn table(asterisk: &Asterisk, portal: &Portal) -> Table {
-    Table::of(&Settings::of(asterisk).with("PORTAL_DATA_DIR", portal.data_dir().display()))
 }
 
 /// Two phones register, and one calls the other. Waits until Asterisk has joined the two.
@@ -46,19 +41,19 @@ fn the_modules_that_check_names_are_enough() {
         let answer = asterisk.rx(&format!("module load {module}"));
         assert!(answer.contains(&format!("Loaded {module}")), "{module}: {answer}");
     }
-    table(&asterisk, &portal).nothing_fails();
+    Table::of(portal.settings()).nothing_fails();
     a_call_stands(&asterisk, &portal);
 
     let conf = |modules: &[String]| format!("[modules]\nautoload=no\nload={}\n", modules.join("\nload="));
     asterisk.write_config("modules.conf", &conf(&modules));
     asterisk.restart();
     let for_some = ["codec_alaw.so", "codec_ulaw.so", "res_timing_timerfd.so"];
-    table(&asterisk, &portal).says("Asterisk's modules", "warning", &for_some);
+    Table::of(portal.settings()).says("Asterisk's modules", "warning", &for_some);
     a_call_stands(&asterisk, &portal);
 
     asterisk.write_config("modules.conf", &conf(&[modules, for_some.map(str::to_owned).to_vec()].concat()));
     asterisk.restart();
-    table(&asterisk, &portal).says("Asterisk's modules", "ok", &[]);
+    Table::of(portal.settings()).says("Asterisk's modules", "ok", &[]);
     a_call_stands(&asterisk, &portal);
 }
 

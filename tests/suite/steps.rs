@@ -15,6 +15,8 @@
 //! A write to SQLite first looks at what others have changed in the file ([`LOOK_AT_THE_FILE`]). It writes a journal and flushes it,
 //! writes the pages ([`WRITE_THE_SECOND_PAGE`]), flushes the file ([`FLUSH_THE_FILE`]), and removes the journal.
 
+use std::fs;
+
 use serde_json::json;
 
 use support::{Asterisk, Portal, strace};
@@ -79,6 +81,16 @@ impl Step {
     pub fn inject(self, fault: &str) -> [String; 4] {
         inject(self.0, self.1, fault)
     }
+}
+
+/// The portal's threads of this name, the oldest first.
+pub fn threads_called(name: &str, portal: &Portal) -> Vec<u32> {
+    let threads = fs::read_dir(format!("/proc/{}/task", portal.pid())).expect("its threads").flatten();
+    let threads =
+        threads.filter(|thread| fs::read_to_string(thread.path().join("comm")).is_ok_and(|comm| comm.trim() == name));
+    let mut threads: Vec<_> = threads.filter_map(|thread| thread.file_name().to_str()?.parse().ok()).collect();
+    threads.sort_unstable();
+    threads
 }
 
 /// Applies, and kills the portal when it comes to this step, which is not done.

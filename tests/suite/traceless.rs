@@ -4,7 +4,7 @@ use std::fs;
 
 use regex::Regex;
 
-use crate::fixtures::host;
+use crate::fixtures::{crowd, host};
 use support::Asterisk;
 use support::manager::Manager;
 
@@ -17,9 +17,7 @@ fn topics(asterisk: &Asterisk) -> usize {
 #[test]
 fn neither_an_apply_nor_a_check_leaves_a_trace_in_asterisk() {
     let (asterisk, portal) = host();
-    for index in 0..30 {
-        portal.create_user("User", &format!("user{index}@example.com"));
-    }
+    crowd(&portal, 30);
     let (mut manager, _port) = Manager::connect(&asterisk);
     portal.apply("suite");
     manager.events();

@@ -5,7 +5,7 @@ use std::thread::scope;
 
 use serde_json::{Value, json};
 
-use crate::fixtures::{Database, Pair, account, id, left_overs, script, serves, try_apply};
+use crate::fixtures::{Database, Pair, account, crowd, id, left_overs, script, serves, try_apply};
 use crate::scenes::{apply_meanwhile, whole};
 use crate::steps::{BEGINS, FAILED, LOCK, PREPARED, PROVEN, USERS_READ};
 use support::lab::Folder;
@@ -60,9 +60,7 @@ fn begins_and_ends(portals: &[Portal]) -> Vec<String> {
 fn many_applies_at_once_run_one_after_another_or_are_refused() {
     for database in [Database::Sqlite, Database::Postgres] {
         let host = Host::start(database);
-        for number in 0..20 {
-            host.pair.portals[0].create_user("User", &format!("user{number}@example.com"));
-        }
+        crowd(&host.pair.portals[0], 20);
         let statuses: Vec<Vec<u16>> = scope(|threads| {
             let clients: Vec<_> = (0..12)
                 .map(|client| {
