@@ -21,7 +21,7 @@ const CALLS_ON_FILES: &str = "trace=openat,flock,unlink,write,fchmod,fsync,renam
 /// What it does to ask Asterisk, and to start `asterisk -rx`.
 const CALLS_TO_ASTERISK: [&str; 3] = ["connect", "clone3", "vfork"];
 
-/// A number that changes hands with the next apply, and what was before.
+/// A number that changes hands again and again, and what was before the next apply.
 struct Change {
     scene: Scene,
     old: Phone,
@@ -32,10 +32,8 @@ struct Change {
 
 impl Change {
     fn new() -> Self {
-        let mut scene = Scene::new();
-        let old = scene.phone();
-        scene.next_owner();
-        Self { files: scene.files(), scene, old, restarted_in: BTreeSet::new() }
+        let scene = Scene::new();
+        Self { old: scene.new_phone(), files: scene.files(), scene, restarted_in: BTreeSet::new() }
     }
 
     /// The owner's phone is registered, then the number gets another owner.
@@ -119,6 +117,7 @@ impl Change {
 #[test]
 fn sigkill_at_any_step_of_the_files_lets_no_old_phone_ring() {
     let mut change = Change::new();
+    change.again();
     let (_, trace) = change.scene.apply_under(&["-y", "-e", CALLS_ON_FILES]);
     change.after("nowhere");
     let selected = generated(&trace);
