@@ -43,7 +43,7 @@ impl Link {
 pub struct Phones {
     folder: Folder,
     _sipp: Process,
-    ports: [Ports; 2],
+    _ports: [Ports; 2],
 }
 
 impl Phones {
@@ -85,7 +85,7 @@ impl Phones {
             }
             read(&folder, "log").lines().filter(|line| line.starts_with("registered")).count() >= count
         });
-        Self { folder, _sipp: process, ports }
+        Self { folder, _sipp: process, _ports: ports }
     }
 
     /// How many requests of this method the phone of this number received, retransmissions included.
@@ -127,11 +127,6 @@ impl Phones {
     /// The time and final status of each REGISTER with credentials, in the form of [`Caller::calls`].
     pub fn registrations(&self) -> Vec<(String, u16)> {
         decided(&self.folder, "2 REGISTER")
-    }
-
-    /// Their port on 127.0.0.1.
-    pub fn port(&self) -> u16 {
-        self.ports[0].number()
     }
 }
 
