@@ -1,6 +1,6 @@
 //! What is wrong, and what an administrator can do about it.
 
-/// A problem and its remedy, apart from each other from where it arises to where it is shown: either may contain a semicolon.
+/// A problem and its remedy. They stay apart until they are shown, because either may contain a semicolon.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what}; {remedy}")]
 pub struct Problem {

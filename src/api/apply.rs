@@ -55,9 +55,9 @@ fn answer(error: ApplyError) -> ApiError {
             Phrase::ApplyInProgress,
             "Another apply runs on this host; wait until it has ended, then apply again.",
         ),
-        ApplyError::Unavailable(failure) => ApiError::database(&failure, Some(AUDIT_ROW)),
-        ApplyError::Failed { in_force, failed } => {
-            let message = if in_force {
+        ApplyError::NotAudited(failure) => ApiError::database(&failure, Some(AUDIT_ROW)),
+        ApplyError::Failed { is_proven, failed } => {
+            let message = if is_proven {
                 "Asterisk serves the new state, but the audit row could not be completed; see error_details."
             } else if failed.files_written.is_empty() {
                 "Nothing was changed; see error_details, fix it, then apply again."
@@ -81,7 +81,7 @@ pub(super) fn failures() -> Vec<ApiError> {
     vec![
         ApiError::validation(vec![FieldError::new("triggered_by", Name::INVALID)]),
         answer(ApplyError::InProgress),
-        answer(ApplyError::Failed { in_force: false, failed: Box::new(failed) }),
+        answer(ApplyError::Failed { is_proven: false, failed: Box::new(failed) }),
         ApiError::database_unavailable(Some(AUDIT_ROW), LOOK_AND_TRY_AGAIN),
     ]
 }

@@ -19,7 +19,7 @@
 //! Taking away comes before giving, so a former owner's phone and the new owner never have the number at once. If no number changes
 //! hands, there is no step 6. If Asterisk does not get it done in time, the apply gives everything else, and fails.
 //!
-//! If another step fails, the apply ends: what is on disk stays, and the row says why. The next apply starts from what Asterisk and the
+//! If any other step fails, the apply ends: what is on disk stays, and the row says why. The next apply starts from what Asterisk and the
 //! disk say. A client that hangs up does not end an apply.
 
 mod outcome;
@@ -31,12 +31,12 @@ mod take_away;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Error, Result, anyhow, bail};
+use anyhow::{Error, Result, anyhow};
 use serde_json::json;
 use tokio::join;
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, Span, info, info_span, warn};
@@ -44,20 +44,22 @@ use uuid::Uuid;
 
 use crate::asterisk::in_force::{objects, phones};
 use crate::asterisk::reload;
-use crate::domain::{Extension, Name, Numbers, User};
+use crate::domain::{Name, Numbers, User, numbers_of};
 use crate::host::configuration::MainFiles;
 use crate::host::files::{self, Prepared, Stage};
 use crate::host::lock::HostLock;
 use crate::pbx::Pbx;
 use crate::preflight::{on_disk, probes, running};
+use crate::problem::{Problem, problem};
 use crate::render::{self, ObjectType};
 use crate::settings::Settings;
 use crate::storage::{self, AuditEntry, Storage, StorageError};
 pub use outcome::{Applied, ApplyError, FailedApply};
 use outcome::{Progress, ReloadResults};
-use ownership::Before;
+use ownership::Owners;
 
-/// Steps 3 to 8 may take as long as this many commands. A flush to the disk is not interrupted.
+/// Steps 3 to 8 may take as long as this many commands: the wait for other reloads, the reload that takes away, the two that give, the
+/// proof, and one to spare. A flush to the disk is not interrupted.
 const COMMANDS_PER_APPLY: u32 = 5;
 
 /// Between two attempts to complete an audit row.
@@ -69,7 +71,7 @@ pub struct Applier {
     storage: Storage,
     pbx: Pbx,
     host_name: String,
-    /// Held by the one audit row that is being retried: many of them would take all connections.
+    /// Held while one audit row is retried, so that many do not take all connections.
     audit_turn: Arc<Mutex<()>>,
     tasks: TaskTracker,
     stopping: CancellationToken,
@@ -81,7 +83,12 @@ struct Run<'a> {
     lock: &'a HostLock,
     progress: &'a mut Progress,
     users: Vec<User>,
+    /// The numbers of `users`.
     numbers: Numbers,
+    /// The numbers that had an auth in force.
+    served: Numbers,
+    /// When the apply is given up.
+    deadline: Instant,
 }
 
 impl Applier {
@@ -100,15 +107,16 @@ impl Applier {
     /// Applies, to the end even if the caller goes away. After a panic the audit row still says "interrupted", which is true.
     pub async fn apply(&self, triggered_by: Name) -> Result<Applied, ApplyError> {
         let applier = self.clone();
-        let request = Span::current();
+        let span = Span::current();
         let event_loop = Handle::current();
         // It reads, writes and flushes files, which blocks, so it has a thread of its own.
-        let run = move || event_loop.block_on(applier.run(triggered_by).instrument(request));
-        self.tasks.spawn_blocking(run).await.expect("the apply panicked")
+        let apply = move || event_loop.block_on(applier.audited(triggered_by).instrument(span));
+        self.tasks.spawn_blocking(apply).await.expect("the apply panicked")
     }
 
     /// Steps 1, 2 and 9, around the others.
-    async fn run(&self, triggered_by: Name) -> Result<Applied, ApplyError> {
+    async fn audited(&self, triggered_by: Name) -> Result<Applied, ApplyError> {
+        // Held until this function returns. If it can't be taken at all, the audit row says why.
         let lock = HostLock::try_acquire(&self.pbx.files).transpose().ok_or(ApplyError::InProgress)?;
         let mut row = AuditEntry {
             id: Uuid::new_v4(),
@@ -126,20 +134,22 @@ impl Applier {
                 );
                 self.complete_later(row);
             }
-            return Err(ApplyError::Unavailable(failure));
+            return Err(ApplyError::NotAudited(failure));
         }
         info!(audit_log_id = %row.id, "apply begins");
 
         let mut progress = Progress::new();
         let steps = async {
-            // Held until the audit row is finished.
-            let lock = lock.as_ref().map_err(|error| anyhow!("{error}"))?;
+            let lock = lock.as_ref().map_err(Problem::clone)?;
             let ends_within = self.pbx.command.ends_within * COMMANDS_PER_APPLY;
-            timeout(ends_within, self.steps(lock, &mut progress)).await.unwrap_or_else(|_| {
-                bail!(
-                    "Asterisk is too slow: the apply was given up after {} s; look at the machine's load and at 'core show locks', then apply again",
-                    ends_within.as_secs()
+            let deadline = Instant::now() + ends_within;
+            timeout_at(deadline, self.steps(lock, &mut progress, deadline)).await.unwrap_or_else(|_| {
+                let seconds = ends_within.as_secs();
+                Err(problem!(
+                    "Asterisk is too slow: the apply was given up after {seconds} s",
+                    "look at the machine's load and at 'core show locks', then apply again"
                 )
+                .into())
             })
         };
         let outcome = steps.instrument(info_span!("apply", audit_log_id = %row.id)).await;
@@ -147,12 +157,12 @@ impl Applier {
         row.error_details = outcome.as_ref().err().map(|error| format!("{error}{}", progress.warnings()));
         row.files_written = json!(progress.files_written);
         row.reload_results = json!(progress.reload_results);
-        let finished = self.storage.write_audit(row.clone()).await;
+        let audited = self.storage.write_audit(row.clone()).await;
         let audit_log_id = row.id;
-        if finished.is_err() {
+        if audited.is_err() {
             self.complete_later(row);
         }
-        progress.conclude(audit_log_id, outcome, finished)
+        progress.conclude(audit_log_id, outcome, audited)
     }
 
     /// Writes the audit row as soon as the database takes it.
@@ -170,66 +180,63 @@ impl Applier {
     }
 
     /// Steps 3 to 8; returns the number of users.
-    async fn steps(&self, lock: &HostLock, progress: &mut Progress) -> Result<usize> {
+    async fn steps(&self, lock: &HostLock, progress: &mut Progress, deadline: Instant) -> Result<usize> {
         let users = self.storage.users().await.map_err(|error| anyhow!("the users can't be read: {error}"))?;
-        let numbers = proof::numbers(&users);
-        let mut run = Run { pbx: &self.pbx, lock, progress, users, numbers };
+        let numbers = numbers_of(&users);
+        let mut run = Run { pbx: &self.pbx, lock, progress, users, numbers, served: Numbers::new(), deadline };
         run.progress.done("snapshot");
 
-        let before = run.look().await?;
-        let changing = before.changing_hands(&run.users);
+        let owners = run.look().await?;
+        let changing = owners.changing_hands(&run.users);
+        if !changing.is_empty() {
+            // A reload that runs may put an older file in force later.
+            self.pbx.command.wait_until_none_runs(&self.pbx.control).await?;
+        }
 
         // Step 5.
         files::remove_left_overs(lock, &self.pbx.files)?;
         let endpoints = run.prepare_endpoints(Stage::Final, &Numbers::new())?;
         let routing = render::routing(&run.numbers);
         let routing = files::prepare(lock, &self.pbx.files.routing, Stage::Final, &routing)?;
-        let mut without = None;
-        if !changing.is_empty() {
-            without = Some(run.prepare_endpoints(Stage::TakeAway, &changing)?);
-        }
         run.progress.done("prepare");
 
-        let held_back = match without {
-            Some(without) => run.take_away(&changing, &before, without).await?,
-            None => None,
-        };
-        if let Some(why) = held_back {
-            drop(endpoints); // Removes its temporary file.
-            let without = run.prepare_endpoints(Stage::Final, &changing)?;
-            run.give(without, routing, &before).await?;
-            return Err(why);
+        if !changing.is_empty() {
+            let without = run.prepare_endpoints(Stage::TakeAway, &changing)?;
+            if let Some(why) = run.take_away(&changing, &owners, without).await? {
+                drop(endpoints); // The next file has the same temporary name.
+                let others = run.prepare_endpoints(Stage::Final, &changing)?;
+                return Err(match run.give(others, routing).await {
+                    Ok(()) => why,
+                    Err(error) => anyhow!("{why}; moreover, the rest can't be applied: {error}"),
+                });
+            }
         }
-        run.give(endpoints, routing, &before).await?;
-        run.prove(&before).await?;
+        run.give(endpoints, routing).await?;
+        run.prove(&owners).await?;
         Ok(run.users.len())
     }
 }
 
 impl Run<'_> {
     /// Step 4. Returns who has the numbers now.
-    async fn look(&mut self) -> Result<Before> {
-        running::asterisk(&self.pbx.control).await?;
+    async fn look(&mut self) -> Result<Owners> {
         let control = &self.pbx.control;
+        running::asterisk(control).await?;
+        // Not all at once until the first fails: what a probe finds explains the other failures.
         let (main, in_force, served) = join!(
             probes::before_apply(self.pbx),
             objects::secrets(control, &self.numbers),
             objects::numbers(control, ObjectType::Auth)
         );
-        let before = Before::new(self.pbx, &main?, in_force?, served?)?;
-        if !before.changing_hands(&self.users).is_empty() {
-            // A running reload may have read an older file, and put it in force later.
-            self.pbx.command.wait_until_none_runs(control).await?;
-        }
-        let former = before.in_file.len();
-        let is_kept = |own: &Extension| before.in_file.get(&own.number).is_some_and(|old| old == own.secret.reveal());
-        if former > 1 && !self.users.iter().any(|user| is_kept(&user.extension)) {
+        let owners = Owners::new(self.pbx, &main?, in_force?)?;
+        self.served = served?;
+        if let Some(former) = owners.all_are_gone(&self.users) {
             self.progress.warn(format!(
                 "none of the {former} users whom Asterisk served before is in the database any more; if you did not delete them, check DATABASE_URL, or restore a backup, then apply again"
             ));
         }
         self.progress.done("look before touching");
-        Ok(before)
+        Ok(owners)
     }
 
     /// Writes the temporary file of all endpoints but those of some numbers.
@@ -239,32 +246,34 @@ impl Run<'_> {
     }
 
     /// Step 7. Afterwards Asterisk has read both files; it may have refused them.
-    async fn give(&mut self, endpoints: Prepared, routing: Prepared, before: &Before) -> Result<()> {
+    async fn give(&mut self, endpoints: Prepared, routing: Prepared) -> Result<()> {
         self.publish(endpoints)?;
         self.publish(routing)?;
         let ReloadResults { pjsip_reload, dialplan_reload } = &mut self.progress.reload_results;
         let command = &self.pbx.command;
-        let (endpoints, routing) =
+        // Not until the first fails: that would kill the other.
+        let (pjsip, dialplan) =
             join!(command.reload(reload::PJSIP, pjsip_reload), command.reload(reload::DIALPLAN, dialplan_reload));
-        endpoints?;
-        routing?;
-        self.evict_without_user(&before.served).await?;
+        pjsip?;
+        dialplan?;
+        self.evict_without_user().await?;
         self.progress.done("give");
         Ok(())
     }
 
     /// Step 8. Afterwards it is known that Asterisk serves the snapshot, no more and no less.
-    async fn prove(&mut self, before: &Before) -> Result<()> {
-        let differences = proof::differences(&self.pbx.control, &self.users, &before.had_an_owner()).await?;
+    async fn prove(&mut self, owners: &Owners) -> Result<()> {
+        let had_an_owner: Numbers = self.served.iter().chain(owners.in_file.keys()).copied().collect();
+        let differences = proof::differences(&self.pbx.control, &self.users, &had_an_owner).await?;
         if !differences.is_empty() {
             let found = format!("Asterisk does not serve what the database holds: {}", differences.join("; "));
-            return Err(self.not_proven(found).await);
+            return Err(self.with_likely_cause(found).await);
         }
         // Without a user there is nothing that Asterisk could show: then the include lines are the proof.
         if self.users.is_empty() {
-            on_disk::includes(&MainFiles::read(&self.pbx.config_dir)?, self.pbx)?;
+            on_disk::own_includes(&MainFiles::read(&self.pbx.config_dir)?, self.pbx)?;
         }
-        // What can only warn does not fail an apply that is proven.
+        // If this question fails, that is one more warning: the apply is proven.
         let warnings = phones::kept_out(&self.pbx.control).await;
         for warning in warnings.unwrap_or_else(|problem| vec![problem]) {
             self.progress.warn(warning.to_string());
@@ -276,6 +285,7 @@ impl Run<'_> {
     /// Renames a temporary file over its target, and flushes the folder.
     fn publish(&mut self, prepared: Prepared) -> Result<()> {
         let target = prepared.publish(self.lock)?;
+        // The endpoints are published twice if numbers change hands.
         let written = &mut self.progress.files_written;
         let path = target.display().to_string();
         if !written.contains(&path) {
@@ -284,7 +294,8 @@ impl Run<'_> {
         Ok(files::flush_folder(&target)?)
     }
 
-    async fn not_proven(&self, found: String) -> Error {
+    /// An error with what was found, and the likely cause.
+    async fn with_likely_cause(&self, found: String) -> Error {
         anyhow!("{found}; likely cause: {}", probes::likely_cause(self.pbx).await)
     }
 }

@@ -73,10 +73,10 @@ pub struct FailedApply {
 pub enum ApplyError {
     InProgress,
     /// The first audit row could not be written; nothing was touched.
-    Unavailable(StorageError),
+    NotAudited(StorageError),
     Failed {
         /// Whether the apply itself succeeded, and only its audit row could not be completed.
-        in_force: bool,
+        is_proven: bool,
         failed: Box<FailedApply>,
     },
 }
@@ -109,7 +109,7 @@ impl Progress {
     }
 
     /// Records an evicted registration, each phone once.
-    pub(super) fn note_evicted(&mut self, registration: Registration) {
+    pub(super) fn record_evicted(&mut self, registration: Registration) {
         if !self.evicted.contains(&registration) {
             info!(extension = %registration.number, contact = registration.contact, "registration evicted");
             self.evicted.push(registration);
@@ -121,12 +121,12 @@ impl Progress {
         self,
         audit_log_id: Uuid,
         outcome: Result<usize>,
-        finished: Result<(), StorageError>,
+        audited: Result<(), StorageError>,
     ) -> Result<Applied, ApplyError> {
         let warnings = self.warnings();
         let Self { files_written, reload_results, evicted, .. } = self;
-        let in_force = outcome.is_ok();
-        let error_details = match (outcome, finished) {
+        let is_proven = outcome.is_ok();
+        let error_details = match (outcome, audited) {
             (Ok(users), Ok(())) => {
                 info!(%audit_log_id, users, evicted = evicted.len(), "apply proven");
                 let noun = if users == 1 { "user" } else { "users" };
@@ -140,21 +140,16 @@ impl Progress {
                     registrations_evicted: evicted,
                 });
             }
-            (Ok(_), Err(error)) => {
-                error!(%audit_log_id, %error, "apply proven, but its audit row can't be completed; it is retried");
-                format!(
-                    "Asterisk serves the new state, but the audit row can't be completed ({error}); it is retried until the database takes it or the service stops{warnings}"
-                )
-            }
+            (Ok(_), Err(error)) => format!(
+                "Asterisk serves the new state, but the audit row can't be completed ({error}); it is retried until the database takes it or the service stops{warnings}"
+            ),
             (Err(failure), Ok(())) => format!("{failure}{warnings}"),
             (Err(failure), Err(error)) => format!(
                 "{failure}; the audit row says \"interrupted\" until the database takes the rest ({error}){warnings}"
             ),
         };
-        if !in_force {
-            error!(%audit_log_id, error = error_details, "apply failed");
-        }
+        error!(%audit_log_id, is_proven, error = error_details, "apply failed");
         let failed = FailedApply { audit_log_id, error_details, files_written, reload_results };
-        Err(ApplyError::Failed { in_force, failed: Box::new(failed) })
+        Err(ApplyError::Failed { is_proven, failed: Box::new(failed) })
     }
 }

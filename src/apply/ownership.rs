@@ -1,5 +1,5 @@
-//! Which numbers change hands: their registrations may belong to a former owner, or to somebody who had the number before. The rule
-//! is one sentence:
+//! Which numbers change hands: Asterisk may keep a registration of them that is not their owner's. A number that nobody has counts,
+//! too, because a registration outlives its user. The rule is one sentence:
 //!
 //! > A number of the snapshot changes hands unless its secret is the one in force or, if none is in force, the one in our file.
 //!
@@ -19,39 +19,44 @@ use crate::problem::{Result, bail};
 pub(super) type Secrets = BTreeMap<ExtensionNumber, String>;
 
 /// Who has our numbers before an apply.
-pub(super) struct Before {
-    /// The secrets in force of the numbers that were asked for.
+pub(super) struct Owners {
+    /// The secrets in force of the snapshot's numbers.
     in_force: Secrets,
     /// Of each number that has a section in our file: its secret there, also if somebody edited it; empty if it has none.
     pub(super) in_file: Secrets,
-    /// The numbers that have an auth in force.
-    pub(super) served: Numbers,
 }
 
-impl Before {
-    /// Uses our file as Asterisk reads it in `main`. If Asterisk does not, reads it directly; a missing one counts as empty. Fails if
-    /// Asterisk does not show the secrets in force as they are.
-    pub(super) fn new(pbx: &Pbx, main: &MainFiles, in_force: Secrets, served: Numbers) -> Result<Self> {
+impl Owners {
+    /// Reads the secrets in our file: from `main` if Asterisk includes the file, otherwise from the disk. A missing file is an empty one.
+    /// Fails if Asterisk does not show the secrets in force as they are.
+    pub(super) fn new(pbx: &Pbx, main: &MainFiles, in_force: Secrets) -> Result<Self> {
         let path = &pbx.files.endpoints;
-        let files = main.pjsip.included(path);
+        let files = main.pjsip.names_of(path);
         let ours = |section: &&Section| files.contains(&section.place.file);
-        let is_read = main.pjsip.sections.iter().any(|section| ours(&section));
-        let directly = if is_read { Config::default() } else { Config::read_if_there(&pbx.config_dir, path)? };
-        let mut before = Self { in_force, in_file: Secrets::new(), served };
-        for section in main.pjsip.sections.iter().filter(ours).chain(&directly.sections) {
+        let mut sections: Vec<_> = main.pjsip.sections.iter().filter(ours).collect();
+        let not_included;
+        if sections.is_empty() {
+            not_included = Config::read_if_there(&pbx.config_dir, path)?;
+            sections.extend(&not_included.sections);
+        }
+        let mut owners = Self { in_force, in_file: Secrets::new() };
+        for section in sections {
             let Some(number) = ExtensionNumber::parse(&section.name) else { continue };
-            let secret = before.in_file.entry(number).or_default();
+            let secret = owners.in_file.entry(number).or_default();
             if let Some(password) = section.values("password").last() {
                 password.clone_into(secret);
             }
         }
-        before.ensure_secrets_are_shown()?;
-        Ok(before)
+        owners.ensure_secrets_are_shown()?;
+        Ok(owners)
     }
 
-    /// The numbers that had an owner.
-    pub(super) fn had_an_owner(&self) -> Numbers {
-        self.served.iter().chain(self.in_file.keys()).copied().collect()
+    /// How many numbers are in our file, if they are several and no user has kept one.
+    pub(super) fn all_are_gone(&self, users: &[User]) -> Option<usize> {
+        let is_kept = |user: &User| {
+            self.in_file.get(&user.extension.number).is_some_and(|secret| secret == user.extension.secret.reveal())
+        };
+        Some(self.in_file.len()).filter(|former| *former > 1 && !users.iter().any(is_kept))
     }
 
     /// The numbers of `users` that change hands.
@@ -65,17 +70,17 @@ impl Before {
         users.iter().filter(changes).map(|user| user.extension.number).collect()
     }
 
-    /// Fails if Asterisk masks secrets: every number would change hands in every apply. Only numbers whose secret in our file has the
-    /// form of ours count; another was edited by hand. A secret in force is masked if it has not that form, or if two numbers have it
-    /// whose secrets in our file differ.
+    /// Fails if Asterisk masks secrets: then every number would change hands in every apply. A secret in force is a mask if it does not
+    /// have the form of ours, or if two numbers share it whose secrets in our file differ. Skips numbers whose secret in our file was
+    /// edited by hand.
     fn ensure_secrets_are_shown(&self) -> Result<()> {
-        let mut seen: BTreeMap<&str, &str> = BTreeMap::new();
+        let mut in_file_of: BTreeMap<&str, &str> = BTreeMap::new();
         for (number, in_force) in &self.in_force {
             let Some(in_file) = self.in_file.get(number).filter(|secret| Secret::parse(secret).is_ok()) else {
                 continue;
             };
-            let of_two = seen.insert(in_force, in_file).is_some_and(|other| other != in_file);
-            if of_two || Secret::parse(in_force).is_err() {
+            let is_shared = in_file_of.insert(in_force, in_file).is_some_and(|other| other != in_file);
+            if is_shared || Secret::parse(in_force).is_err() {
                 bail!(
                     "'pjsip show auth {number}' does not show the secret of {number} as it is, so nobody knows who has the number",
                     "if somebody edited the generated file by hand, run 'pjsip reload' in Asterisk, then apply again; otherwise this release of Asterisk hides secrets, and the portal does not work with it"
@@ -98,8 +103,8 @@ mod tests {
     #[test]
     fn an_asterisk_that_hides_secrets_is_recognised() {
         let shown = |in_force: &[(i32, &str)], in_file: &[(i32, &str)]| {
-            let before = Before { in_force: secrets(in_force), in_file: secrets(in_file), served: Numbers::new() };
-            before.ensure_secrets_are_shown().is_ok()
+            let owners = Owners { in_force: secrets(in_force), in_file: secrets(in_file) };
+            owners.ensure_secrets_are_shown().is_ok()
         };
         let in_file = [(1000, "kedn"), (1001, "acdf")];
         for hidden in

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 
 use tokio::try_join;
 
-use super::ownership::Before;
+use super::ownership::Owners;
 use super::proof;
 use crate::asterisk::in_force::objects;
 use crate::asterisk::registrations;
-use crate::domain::{Numbers, User, some_of};
+use crate::domain::{Numbers, User, numbers_of, some_of};
 use crate::host::configuration::MainFiles;
 use crate::pbx::Pbx;
 use crate::preflight::finding::{Finding, Found};
@@ -41,11 +41,11 @@ async fn next_apply(pbx: &Pbx, users: &[User]) -> Result<Found> {
 
 /// The numbers whose registrations the next apply evicts: those without a user, and those that change hands.
 async fn old_registrations(pbx: &Pbx, users: &[User]) -> Result<Found> {
-    let wanted = proof::numbers(users);
+    let wanted = numbers_of(users);
     let (in_force, registrations) =
         try_join!(objects::secrets(&pbx.control, &wanted), registrations::list(&pbx.control))?;
     let main = MainFiles::read(&pbx.config_dir)?;
-    let changing = Before::new(pbx, &main, in_force, Numbers::new())?.changing_hands(users);
+    let changing = Owners::new(pbx, &main, in_force)?.changing_hands(users);
     let registered = registrations.into_iter().map(|registration| registration.number);
     let old: BTreeSet<_> = registered.filter(|number| changing.contains(number) || !wanted.contains(number)).collect();
     if old.is_empty() {

@@ -11,7 +11,7 @@ use tokio::try_join;
 use crate::asterisk::Control;
 use crate::asterisk::in_force::dialplan::{FirstPriority, first_priorities};
 use crate::asterisk::in_force::objects::{self, Options};
-use crate::domain::{ExtensionNumber, Numbers, User, some_of};
+use crate::domain::{ExtensionNumber, Numbers, User, numbers_of, some_of};
 use crate::problem::Result;
 use crate::render::{self, CONTEXT, ObjectType};
 
@@ -27,25 +27,21 @@ pub(super) async fn differences(control: &Control, users: &[User], before: &Numb
     Ok([endpoints, auths, aors, dialplan].concat())
 }
 
-/// The numbers of `users`.
-pub(super) fn numbers(users: &[User]) -> Numbers {
-    users.iter().map(|user| user.extension.number).collect()
-}
-
 async fn object_differences(
     control: &Control,
     kind: ObjectType,
     users: &[User],
     before: &Numbers,
 ) -> Result<Vec<String>> {
-    let users: BTreeMap<_, _> = users.iter().map(|user| (user.extension.number, user)).collect();
-    let asked: Numbers = users.keys().chain(before).copied().collect();
-    let compare = |number, in_force: &Options| users.get(&number).map(|user| differing(kind, user, in_force));
+    let by_number: BTreeMap<_, _> = users.iter().map(|user| (user.extension.number, user)).collect();
+    let asked: Numbers = by_number.keys().chain(before).copied().collect();
+    // `None` for an object without a user.
+    let compare = |number, in_force: &Options| by_number.get(&number).map(|user| other_values(kind, user, in_force));
     let (listed, compared) =
         try_join!(objects::numbers(control, kind), objects::options(control, kind, &asked, compare))?;
-    let missing = users.keys().filter(|number| !compared.contains_key(number));
+    let missing = by_number.keys().filter(|number| !compared.contains_key(number));
     let served: Numbers = compared.keys().copied().chain(listed).collect();
-    let left_over = served.iter().filter(|number| !users.contains_key(number));
+    let left_over = served.iter().filter(|number| !by_number.contains_key(number));
 
     let mut by_option: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for (number, options) in &compared {
@@ -54,42 +50,41 @@ async fn object_differences(
         }
     }
     let object = kind.label();
-    let different = by_option.into_iter();
-    let different = different.map(|(option, numbers)| difference(&format!("{object}s with another {option}"), numbers));
-    let missing = difference(&format!("{object}s missing"), missing);
-    let left_over = difference(&format!("{object}s left over"), left_over);
-    Ok([missing, left_over].into_iter().chain(different).flatten().collect())
+    let missing = in_words(&format!("{object}s missing"), missing);
+    let left_over = in_words(&format!("{object}s left over"), left_over);
+    let other =
+        by_option.into_iter().map(|(option, numbers)| in_words(&format!("{object}s with another {option}"), numbers));
+    Ok([missing, left_over].into_iter().chain(other).flatten().collect())
 }
 
 /// The options of a user's object that are in force with another value than the file's.
-fn differing(kind: ObjectType, user: &User, in_force: &Options) -> Vec<&'static str> {
-    let written = render::options(kind, user);
-    let differs = |(name, value): &(&str, &str)| {
-        let (name, wanted) = written.iter().find(|(written, _)| written == name)?;
-        (render::as_written(name, value) != *wanted).then_some(*name)
-    };
-    in_force.iter().filter_map(differs).collect()
+fn other_values(kind: ObjectType, user: &User, in_force: &Options) -> Vec<&'static str> {
+    let mut written = render::options(kind, user);
+    written.retain(|(name, wanted)| {
+        in_force.iter().any(|(shown, value)| shown == name && render::as_written(name, value) != *wanted)
+    });
+    written.into_iter().map(|(name, _)| name).collect()
 }
 
 async fn dialplan_differences(control: &Control, users: &[User]) -> Result<Vec<String>> {
     let Some(routed) = first_priorities(control).await? else {
         return Ok(vec![format!("the dialplan context {CONTEXT} missing")]);
     };
-    let wanted = numbers(users);
+    let wanted = numbers_of(users);
     let missing = wanted.iter().filter(|number| !routed.contains_key(number));
-    let (ours, left_over): (Vec<_>, Vec<_>) = routed.iter().partition(|(number, _)| wanted.contains(number));
-    let not_ours = ours.into_iter().filter(|(number, first)| !first.is_ours(&render::dial(**number)));
+    let (expected, left_over): (Vec<_>, Vec<_>) = routed.iter().partition(|(number, _)| wanted.contains(number));
+    let replaced = expected.into_iter().filter(|(number, first)| !first.is_ours(&render::dial(**number)));
     let with_source = |(number, first): (&ExtensionNumber, &FirstPriority)| format!("{number} ({})", first.source);
     let found = [
-        difference("dialplan extensions missing", missing),
-        difference("dialplan extensions left over", left_over.into_iter().map(with_source)),
-        difference("dialplan extensions whose priority 1 is not ours", not_ours.map(with_source)),
+        in_words("dialplan extensions missing", missing),
+        in_words("dialplan extensions left over", left_over.into_iter().map(with_source)),
+        in_words("dialplan extensions whose priority 1 is not ours", replaced.map(with_source)),
     ];
     Ok(found.into_iter().flatten().collect())
 }
 
-/// A difference in words, if there are any numbers.
-fn difference(what: &str, numbers: impl IntoIterator<Item = impl ToString>) -> Option<String> {
+/// What differs, and of which numbers, if there are any.
+fn in_words(what: &str, numbers: impl IntoIterator<Item = impl ToString>) -> Option<String> {
     let mut numbers = numbers.into_iter().peekable();
     numbers.peek()?;
     Some(format!("{what}: {}", some_of(numbers)))
@@ -107,7 +102,7 @@ mod tests {
         let compare = |_, shown: &Options| {
             let is_shown = |name: &&str| shown.iter().any(|(shown, _)| shown == name);
             let missing = written.iter().map(|(name, _)| *name).filter(|name| !is_shown(name)).collect();
-            (missing, differing(kind, user, shown))
+            (missing, other_values(kind, user, shown))
         };
         let parsed = parse_options(kind, recording, &[user.extension.number], compare).expect("a complete answer");
         parsed.into_values().next().expect("an object")

@@ -4,7 +4,7 @@
 //! them depends on a delay:
 //!
 //! 1. A phone registers, or is called, as a number only while Asterisk has an endpoint, an auth and an AOR of that number.
-//!    [`Run::remove_objects`] sees that there is none: whatever a dialplan dials, nobody rings, and no further registration is accepted.
+//!    [`Run::remove_objects`] ensures that there is none: whatever a dialplan dials, nobody rings, and no further registration is accepted.
 //! 2. Asterisk may have accepted a registration just before. [`queues::work_off`] waits until each such registration has its row.
 //! 3. [`Run::delete_and_commit`] deletes these rows. Once Asterisk has committed that, it cannot go back to anything that has them: not
 //!    after a failed commit, not after a kill.
@@ -22,8 +22,8 @@ use std::time::Duration;
 use anyhow::{Error, Result, anyhow, ensure};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::ownership::Before;
-use super::{COMMANDS_PER_APPLY, Run};
+use super::Run;
+use super::ownership::Owners;
 use crate::asterisk::in_force::objects;
 use crate::asterisk::{queues, registrations, reload};
 use crate::domain::{ExtensionNumber, Numbers, some_of};
@@ -32,42 +32,39 @@ use crate::host::files::Prepared;
 /// The queues are worked off and the deletion is committed, both together; less if the complete apply has less time.
 const TAKEN_AWAY_WITHIN: Duration = Duration::from_secs(20);
 
-/// Between the first two attempts to commit. Each pause is twice the one before, up to [`LONGEST_COMMIT_PAUSE`].
-const FIRST_COMMIT_PAUSE: Duration = Duration::from_millis(50);
-
-/// Between two attempts to commit, at most.
-const LONGEST_COMMIT_PAUSE: Duration = Duration::from_millis(500);
+/// Between two attempts to commit.
+const COMMIT_PAUSE: Duration = Duration::from_millis(100);
 
 impl Run<'_> {
     /// Step 6. Afterwards each number of `changing` belongs to nobody; `without` is the prepared file of the endpoints without them.
-    /// Returns why the numbers must be held back, if Asterisk does not get there in time.
+    /// Returns why the numbers must be held back, if Asterisk does not get there in time. Returns an error if Asterisk refuses: then
+    /// nothing is given.
     pub(super) async fn take_away(
         &mut self,
         changing: &Numbers,
-        before: &Before,
+        owners: &Owners,
         without: Prepared,
     ) -> Result<Option<Error>> {
-        self.remove_objects(changing, before, without).await?;
+        self.remove_objects(changing, owners, without).await?;
         // Two commands are left for giving and the proof.
-        let longest = self.pbx.command.ends_within * (COMMANDS_PER_APPLY - 2);
-        let until = Instant::now() + TAKEN_AWAY_WITHIN.min(longest);
+        let until = (Instant::now() + TAKEN_AWAY_WITHIN).min(self.deadline - self.pbx.command.ends_within * 2);
         let held_back = |cause: &str| {
             let numbers = some_of(changing);
             anyhow!("{cause}; until then nobody has these numbers, and calls to them get 480: {numbers}")
         };
-        let Ok(worked_off) = timeout_at(until, queues::work_off(&self.pbx.control)).await else {
+        let Ok(ended) = timeout_at(until, queues::work_off(&self.pbx.control)).await else {
             return Ok(Some(held_back(
                 "Asterisk does not finish the SIP requests that it has accepted, so a former owner's phone may yet be registered: one of its threads hangs, or the machine is overloaded; look at 'core show taskprocessors like pjsip/distributor' and 'core show locks', restart Asterisk, then apply again",
             )));
         };
-        worked_off?;
-        self.note_evictions(|number| changing.contains(number)).await?;
-        let Ok(committed) = timeout_at(until, self.delete_and_commit(changing)).await else {
+        ended?;
+        self.record_evictions(|number| changing.contains(number)).await?;
+        let Ok(ended) = timeout_at(until, self.delete_and_commit(changing)).await else {
             return Ok(Some(held_back(
                 "Asterisk cannot commit to its database, so the registrations of former owners that were deleted may come back: a process that reads astdb.sqlite3 (a backup, a monitor) is the usual cause; find it (fuser -v on that file), stop it, then apply again",
             )));
         };
-        committed?;
+        ended?;
         self.see_no_contact_left(changing).await?;
         self.warn_of_subscriptions(changing).await?;
         self.progress.done("take away");
@@ -75,10 +72,10 @@ impl Run<'_> {
     }
 
     /// Afterwards Asterisk has no endpoint, auth or AOR of these numbers, and no file on the disk could bring one back.
-    async fn remove_objects(&mut self, changing: &Numbers, before: &Before, without: Prepared) -> Result<()> {
+    async fn remove_objects(&mut self, changing: &Numbers, owners: &Owners, without: Prepared) -> Result<()> {
         let control = &self.pbx.control;
-        let in_file = changing.iter().any(|number| before.in_file.contains_key(number));
-        if !in_file && objects::by_name(control, changing).await?.is_empty() {
+        let is_in_file = changing.iter().any(|number| owners.in_file.contains_key(number));
+        if !is_in_file && objects::by_name(control, changing).await?.is_empty() {
             return Ok(()); // Drops the prepared file.
         }
         self.publish(without)?;
@@ -89,7 +86,7 @@ impl Run<'_> {
                 "these extensions change hands, but Asterisk keeps the endpoint, auth or AOR of their former owners: {}",
                 some_of(left)
             );
-            return Err(self.not_proven(found).await);
+            return Err(self.with_likely_cause(found).await);
         }
         self.progress.done("remove objects");
         Ok(())
@@ -97,17 +94,16 @@ impl Run<'_> {
 
     /// Tries until Asterisk has committed the deletion of all registrations of these numbers. The caller ends it in time.
     async fn delete_and_commit(&self, changing: &Numbers) -> Result<()> {
-        let mut pause = FIRST_COMMIT_PAUSE;
         while !registrations::delete(&self.pbx.control, changing).await? {
-            sleep(pause).await;
-            pause = LONGEST_COMMIT_PAUSE.min(pause * 2);
+            sleep(COMMIT_PAUSE).await;
         }
         Ok(())
     }
 
     /// Fails if Asterisk still knows a contact of these numbers: then it keeps registrations elsewhere than in its database.
     async fn see_no_contact_left(&self, changing: &Numbers) -> Result<()> {
-        let left = &registrations::numbers_with_contacts(&self.pbx.control).await? & changing;
+        let contacts = registrations::numbers_with_contacts(&self.pbx.control).await?;
+        let left = &contacts & changing;
         ensure!(
             left.is_empty(),
             "Asterisk keeps registrations elsewhere than in its own database, so phones of former owners can't be evicted: {}; look in sorcery.conf for a line of 'contact', remove it, restart Asterisk, then apply again",
@@ -118,10 +114,11 @@ impl Run<'_> {
 
     /// Evicts the registrations of numbers without a user. Asterisk may roll this back, which is harmless: without an AOR no call uses
     /// the row, and an apply that gives the number away deletes it first.
-    pub(super) async fn evict_without_user(&mut self, served_before: &Numbers) -> Result<()> {
-        let users = self.numbers.clone();
-        let mut freed = self.note_evictions(|number| !users.contains(number)).await?;
-        freed.extend(served_before - &users);
+    pub(super) async fn evict_without_user(&mut self) -> Result<()> {
+        let with_user = self.numbers.clone();
+        let mut freed = self.record_evictions(|number| !with_user.contains(number)).await?;
+        // A phone may have registered since the listing, or may only have subscribed.
+        freed.extend(&self.served - &with_user);
         if !freed.is_empty() {
             registrations::delete(&self.pbx.control, &freed).await?;
             self.warn_of_subscriptions(&freed).await?;
@@ -130,12 +127,12 @@ impl Run<'_> {
     }
 
     /// Records, for the answer, the registrations that are about to be evicted. Returns their numbers.
-    async fn note_evictions(&mut self, evicted: impl Fn(&ExtensionNumber) -> bool) -> Result<Numbers> {
+    async fn record_evictions(&mut self, evicted: impl Fn(&ExtensionNumber) -> bool) -> Result<Numbers> {
         let mut numbers = Numbers::new();
         for registration in registrations::list(&self.pbx.control).await? {
             if evicted(&registration.number) {
                 numbers.insert(registration.number);
-                self.progress.note_evicted(registration);
+                self.progress.record_evicted(registration);
             }
         }
         Ok(numbers)
@@ -143,7 +140,8 @@ impl Run<'_> {
 
     /// Warns of live subscriptions. Nobody can end one from outside, and a phone refreshes it without its password.
     async fn warn_of_subscriptions(&mut self, taken: &Numbers) -> Result<()> {
-        let watching = &registrations::numbers_with_subscriptions(&self.pbx.control).await? & taken;
+        let subscriptions = registrations::numbers_with_subscriptions(&self.pbx.control).await?;
+        let watching = &subscriptions & taken;
         if !watching.is_empty() {
             self.progress.warn(format!(
                 "phones that former owners subscribed with still see what they watch (hints, mailboxes), as: {}; restart Asterisk when no call is up, to end that",

@@ -9,13 +9,14 @@ use crate::account::user_name;
 #[derive(Debug, Clone)]
 pub struct Command(Cow<'static, str>);
 
-/// Of each group: how `cli_permissions.conf` permits it; what makes a harmless command of that; and the commands that begin so.
+/// Each group has the beginning that `permit=` names, what follows it in a command that changes nothing, and its commands, each as what
+/// follows the beginning.
 macro_rules! commands {
     ($($permit:literal $(harmless $harmless:literal)? { $($(#[$about:meta])* $name:ident $($rest:literal)?),+ })+) => {
         impl Command {
             $($($(#[$about])* pub const $name: Self = Self(Cow::Borrowed(concat!($permit $(, $rest)?)));)+)+
 
-            /// Changes nothing in Asterisk, and shows what it permits.
+            /// One command of each group, which changes nothing: its answer shows whether Asterisk permits the group.
             pub const HARMLESS: &[Self] = &[$($(Self(Cow::Borrowed(concat!($permit, $harmless))),)?)+];
         }
 
@@ -63,7 +64,7 @@ commands! {
 }
 
 impl Command {
-    /// The command with a parameter at its end.
+    /// The command with a text directly behind it.
     pub fn with(&self, parameter: impl Display) -> Self {
         Self(format!("{}{parameter}", self.0).into())
     }

@@ -22,7 +22,7 @@ use super::in_force::rows;
 use super::{Command, Control};
 use crate::problem::{Result, ensure};
 
-/// Between two looks at the queues.
+/// Between two looks at the queues, which take Asterisk less than this.
 const LOOK_PAUSE: Duration = Duration::from_millis(1);
 
 /// Before pings that failed are sent again.
@@ -49,7 +49,7 @@ pub async fn work_off(control: &Control) -> Result<()> {
         "Asterisk shows no queue of SIP requests (core show taskprocessors like pjsip/distributor), so nobody knows whether it has stored every registration that it accepted",
         "look whether res_pjsip.so is running, then apply again"
     );
-    // Of a row, Asterisk may print `processed` as it was before `waiting`. One of a later listing is not too small.
+    // The `processed` of a row may be older than its `waiting`, and so too small. That of a second listing is not.
     for (name, queue) in list(control).await? {
         before.entry(name).or_insert(queue).processed = queue.processed;
     }
@@ -60,7 +60,7 @@ pub async fn work_off(control: &Control) -> Result<()> {
         Ok(())
     };
     select! {
-        worked_off = until_worked_off => worked_off,
+        ended = until_worked_off => ended,
         never = ping_twice(control, &before) => match never {},
     }
 }

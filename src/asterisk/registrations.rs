@@ -52,9 +52,9 @@ pub async fn list(control: &Control) -> Result<Vec<Registration>> {
 /// Deletes the registrations and subscriptions that Asterisk keeps of these numbers. Returns whether the deletion is committed: if
 /// not, another process reads Asterisk's database, and Asterisk may take the deletion back.
 pub async fn delete(control: &Control, numbers: &Numbers) -> Result<bool> {
-    let numbers: Vec<_> = numbers.iter().map(|number| format!("'{number};'")).collect();
+    let numbers: Vec<_> = numbers.iter().copied().collect();
     for some in numbers.chunks(AT_ONCE) {
-        let answer = control.ask(&[deletion(&some.join(","))]).await?;
+        let answer = control.ask(&[deletion(some)]).await?;
         if !answer.lines().any(|line| line.trim_end() == "committed: yes") {
             return Ok(false);
         }
@@ -64,10 +64,13 @@ pub async fn delete(control: &Control, numbers: &Numbers) -> Result<bool> {
 
 /// Asterisk's connection always has a transaction open: COMMIT ends it, BEGIN opens the next.
 ///
-/// A subscription's row is JSON. Its endpoint is found as text, because an older SQLite has no functions for JSON. Within
-/// a text that the phone chose, each `"` is escaped, so it cannot be found there.
-fn deletion(numbers: &str) -> Command {
+/// A contact's key is `/registrar/contact/1000;@…`, so its number and the `;` begin at character 20. A subscription's row is JSON. Its
+/// endpoint is found as text, because an older SQLite has no functions for JSON: the number begins 12 characters, the length of
+/// `"endpoint":"`, behind the beginning of that. Within a text that the phone chose, each `"` is escaped, so it can't be found there.
+fn deletion(numbers: &[ExtensionNumber]) -> Command {
+    // Within quotes of Asterisk's command line.
     const ENDPOINT: &str = r#"\"endpoint\":\""#;
+    let numbers = numbers.iter().map(|number| format!("'{number};'")).collect::<Vec<_>>().join(",");
     Command::QUERY.with(format_args!(
         "\"DELETE FROM astdb WHERE CASE WHEN key LIKE '/registrar/contact/%' THEN substr(key,20,5) \
         WHEN key LIKE '/subscription_persistence/%' THEN substr(value,instr(value,'{ENDPOINT}')+12,4)||';' END \
@@ -85,6 +88,13 @@ pub async fn numbers_with_subscriptions(control: &Control) -> Result<Numbers> {
     control.listing(&[Command::SUBSCRIPTIONS], |text| numbers_in(text, SUBSCRIBER)).await
 }
 
+/// The value of a row, if what follows `1000;` in it has the form of ours.
+fn value(contact: &str) -> Option<&str> {
+    let (digest, rest) = contact.strip_prefix('@')?.split_at_checked(32)?;
+    let is_digest = digest.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    rest.trim_start_matches(' ').strip_prefix(": ").filter(|_| is_digest)
+}
+
 /// The rows of our numbers, or the key of one that has an unknown form; `None` unless the listing is complete.
 ///
 /// A phone's User-Agent is printed raw behind the key, so nothing but the anchored key is believed.
@@ -92,9 +102,7 @@ fn parse(text: &str) -> Option<Vec<Result<Registration, String>>> {
     let registration = |row: &str| {
         let (aor, contact) = row.split_once(';')?;
         let number = ExtensionNumber::parse(aor)?;
-        let digest = contact.strip_prefix('@').and_then(|rest| rest.split_at_checked(32));
-        let digest = digest.filter(|(digest, _)| digest.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')));
-        let Some(value) = digest.and_then(|(_, rest)| rest.trim_start_matches(' ').strip_prefix(": ")) else {
+        let Some(value) = value(contact) else {
             return Some(Err(row.split([' ', ':']).next().unwrap_or_default().to_owned()));
         };
         let value: serde_json::Value = serde_json::from_str(value).unwrap_or_default();
@@ -159,7 +167,7 @@ mod tests {
 
     #[test]
     fn a_deletion_is_a_line_that_asterisk_reads_to_its_end() {
-        let most: Vec<_> = (1000..).take(AT_ONCE).map(|number| format!("'{number};'")).collect();
-        assert!(deletion(&most.join(",")).line().len() < 480);
+        let most: Vec<_> = numbers((1000..).take(AT_ONCE)).into_iter().collect();
+        assert!(deletion(&most).line().len() < 480);
     }
 }

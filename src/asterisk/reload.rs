@@ -7,7 +7,7 @@
 //!   is starting, and only queued it. Both are sent again, as long as a command may take.
 //! - An answer that is not a reload's: the server has no `cli_aliases.conf` ("No such command" for `pjsip reload`), or one that
 //!   gives the command another meaning. Then `module reload` is sent, which is no alias.
-//! - Asterisk does not permit the command, or is shutting down.
+//! - Asterisk does not permit the command, or is shutting down: the error says so.
 //!
 //! The program may be a wrapper, whose exit status is its own: what Asterisk printed decides first.
 
@@ -40,11 +40,11 @@ pub struct Reload {
     answers: &'static [&'static str],
 }
 
-/// Reloads the endpoints.
+/// Reloads all of PJSIP. Its first module reads the endpoints.
 pub const PJSIP: &Reload =
     &Reload { commands: &[Command::RELOAD_PJSIP, Command::RELOAD_PJSIP_MODULES], answers: OBJECTS.answers };
 
-/// Makes Asterisk read the endpoints, auths and AORs alone.
+/// Reloads the endpoints, auths and AORs, and nothing else. Asterisk writes both `Module` and `The module`.
 pub const OBJECTS: &Reload = &Reload { commands: &[Command::RELOAD_OBJECTS], answers: &["odule 'res_pjsip.so'"] };
 
 /// Reloads the routing.
@@ -57,8 +57,8 @@ pub const DIALPLAN: &Reload = &Reload {
 /// prints less than 1 KiB.
 const MAX_PRINTED_BYTES: u64 = 16 * 1024;
 
-/// Whether Asterisk dropped a reload, or a part of it, because another is running or because it is starting.
-fn was_dropped(output: &str) -> bool {
+/// Whether a reload must be sent again: another is running, or Asterisk is starting.
+fn must_be_repeated(output: &str) -> bool {
     output.contains("already in progress") || output.contains("cannot reload a module yet")
 }
 
@@ -105,17 +105,20 @@ impl AsteriskCommand {
         let started = Instant::now();
         let mut failure = String::new();
         for command in reload.commands {
-            let mut output = self.run(command, last).await?;
-            while was_dropped(&output) {
+            let output = loop {
+                let output = self.run(command, last).await?;
+                if !must_be_repeated(&output) {
+                    break output;
+                }
                 self.ensure_in_time(started)?;
                 info!(command = self.typed(command), "Asterisk dropped the reload; it is retried");
                 sleep(RELOAD_PAUSE).await;
-                output = self.run(command, last).await?;
-            }
+            };
             if reload.answers.iter().any(|answer| output.contains(answer)) {
                 return Ok(());
             }
-            failure = format!("{} reloaded nothing, but printed '{:.200}'", self.typed(command), output.trim());
+            failure =
+                format!("{} reloaded nothing, but printed '{:.MAX_QUOTED_CHARS$}'", self.typed(command), output.trim());
         }
         bail!(
             "{failure}",
@@ -123,11 +126,11 @@ impl AsteriskCommand {
         )
     }
 
-    /// Waits until no reload is running: what that has read may come into force later. Fails if `module reload res_pjsip.so` is not
+    /// Waits until no reload is running, which may put an older file in force later. Fails if `module reload res_pjsip.so` is not
     /// permitted.
     pub async fn wait_until_none_runs(&self, control: &Control) -> Result<()> {
         let started = Instant::now();
-        while was_dropped(&control.ask(&[Command::RELOAD_NOTHING]).await?) {
+        while must_be_repeated(&control.ask(&[Command::RELOAD_NOTHING]).await?) {
             self.ensure_in_time(started)?;
             sleep(RELOAD_PAUSE).await;
         }
@@ -166,7 +169,7 @@ impl AsteriskCommand {
     /// printed.
     async fn run(&self, command: &Command, last: &mut Option<CommandResult>) -> Result<String> {
         let typed = self.typed(command);
-        let not_started =
+        let failed =
             |error: io::Error| problem!("cannot start {typed}: {error}", "set ASTERISK_BIN to Asterisk's program");
         let result = last.insert(CommandResult { command: typed.clone(), ..CommandResult::default() });
         let mut child = process::Command::new(&self.program)
@@ -180,7 +183,7 @@ impl AsteriskCommand {
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
-            .map_err(not_started)?;
+            .map_err(failed)?;
         let mut group = Group(child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw));
         let seconds = self.ends_within.as_secs();
         let timed_out = |_| {
@@ -192,8 +195,7 @@ impl AsteriskCommand {
         let stdout = child.stdout.take().expect("a pipe");
         let stderr = child.stderr.take().expect("a pipe");
         let ended = async { try_join!(printed(stdout), printed(stderr), child.wait()) };
-        let (stdout, stderr, status) =
-            timeout(self.ends_within, ended).await.map_err(timed_out)?.map_err(not_started)?;
+        let (stdout, stderr, status) = timeout(self.ends_within, ended).await.map_err(timed_out)?.map_err(failed)?;
         group.0 = None;
         result.stdout = stdout;
         result.stderr = stderr;
@@ -202,7 +204,7 @@ impl AsteriskCommand {
         ensure_not_refused(&output)?;
         let message = output.trim();
         ensure!(
-            status.success() || was_dropped(&output) || output.contains("No such command"),
+            status.success() || must_be_repeated(&output) || output.contains("No such command"),
             "{typed} ended with {status}: {message:.MAX_QUOTED_CHARS$}",
             "look whether Asterisk runs (systemctl status asterisk), the portal's user may use its control socket, and ASTERISK_BIN is Asterisk's program"
         );

@@ -52,6 +52,11 @@ pub struct Extension {
     pub secret: Secret,
 }
 
+/// The numbers of these users.
+pub fn numbers_of(users: &[User]) -> Numbers {
+    users.iter().map(|user| user.extension.number).collect()
+}
+
 /// Lists the first few and counts the rest: `1000, 1001, 1002, 1003, 1004 and 95 more`.
 pub fn some_of(all: impl IntoIterator<Item = impl ToString>) -> String {
     const NAMED: usize = 5;

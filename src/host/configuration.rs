@@ -19,7 +19,7 @@ use std::sync::Arc;
 use regex::bytes::RegexBuilder;
 
 use super::includes::Include;
-use super::lines::{Comments, Place, strip};
+use super::lines::{Comments, Fault, Place, strip};
 use super::rights::unreadable;
 use crate::problem::Result;
 
@@ -38,14 +38,14 @@ pub struct Config {
     /// Every file that was read, the main one first.
     pub files: Vec<Arc<Path>>,
     pub includes: Vec<Include>,
-    /// The lines that Asterisk refuses, each with the reason.
-    pub refused: Vec<(Place, &'static str)>,
-    /// The lines behind which Asterisk skips all of the file, as for a comment that never ends; each with the reason and the remedy.
-    pub skipped: Vec<(Place, &'static str, &'static str)>,
+    /// The lines that Asterisk refuses.
+    pub refused: Vec<Fault>,
+    /// The lines behind which Asterisk skips the rest of the file, as for a comment that never ends.
+    pub skipped: Vec<Fault>,
     /// The index of the section that was opened last.
     last: Option<usize>,
     /// Whether there is an `#exec`.
-    runs_programs: bool,
+    has_exec: bool,
 }
 
 /// Asterisk's two files that include ours, and the one that says where PJSIP reads its objects.
@@ -60,9 +60,11 @@ pub struct MainFiles {
 impl MainFiles {
     /// Reads them in `config_dir`, Asterisk's configuration folder.
     pub fn read(config_dir: &Path) -> Result<Self> {
-        let read = |name| Config::read(config_dir, &config_dir.join(name));
-        let sorcery = Config::read_if_there(config_dir, &config_dir.join("sorcery.conf"))?;
-        Ok(Self { pjsip: read("pjsip.conf")?, extensions: read("extensions.conf")?, sorcery })
+        Ok(Self {
+            pjsip: Config::read(config_dir, Path::new("pjsip.conf"))?,
+            extensions: Config::read(config_dir, Path::new("extensions.conf"))?,
+            sorcery: Config::read_if_there(config_dir, Path::new("sorcery.conf"))?,
+        })
     }
 
     pub fn all(&self) -> [&Config; 3] {
@@ -98,20 +100,24 @@ pub struct Entry {
 }
 
 impl Config {
-    /// Reads `file` and what it includes; relative names are relative to `config_dir`.
+    /// Reads `file` and what it includes. Relative names are relative to `config_dir`.
     pub fn read(config_dir: &Path, file: &Path) -> Result<Self> {
         let mut config = Self::default();
-        config.read_files(config_dir, &[file.to_owned()], 0)?;
+        config.read_files(config_dir, &[config_dir.join(file)], 0)?;
         Ok(config)
     }
 
     /// Like [`Config::read`], but an absent `file` is an empty one.
     pub fn read_if_there(config_dir: &Path, file: &Path) -> Result<Self> {
-        if file.try_exists().unwrap_or(true) { Self::read(config_dir, file) } else { Ok(Self::default()) }
+        if config_dir.join(file).try_exists().unwrap_or(true) {
+            Self::read(config_dir, file)
+        } else {
+            Ok(Self::default())
+        }
     }
 
-    /// The names under which `path` was read, links included; none if it is not included.
-    pub fn included(&self, path: &Path) -> Vec<Arc<Path>> {
+    /// The names under which `path` was read, links among them; none if it was not.
+    pub fn names_of(&self, path: &Path) -> Vec<Arc<Path>> {
         let Ok(wanted) = fs::canonicalize(path) else { return Vec::new() };
         self.files.iter().filter(|file| fs::canonicalize(file).is_ok_and(|file| file == wanted)).cloned().collect()
     }
@@ -131,9 +137,9 @@ impl Config {
                 let line = comments.remove_from(line, &place);
                 let line = strip(&line);
                 let read = if let Some(header) = line.strip_prefix('[') {
-                    self.open(header, &place).map(|opened| section = Some(opened))
+                    self.read_header(header, &place).map(|opened| section = Some(opened))
                 } else if line.starts_with('#') {
-                    self.runs_programs |= line.get(..5).is_some_and(|keyword| keyword.eq_ignore_ascii_case("#exec"));
+                    self.has_exec |= line.get(..5).is_some_and(|keyword| keyword.eq_ignore_ascii_case("#exec"));
                     if depth < MAX_INCLUDE_DEPTH
                         && let Some(include) = Include::parse(line, place.clone(), config_dir)?
                     {
@@ -144,23 +150,23 @@ impl Config {
                     Ok(())
                 } else if let Some(at) = section {
                     self.sections[at].take(line, &place)
-                } else if line.is_empty() || self.runs_programs {
+                } else if line.is_empty() || self.has_exec {
                     Ok(())
                 } else {
                     Err("stands before the first section")
                 };
                 if let Err(why) = read {
-                    self.refused.push((place, why));
+                    self.refused.push(Fault { place, why, remedy: "fix that line" });
                     return Ok(());
                 }
             }
         }
-        self.skipped.extend(comments.open());
+        self.skipped.extend(comments.unbalanced());
         Ok(())
     }
 
     /// Reads `name](…)`. Returns the section that the next lines belong to.
-    fn open(&mut self, header: &str, place: &Place) -> Result<usize, &'static str> {
+    fn read_header(&mut self, header: &str, place: &Place) -> Result<usize, &'static str> {
         let (name, rest) = header.split_once(']').ok_or("has no closing ]")?;
         let mut new = Section { name: name.to_owned(), place: place.clone(), template: false, entries: Vec::new() };
         let mut existing = None;
@@ -176,14 +182,14 @@ impl Config {
                     self.sections[at].template |= new.template;
                     self.sections[at].entries.append(&mut new.entries);
                     existing = found;
-                } else if !self.runs_programs {
+                } else if !self.has_exec {
                     return Err("adds to a section that does not exist above");
                 }
             } else if option == "!" {
                 existing.map_or(&mut new, |at: usize| &mut self.sections[at]).template = true;
             } else {
                 let base = self.sections.iter().find(|section| option.is_empty() || section.is(option));
-                if base.is_none() && !self.runs_programs {
+                if base.is_none() && !self.has_exec {
                     return Err("inherits from a section that does not exist above");
                 }
                 let inherited = base.map_or(Vec::new(), |base| base.entries.clone());
@@ -290,14 +296,14 @@ mod tests {
             let (name, text) = file.split_once('\n').expect("a name");
             fs::write(folder.join(name), text).expect("write a file");
         }
-        let config = Config::read(&folder, &folder.join("main.conf"));
+        let config = Config::read(&folder, Path::new("main.conf"));
         fs::remove_dir_all(&folder).expect("remove the folder");
         config.expect("files that can be read")
     }
 
     /// In the form of the recordings.
     fn recorded(config: &Config) -> String {
-        if config.refused.iter().any(|(place, _)| place.file == config.files[0]) {
+        if config.refused.iter().any(|fault| fault.place.file == config.files[0]) {
             return "Config file has invalid format\n".to_owned();
         }
         let section = |section: &Section| {

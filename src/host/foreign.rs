@@ -14,7 +14,7 @@ use crate::render::{CONTEXT, ObjectType};
 /// Looks through `pjsip.conf`, `extensions.conf` and `pjsip_wizard.conf`, each with what it includes. Fails if somebody else
 /// defines one of our numbers.
 pub fn check(MainFiles { pjsip, extensions, .. }: &MainFiles, wizards: &Config, ours: &GeneratedFiles) -> Result<()> {
-    let generated = [pjsip.included(&ours.endpoints), extensions.included(&ours.routing)].concat();
+    let generated = [pjsip.names_of(&ours.endpoints), extensions.names_of(&ours.routing)].concat();
     let foreign = |place: &Place| !generated.contains(&place.file);
     let number = |s: &Section| ExtensionNumber::parse(&s.name).filter(|_| !s.template && foreign(&s.place));
     let objects = pjsip.sections.iter().filter_map(|s| Some((number(s)?, collides(s)?, &s.place)));

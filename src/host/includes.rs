@@ -54,8 +54,8 @@ impl Include {
         Ok(Some(Self { place, tries, written, patterns, found }))
     }
 
-    /// Whether it includes `path`, or will as soon as that file exists.
-    pub fn includes(&self, path: &Path) -> bool {
+    /// Whether it finds `path`, or will as soon as that file exists.
+    pub fn finds(&self, path: &Path) -> bool {
         let same = |f: &PathBuf| matches!((fs::canonicalize(f), fs::canonicalize(path)), (Ok(a), Ok(b)) if a == b);
         self.patterns.iter().any(|pattern| pattern.matches_path_with(path, AS_THE_SHELL)) || self.found.iter().any(same)
     }
@@ -78,7 +78,7 @@ fn alternatives(pattern: &str) -> Vec<String> {
     all
 }
 
-/// The files that a pattern finds. Asterisk skips folders and broken links.
+/// The files that a pattern finds. Asterisk skips folders and broken links. A pipe or a device is no configuration file.
 fn files_among(pattern: &str, paths: glob::Paths) -> Result<Vec<PathBuf>> {
     let found: Result<Vec<_>, _> = paths.collect();
     let mut found = found.map_err(|error| unreadable(error.path(), error.error()))?;

@@ -18,6 +18,15 @@ impl fmt::Display for Place {
     }
 }
 
+/// A line for which Asterisk does not read others.
+#[derive(Debug)]
+pub struct Fault {
+    pub place: Place,
+    /// What the line does wrong: "has no closing ]".
+    pub why: &'static str,
+    pub remedy: &'static str,
+}
+
 /// Without what Asterisk takes for blanks.
 pub(super) fn strip(text: &str) -> &str {
     text.trim_matches(|c| c <= ' ')
@@ -33,23 +42,21 @@ pub(super) struct Comments {
 }
 
 impl Comments {
-    fn open_or_close(&mut self, by: i32, place: &Place) {
+    fn count(&mut self, by: i32, place: &Place) {
         if self.depth == 0 {
             self.since = Some(place.clone());
         }
         self.depth += by;
     }
 
-    /// If Asterisk skips all that follows: since which line, why, and the remedy.
-    pub(super) fn open(self) -> Option<(Place, &'static str, &'static str)> {
+    /// The line behind which Asterisk skips the rest, if there is one.
+    pub(super) fn unbalanced(self) -> Option<Fault> {
         let (why, remedy) = match self.depth {
             0 => return None,
-            1.. => {
-                ("begins a comment that never ends, so Asterisk does not read what follows", "write --; where it ends")
-            }
-            _ => ("ends a comment that never began, so Asterisk does not read what follows", "remove the --;"),
+            1.. => ("begins a comment that never ends", "write --; where it ends"),
+            _ => ("ends a comment that never began", "remove the --;"),
         };
-        Some((self.since?, why, remedy))
+        Some(Fault { place: self.since?, why, remedy })
     }
 
     /// The part of a line that is no comment.
@@ -64,10 +71,10 @@ impl Comments {
             }
             let escaped = before.ends_with('\\');
             if !escaped && after.starts_with("--") && !after.starts_with("---") {
-                self.open_or_close(1, place);
+                self.count(1, place);
                 (skips, rest) = (true, &after[2..]);
             } else if !escaped && before.ends_with("--") {
-                self.open_or_close(-1, place);
+                self.count(-1, place);
                 if self.depth == 0 {
                     skips = false;
                     continue;

@@ -65,11 +65,11 @@ impl fmt::Display for Mapping<'_> {
 }
 
 /// Fails if Asterisk does not read the users' objects in `pjsip.conf` alone, keeps a copy of any, or keeps registrations elsewhere
-/// than in its own database. `declined` says that PJSIP could not start.
-pub fn check(sorcery: &Config, config_dir: &Path, declined: bool) -> Result<()> {
+/// than in its own database. `pjsip_declined` says that PJSIP could not start.
+pub fn check(sorcery: &Config, config_dir: &Path, pjsip_declined: bool) -> Result<()> {
     let section = |name: &str| sorcery.sections.iter().find(|section| !section.template && section.is(name));
     let mappings = |name: &str| section(name).into_iter().flat_map(|s| &s.entries).filter_map(Mapping::parse);
-    if declined && let Some(line) = mappings(PJSIP).find(|m| !["config", "astdb", "memory"].contains(&m.wizard)) {
+    if pjsip_declined && let Some(line) = mappings(PJSIP).find(|m| !["config", "astdb", "memory"].contains(&m.wizard)) {
         bail!(
             "{line} keeps res_pjsip.so from starting if Asterisk does not know what it names (in extconfig.conf, say)",
             "{REMOVE}"

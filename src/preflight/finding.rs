@@ -33,7 +33,7 @@ pub enum State {
 /// A line of the report.
 #[derive(Debug, Serialize)]
 pub struct Finding {
-    /// What was looked at.
+    /// What was looked at. The report keeps the names of its fields.
     #[serde(rename = "what")]
     pub name: &'static str,
     pub state: State,
@@ -54,7 +54,7 @@ impl Finding {
         Self { name, state, found, remedy: Some(remedy) }
     }
 
-    /// Of a probe that depends on one that failed.
+    /// The finding of a probe that depends on one that failed.
     pub fn unknown(name: &'static str) -> Self {
         let found = "not checked: it depends on a failure above".to_owned();
         Self { name, state: State::Unknown, found, remedy: None }

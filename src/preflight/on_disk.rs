@@ -9,7 +9,7 @@ use super::finding::Found;
 use crate::host::configuration::{Config, MainFiles, Section};
 use crate::host::generated::{GeneratedFiles, folder};
 use crate::host::includes::Include;
-use crate::host::lines::Place;
+use crate::host::lines::{Fault, Place};
 use crate::host::lock::HostLock;
 use crate::host::{foreign, mappings, rights};
 use crate::pbx::Pbx;
@@ -47,14 +47,17 @@ pub fn two_folders(files: &GeneratedFiles) -> Result<Found> {
 
 /// `pjsip.conf`, `extensions.conf`, `sorcery.conf` and all that they include can be read.
 pub fn readable(main: &MainFiles, unreadable: Option<&Problem>) -> Result<Found> {
+    if let Some(problem) = unreadable {
+        return Err(problem.clone());
+    }
     let count: usize = main.all().map(|config| config.files.len()).iter().sum();
-    unreadable.cloned().map_or(Ok(Found::fine(format!("{FILES}: {count} files with what they include"))), Err)
+    Ok(Found::fine(format!("{FILES}: {count} files with what they include")))
 }
 
-/// Every `#include` finds a file, or Asterisk refuses the file that it stands in, and some `missing` modules with it. Ours need
-/// not exist before the first apply, unless a module is missing.
+/// Every `#include` finds a file. If one does not, Asterisk refuses the file with that line, and the modules that need it do not load.
+/// The generated files may be absent before the first apply, unless modules are `missing`.
 pub fn includes_that_find(main: &MainFiles, ours: &GeneratedFiles, missing: &[&str]) -> Result<Found> {
-    let is_ours = |include: &Include| ours.both().into_iter().any(|own| include.includes(own));
+    let is_ours = |include: &Include| ours.both().into_iter().any(|own| include.finds(own));
     let fails = |i: &&Include| !i.tries && i.found.is_empty() && (!missing.is_empty() || !is_ours(i));
     let all = main.all().into_iter().flat_map(|config| &config.includes);
     let failing: Vec<_> = all.filter(fails).map(|i| format!("{}: '#include {}'", i.place, i.written)).collect();
@@ -72,15 +75,15 @@ pub fn includes_that_find(main: &MainFiles, ours: &GeneratedFiles, missing: &[&s
 }
 
 /// Asterisk reads the users' objects in `pjsip.conf`, and keeps registrations in its own database.
-pub fn mappings(main: &MainFiles, config_dir: &Path, declined: bool) -> Result<Found> {
-    mappings::check(&main.sorcery, config_dir, declined)?;
+pub fn mappings(main: &MainFiles, config_dir: &Path, pjsip_declined: bool) -> Result<Found> {
+    mappings::check(&main.sorcery, config_dir, pjsip_declined)?;
     Ok(Found::fine("endpoints, auths and AORs in pjsip.conf, registrations in Asterisk's own database"))
 }
 
 /// No generated file is included twice: its sections would be there twice.
 pub fn included_once(main: &MainFiles, ours: &GeneratedFiles) -> Result<Found> {
     for (config, generated) in [(&main.pjsip, &ours.endpoints), (&main.extensions, &ours.routing)] {
-        let mut including = config.includes.iter().filter(|include| include.includes(generated));
+        let mut including = config.includes.iter().filter(|include| include.finds(generated));
         if let (Some(Include { place: first, .. }), Some(Include { place: second, .. })) =
             (including.next(), including.next())
         {
@@ -98,7 +101,7 @@ pub fn included_once(main: &MainFiles, ours: &GeneratedFiles) -> Result<Found> {
 
 /// Both files are included, by a line that allows for a missing file.
 pub fn include_lines(main: &MainFiles, pbx: &Pbx) -> Result<Found> {
-    let includes = includes(main, pbx)?;
+    let includes = own_includes(main, pbx)?;
     if let Some(Include { place, .. }) = includes.iter().find(|include| !include.tries) {
         return Ok(Found::Warning(problem!(
             "{place} includes the generated file by #include, so Asterisk refuses the whole file whenever that is missing",
@@ -109,9 +112,9 @@ pub fn include_lines(main: &MainFiles, pbx: &Pbx) -> Result<Found> {
 }
 
 /// The lines that include the endpoints and the routing. Fails if one is missing.
-pub fn includes<'m>(main: &'m MainFiles, pbx: &Pbx) -> Result<[&'m Include; 2]> {
+pub fn own_includes<'m>(main: &'m MainFiles, pbx: &Pbx) -> Result<[&'m Include; 2]> {
     let include = |config: &'m Config, generated: &Path| {
-        let found = config.includes.iter().find(|include| include.includes(generated));
+        let found = config.includes.iter().find(|include| include.finds(generated));
         found.ok_or_else(|| not_included(config, generated, &pbx.config_dir))
     };
     Ok([include(&main.pjsip, &pbx.files.endpoints)?, include(&main.extensions, &pbx.files.routing)?])
@@ -121,14 +124,12 @@ pub fn includes<'m>(main: &'m MainFiles, pbx: &Pbx) -> Result<[&'m Include; 2]> 
 fn not_included(config: &Config, generated: &Path, config_dir: &Path) -> Problem {
     let main = &config.files[0];
     let name = main.display();
-    if let Some((place, why)) = config.refused.iter().find(|(place, ..)| place.file == *main) {
+    let mut faults = config.refused.iter().chain(&config.skipped);
+    if let Some(Fault { place, why, remedy }) = faults.find(|fault| fault.place.file == *main) {
         return problem!(
             "{name} may include the generated file, but {place} {why}, so Asterisk does not read what follows",
-            "fix that line, then apply again"
+            "{remedy}, then apply again"
         );
-    }
-    if let Some((place, why, remedy)) = config.skipped.iter().find(|(place, ..)| place.file == *main) {
-        return problem!("{name} may include the generated file, but {place} {why}", "{remedy}, then apply again");
     }
     let line = generated.strip_prefix(config_dir).unwrap_or(generated).display();
     problem!("{name} does not include the generated file", "add the line '#tryinclude {line}' to it, then apply again")
@@ -156,21 +157,23 @@ pub fn lines(main: &MainFiles) -> Result<Found> {
     let all = main.all();
     let is_main = |place: &Place| all.iter().any(|config| config.files.first() == Some(&place.file));
     // One in a main file does more harm.
-    let refused = all.iter().flat_map(|config| &config.refused).min_by_key(|(place, _)| !is_main(place));
-    if let Some((place, why)) = refused {
+    let refused = all.iter().flat_map(|config| &config.refused).min_by_key(|fault| !is_main(&fault.place));
+    if let Some(Fault { place, why, remedy }) = refused {
         let rest = "the rest of that file, and the files that the same include line finds after it";
         let what = if is_main(place) { "all of that file" } else { rest };
-        bail!("{place}: this line {why}, so Asterisk refuses {what}", "fix the line, then apply again");
+        bail!("{place}: this line {why}, so Asterisk refuses {what}", "{remedy}, then apply again");
     }
     Ok(match all.iter().find_map(|config| config.skipped.first()) {
-        Some((place, why, remedy)) => Found::Warning(problem!("{place} {why}", "{remedy}")),
+        Some(Fault { place, why, remedy }) => {
+            Found::Warning(problem!("{place} {why}, so Asterisk does not read what follows", "{remedy}"))
+        }
         None => Found::fine(format!("none in {FILES}")),
     })
 }
 
 /// Only the generated files define our numbers.
 pub fn nothing_foreign(main: &MainFiles, pbx: &Pbx) -> Result<Found> {
-    let wizards = Config::read_if_there(&pbx.config_dir, &pbx.config_dir.join("pjsip_wizard.conf"))?;
+    let wizards = Config::read_if_there(&pbx.config_dir, Path::new("pjsip_wizard.conf"))?;
     foreign::check(main, &wizards, &pbx.files)?;
     Ok(Found::fine("defined only in the generated files"))
 }
@@ -178,7 +181,7 @@ pub fn nothing_foreign(main: &MainFiles, pbx: &Pbx) -> Result<Found> {
 /// Says where an administrator added something to our context. That is allowed.
 pub fn context_elsewhere(main: &MainFiles, ours: &GeneratedFiles) -> Found {
     let dialplan = &main.extensions;
-    let generated = dialplan.included(&ours.routing);
+    let generated = dialplan.names_of(&ours.routing);
     let sections = dialplan.sections.iter().map(|section| (&section.name, &section.place));
     let all = sections.chain(dialplan.additions.iter().map(|addition| (&addition.name, &addition.place)));
     let places = all.filter(|(name, place)| *name == CONTEXT && !generated.contains(&place.file));

@@ -1,13 +1,13 @@
 //! What an administrator must have set up beside the portal: one list of probes, each of which looks at one thing and changes
-//! nothing. `pbx-portal check` shows them all. An apply refuses to begin if one that it needs fails. The likely cause of an apply
-//! that is not proven is the first that fails.
+//! nothing. `pbx-portal check` shows them all. An apply refuses to begin if one that it needs fails. If an apply is not proven, the
+//! first probe that fails is the likely cause.
 
 use std::future::ready;
 use std::pin::Pin;
 
 use tokio::join;
 
-use InApply::{Always, IfModulesAreMissing, No};
+use InApply::{Always, IfModulesAreMissing, Meanwhile, No};
 
 use super::finding::{Finding, Found};
 use super::{on_disk, running};
@@ -19,7 +19,8 @@ use crate::problem::{Problem, Result};
 struct Probe(
     /// Its name in the report.
     &'static str,
-    /// Probes above it. If one of them failed, this one would only fail for the same reason.
+    /// Probes above it whose failure would make this one fail, too. One that is unknown does not hinder it: the files can be checked
+    /// while Asterisk is down.
     &'static [&'static str],
     InApply,
     for<'a> fn(&'a Setup<'a>) -> Look<'a>,
@@ -33,6 +34,8 @@ enum InApply {
     Always,
     /// It may be why a module is missing.
     IfModulesAreMissing,
+    /// Yes, by itself, while the other probes read the files.
+    Meanwhile,
     No,
 }
 
@@ -63,7 +66,7 @@ const FILES: &[&str] = &[CONFIG_DIR, SAME_CONFIG_DIR, READABLE];
 /// What asking Asterisk needs.
 const ANSWERS: &[&str] = &[ASTERISK, PERMITTED];
 
-/// In the order in which they are shown. [`ASTERISK`] comes before all of them.
+/// All probes but [`ASTERISK`], which comes before them, in the order of the report.
 #[rustfmt::skip]
 const PROBES: [Probe; 20] = [
     Probe(CONFIG_DIR, &[], Always, |on| now(on_disk::config_dir(&on.pbx.config_dir))),
@@ -82,16 +85,15 @@ const PROBES: [Probe; 20] = [
     Probe("the numbers 1000 to 1999", FILES, Always, |on| now(on_disk::nothing_foreign(&on.main, on.pbx))),
     Probe("the dialplan context", FILES, No, |on| now(Ok(on_disk::context_elsewhere(&on.main, &on.pbx.files)))),
     Probe(MODULES, &[ASTERISK], Always, |on| now(on.modules.as_ref().map_err(Problem::clone).and_then(running::modules))),
-    // Without PJSIP's modules, Asterisk would take the harmless `pjsip reload qualify` for `pjsip reload`.
+    // Stays below MODULES: without PJSIP's modules, Asterisk takes the harmless `pjsip reload qualify` for `pjsip reload`.
     Probe(PERMITTED, &[ASTERISK, MODULES], Always, |on| Box::pin(running::permissions(&on.pbx.control))),
-    // An apply looks at these two at the same time as at the files.
-    Probe("the asterisk command", ANSWERS, No, |on| Box::pin(running::same_asterisk(on.pbx))),
-    Probe("where routing comes from", ANSWERS, No, |on| Box::pin(running::routing_from_files(&on.pbx.control))),
+    Probe("the asterisk command", ANSWERS, Meanwhile, |on| Box::pin(running::same_asterisk(on.pbx))),
+    Probe("where routing comes from", ANSWERS, Meanwhile, |on| Box::pin(running::routing_from_files(&on.pbx.control))),
     Probe("phones", ANSWERS, No, |on| Box::pin(running::phones(&on.pbx.control))),
     Probe("where calls to phones end", ANSWERS, No, |on| Box::pin(running::contacts(&on.pbx.control))),
 ];
 
-/// Of a probe that waits for nothing.
+/// The result of a probe that does not wait, as a future.
 fn now<'a>(found: Result<Found>) -> Look<'a> {
     Box::pin(ready(found))
 }
@@ -130,8 +132,8 @@ pub async fn all(pbx: &Pbx) -> Vec<Finding> {
     findings
 }
 
-/// Runs the probes that an apply needs, of an Asterisk that answers ([`running::asterisk`]). Returns the files that it read, or the
-/// first failure.
+/// Runs the probes that an apply needs. The caller has run [`running::asterisk`]. Returns the files that were read, or the first
+/// failure.
 pub async fn before_apply(pbx: &Pbx) -> Result<MainFiles> {
     let others = async {
         let setup = Setup::new(pbx, Modules::list(&pbx.control).await);
