@@ -148,7 +148,11 @@ impl Progress {
                 "{failure}; the audit row says \"interrupted\" until the database takes the rest ({error}){warnings}"
             ),
         };
-        error!(%audit_log_id, is_proven, error = error_details, "apply failed");
+        if is_proven {
+            error!(%audit_log_id, error = error_details, "apply proven, but its audit row can't be completed; it is retried");
+        } else {
+            error!(%audit_log_id, error = error_details, "apply failed");
+        }
         let failed = FailedApply { audit_log_id, error_details, files_written, reload_results };
         Err(ApplyError::Failed { is_proven, failed: Box::new(failed) })
     }

@@ -156,7 +156,7 @@ impl Config {
                     Err("stands before the first section")
                 };
                 if let Err(why) = read {
-                    self.refused.push(Fault { place, why, remedy: "fix that line" });
+                    self.refused.push(Fault { place, why, remedy: "fix the line" });
                     return Ok(());
                 }
             }
