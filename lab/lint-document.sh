@@ -8,6 +8,6 @@ export PATH=${PBX_LAB_DIR:-/var/cache/pbx-portal-lab}/linters/node_modules/.bin:
 export REDOCLY_TELEMETRY=off REDOCLY_SUPPRESS_UPDATE_NOTICE=true
 
 # Warnings are no failure to it, but in this format it prints nothing else.
-problems=$(redocly lint --format=github-actions openapi.json)
+problems=$(redocly lint --format=github-actions openapi.json) || [[ $problems ]] || exit 1
 [[ -z $problems ]] || { echo "$problems"; exit 1; }
 spectral lint --fail-severity=hint --ruleset lab/spectral.yaml openapi.json

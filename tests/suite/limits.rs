@@ -66,7 +66,7 @@ fn answer(stream: &mut TcpStream) -> (String, Value) {
 }
 
 /// The portal's file handles that are not its database's, which the first read and the first write open.
-fn handles(portal: &Portal) -> usize {
+pub fn handles(portal: &Portal) -> usize {
     let folder = format!("/proc/{}/fd", portal.pid());
     let links = fs::read_dir(folder).expect("list").flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
     links.filter(|link| !link.starts_with(portal.data_dir())).count()

@@ -45,6 +45,7 @@ fn an_invalid_setting_stops_the_start() {
             "postgres://portal:hunter2@db/x?target_session_attrs=read-write&gssencmode=disable",
             "does not know: target_session_attrs, gssencmode; remove",
         ),
+        ("DATABASE_URL", "postgres://portal:hunter2@db/x?gssencmode=require", "does not know: gssencmode; remove"),
         ("DATABASE_URL", "postgres://portal:hunter2@db/x\n", "a blank at an end, or a line end"),
         ("DATABASE_URL", " postgres://portal:hunter2@db/x", "a blank at an end"),
         ("DATABASE_URL", "postgres://portal:hunter2@db1,db2/x", "takes one address; for several servers put HAProxy"),

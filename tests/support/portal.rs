@@ -276,11 +276,16 @@ pub fn run(arguments: &[&str], settings: &Settings) -> Output {
     run_within(secs(60), portal_command(settings, folder.path()).args(arguments))
 }
 
-/// The program that cargo built beside the one that runs, whose folder is `deps`.
+/// The program that cargo built: cargo names it; a test program that runs by itself finds it beside its own folder, `deps`.
 fn built() -> PathBuf {
-    let program = env::current_exe().expect("the test program's path");
-    let folder = program.parent().and_then(Path::parent).expect("the folder of the profile");
-    folder.join("pbx-portal")
+    env::var_os("CARGO_BIN_EXE_pbx-portal").map_or_else(
+        || {
+            let program = env::current_exe().expect("the test program's path");
+            let folder = program.parent().and_then(Path::parent).expect("the folder of the profile");
+            folder.join("pbx-portal")
+        },
+        PathBuf::from,
+    )
 }
 
 /// The command `pbx-portal` with exactly these settings.

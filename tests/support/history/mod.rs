@@ -2,7 +2,7 @@
 //! restart, the database comes back from a backup, others read Asterisk's own database, and all phones that ever had a secret
 //! register and are called. Nothing here knows how an apply works, only what it promises:
 //!
-//! - A phone that rings has the secret that was last in force.
+//! - A phone that rings has the secret in force, or the last one until its endpoint is gone.
 //! - A phone registers if its secret is in force, and otherwise not.
 //! - On a healthy server an apply answers 200. Then Asterisk serves exactly the database, and the phones of users who stayed are
 //!   still registered.

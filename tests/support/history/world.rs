@@ -147,13 +147,17 @@ impl World {
         password.and_then(|value| Some(value.split_once(": ")?.1.trim().to_owned()))
     }
 
-    /// The secret of a number that is in force, or was last seen in force. A reload that removes a number removes its auth before its
-    /// endpoint: in between, the phone of its last owner still rings, and nobody else has the number.
+    /// The secret of a number that is in force, or was last in force if the number still has an endpoint. A reload may remove the auth
+    /// before the endpoint: in between, the phone of the last owner still rings, and nobody else has the number.
     fn last_secret(&self, number: &str) -> Option<String> {
         let in_force = self.secret(number);
+        let has_endpoint =
+            || !self.asterisk.rx(&format!("pjsip show endpoint {number}")).contains("Unable to find object");
         let mut last = self.last_secrets.lock().expect("nobody panicked");
         if let Some(secret) = in_force {
             last.insert(number.to_owned(), secret);
+        } else if !has_endpoint() {
+            last.remove(number);
         }
         last.get(number).cloned()
     }
@@ -253,7 +257,6 @@ impl World {
     pub fn serves_the_database(&self) {
         let expected: Vec<_> = self.owners.keys().cloned().collect();
         assert_eq!(self.asterisk.endpoints(), expected, "the endpoints in force");
-        self.last_secrets.lock().expect("nobody panicked").clear();
         let routing = self.asterisk.routing();
         assert!(routing.keys().eq(&expected), "the extensions in force: {routing:?}");
         for (number, owner) in &self.owners {
