@@ -64,7 +64,7 @@ pub enum Phrase {
     #[serde(rename = "Email already in use")]
     EmailAlreadyInUse,
     #[serde(rename = "Extension pool exhausted")]
-    ExtensionNoFreeExtension,
+    ExtensionPoolExhausted,
     #[serde(rename = "Apply in progress")]
     ApplyInProgress,
     #[serde(rename = "Payload too large")]
@@ -87,7 +87,7 @@ impl Phrase {
             Self::Forbidden => StatusCode::FORBIDDEN,
             Self::UserNotFound | Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::EmailAlreadyInUse | Self::ExtensionNoFreeExtension | Self::ApplyInProgress => StatusCode::CONFLICT,
+            Self::EmailAlreadyInUse | Self::ExtensionPoolExhausted | Self::ApplyInProgress => StatusCode::CONFLICT,
             Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::ApplyOperationFailed | Self::InternalServerError => StatusCode::INTERNAL_SERVER_ERROR,

@@ -79,7 +79,7 @@ const EMAIL_IN_USE: ApiError = ApiError::new(
 );
 
 const POOL_EXHAUSTED: ApiError = ApiError::new(
-    Phrase::ExtensionNoFreeExtension,
+    Phrase::ExtensionPoolExhausted,
     "All extensions from 1000 to 1999 are taken; delete a user to free one.",
 );
 

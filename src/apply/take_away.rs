@@ -46,8 +46,10 @@ impl Run<'_> {
         without: Prepared,
     ) -> Result<Option<Error>> {
         self.remove_objects(changing, owners, without).await?;
-        // Two commands are left for giving and the proof.
-        let until = (Instant::now() + TAKEN_AWAY_WITHIN).min(self.deadline - self.pbx.command.ends_within * 2);
+        // As long as one command may take, even if two are then not left for giving and the proof.
+        let now = Instant::now();
+        let ends_within = self.pbx.command.ends_within;
+        let until = (now + TAKEN_AWAY_WITHIN).min(self.deadline - ends_within * 2).max(now + ends_within);
         let held_back = |cause: &str| {
             let numbers = some_of(changing);
             anyhow!("{cause}; until then nobody has these numbers, and calls to them get 480: {numbers}")

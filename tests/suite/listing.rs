@@ -44,7 +44,8 @@ fn the_list_shows_each_change_of_each_process_and_of_an_administrator_at_once() 
 #[test]
 fn the_list_answers_while_a_busy_service_opens_its_connections() {
     let (_folder, url) = Database::Postgres.shared();
-    let start = || Portal::start(&without_asterisk().with("DATABASE_URL", &url));
+    // As on a machine with one core.
+    let start = || Portal::start(&without_asterisk().with("DATABASE_URL", &url).with("TOKIO_WORKER_THREADS", 1));
     let creating = start();
     crowd(&creating, 200);
     let portal = start();
