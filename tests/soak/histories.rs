@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use support::history::{History, Told};
+use support::history::{ASTERISK_CRASHED, History, Told};
 use support::{Postgres, secs};
 
 /// How long each lasts.
@@ -14,6 +14,8 @@ const LENGTH: Duration = secs(120);
 #[derive(Default)]
 pub struct Histories {
     pub failed: usize,
+    /// Those that Asterisk ended by a crash of its own.
+    crashed: usize,
     pub told: Vec<Told>,
 }
 
@@ -22,8 +24,11 @@ impl Histories {
     /// and its last steps.
     pub fn until(done: &AtomicBool) -> Self {
         let mut histories = Self::default();
-        while !done.load(Ordering::Relaxed) {
-            let url = (histories.failed + histories.told.len()) % 2 == 1;
+        for count in 0.. {
+            if done.load(Ordering::Relaxed) {
+                break;
+            }
+            let url = count % 2 == 1;
             let url = url.then(Postgres::database);
             let one = || {
                 let (began, mut history) = (Instant::now(), History::of_any_seed(url));
@@ -37,6 +42,8 @@ impl Histories {
                 Err(_) => histories.failed += 1,
             }
         }
+        histories.crashed = ASTERISK_CRASHED.load(Ordering::Relaxed);
+        histories.failed -= histories.crashed;
         histories
     }
 
@@ -45,13 +52,14 @@ impl Histories {
         let sum = |of: fn(&Told) -> usize| self.told.iter().map(of).sum::<usize>();
         format!(
             "Beside all this {} random histories ran on servers of their own, on SQLite and PostgreSQL in turn: {} steps with {} \
-             applies, {} calls, of which {} rang a phone. {} of the histories broke a promise.",
-            self.told.len() + self.failed,
+             applies, {} calls, of which {} rang a phone. {} of the histories broke a promise; {} ended because Asterisk crashed by itself.",
+            self.told.len() + self.failed + self.crashed,
             sum(|told| told.steps),
             sum(|told| told.applies),
             sum(|told| told.calls),
             sum(|told| told.rings),
             self.failed,
+            self.crashed,
         )
     }
 }

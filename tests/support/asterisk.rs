@@ -6,6 +6,7 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv6Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard};
@@ -245,6 +246,14 @@ impl Asterisk {
     /// Kills it by SIGKILL.
     pub fn kill(&self) {
         self.end(Signal::KILL);
+    }
+
+    /// Whether it has ended by a fault of its own (SIGSEGV, SIGABRT or SIGBUS).
+    pub fn crashed(&self) -> bool {
+        let ended = self.process().as_mut().and_then(Process::ended);
+        ended.and_then(|status| status.signal()).is_some_and(|signal| {
+            [Signal::SEGV, Signal::ABORT, Signal::BUS].iter().any(|fault| fault.as_raw() == signal)
+        })
     }
 
     /// Starts it again after [`Asterisk::stop`] or [`Asterisk::kill`], and waits until it is up.

@@ -9,7 +9,7 @@
 
 mod world;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -110,9 +110,16 @@ pub struct History {
     readers_return: bool,
 }
 
+/// How many histories ended because Asterisk crashed by itself: then nothing was promised.
+pub static ASTERISK_CRASHED: AtomicUsize = AtomicUsize::new(0);
+
 impl Drop for History {
     fn drop(&mut self) {
         if thread::panicking() {
+            if self.world.asterisk.crashed() {
+                ASTERISK_CRASHED.fetch_add(1, Ordering::Relaxed);
+                eprintln!("\nAsterisk crashed by itself");
+            }
             let last = &self.steps[self.steps.len().saturating_sub(LAST_STEPS)..];
             eprintln!("\n{}, failed after {} steps; the last:\n{}", self.name, self.count, last.join("\n"));
             let World { portal, asterisk, .. } = &self.world;
