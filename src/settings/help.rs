@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use clap::{Args as _, CommandFactory as _};
 
-use super::{Command, Settings};
+use super::command::{Command, Settings};
 
 /// The command line's definition; its help texts show all settings, the secrets among them.
 #[must_use]
