@@ -222,7 +222,7 @@ impl Run<'_> {
     async fn look(&mut self) -> Result<Owners> {
         let control = &self.pbx.control;
         running::asterisk(control).await?;
-        // Not all at once until the first fails: what a probe finds explains the other failures.
+        // Not `try_join!`: what a probe finds explains the other failures.
         let (main, in_force, served) = join!(
             probes::before_apply(self.pbx),
             objects::secrets(control, &self.numbers),
@@ -251,7 +251,7 @@ impl Run<'_> {
         self.publish(routing)?;
         let ReloadResults { pjsip_reload, dialplan_reload } = &mut self.progress.reload_results;
         let command = &self.pbx.command;
-        // Not until the first fails: that would kill the other.
+        // Not `try_join!`: if one fails, that would kill the other.
         let (pjsip, dialplan) =
             join!(command.reload(reload::PJSIP, pjsip_reload), command.reload(reload::DIALPLAN, dialplan_reload));
         pjsip?;
