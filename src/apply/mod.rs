@@ -198,18 +198,21 @@ impl Applier {
         let endpoints = run.prepare_endpoints(Stage::Final, &Numbers::new())?;
         let routing = render::routing(&run.numbers);
         let routing = files::prepare(lock, &self.pbx.files.routing, Stage::Final, &routing)?;
+        let mut without = None;
+        if !changing.is_empty() {
+            without = Some(run.prepare_endpoints(Stage::TakeAway, &changing)?);
+        }
         run.progress.done("prepare");
 
-        if !changing.is_empty() {
-            let without = run.prepare_endpoints(Stage::TakeAway, &changing)?;
-            if let Some(why) = run.take_away(&changing, &owners, without).await? {
-                drop(endpoints); // The next file has the same temporary name.
-                let others = run.prepare_endpoints(Stage::Final, &changing)?;
-                return Err(match run.give(others, routing).await {
-                    Ok(()) => why,
-                    Err(error) => anyhow!("{why}; moreover, the rest can't be applied: {error}"),
-                });
-            }
+        if let Some(without) = without
+            && let Some(why) = run.take_away(&changing, &owners, without).await?
+        {
+            drop(endpoints); // The next file has the same temporary name.
+            let others = run.prepare_endpoints(Stage::Final, &changing)?;
+            return Err(match run.give(others, routing).await {
+                Ok(()) => why,
+                Err(error) => anyhow!("{why}; moreover, the rest can't be applied: {error}"),
+            });
         }
         run.give(endpoints, routing).await?;
         run.prove(&owners).await?;

@@ -5,7 +5,7 @@
 //! 2. It writes the audit row, and logs [`BEGINS`].
 //! 3. It reads the users, and logs [`USERS_READ`].
 //! 4. It asks Asterisk, and runs `asterisk -rx` once, to see which Asterisk that reaches ([`PROGRAMS`]).
-//! 5. It writes [`FILES`] temporary files: the endpoints without the number, the endpoints, the routing. It logs [`PREPARED`].
+//! 5. It writes [`FILES`] temporary files: the endpoints, the routing, the endpoints without the number. It logs [`PREPARED`].
 //! 6. It takes the number away: it renames the endpoints without the number, flushes their folder, and reloads the endpoints.
 //! 7. It gives: it renames the endpoints ([`GIVE_ENDPOINTS`]), flushes their folder ([`FLUSH_GIVEN_ENDPOINTS`]), renames the routing
 //!    ([`GIVE_ROUTING`]), and reloads both.
