@@ -110,7 +110,7 @@ pub struct History {
     readers_return: bool,
 }
 
-/// How many histories ended because Asterisk crashed by itself: then nothing was promised.
+/// How many histories ended because Asterisk crashed by itself, as when a hang-up meets its issue 1985: then nothing was promised.
 pub static ASTERISK_CRASHED: AtomicUsize = AtomicUsize::new(0);
 
 impl Drop for History {
