@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::fixtures::{SetWhenDropped, id};
+use crate::fixtures::{SetWhenDropped, id, script};
 use crate::steps::{ALL_BUT_PROGRAMS, CONNECTS_AGAIN, FILES};
 use support::inotify::Observer;
 use support::lab::{self, Folder, Ports};
@@ -121,6 +121,27 @@ fn no_memory_is_dumped_or_shown() {
     let output = run_within(secs(10), other.arg(of_it("environ")));
     assert!(!output.status.success() && output.stdout.is_empty(), "{output:?}");
     assert_eq!(portal.request("GET", "/users", None).status, 200);
+}
+
+#[test]
+fn the_asterisk_command_gets_no_secret_in_its_environment() {
+    let (asterisk, folder) = (Asterisk::start(), Folder::new("environment"));
+    let wrapper = script(&asterisk, &folder, "env >>\"$here/environment\"\nexec \"$asterisk\" \"$@\"\n");
+    let cluster = Postgres::start(&Options::default());
+    let settings = Settings::of(&asterisk)
+        .with("ASTERISK_BIN", wrapper.display())
+        .with("DATABASE_URL", cluster.new_database().replace("portal:portal@", "portal@"))
+        .with("PGPASSWORD", "portal")
+        .with("PORTAL_API_TOKEN", "a-token-of-sixteen-bytes");
+    let portal = Portal::start(&settings);
+    portal.create_user("Alice", "alice@example.com");
+    portal.apply("suite");
+
+    let environment = fs::read_to_string(folder.path().join("environment")).expect("the environment of the commands");
+    assert!(environment.contains("PATH="), "{environment}");
+    for secret in ["DATABASE_URL", "PGPASSWORD", "PORTAL_API_TOKEN", "of-sixteen-bytes"] {
+        assert!(!environment.contains(secret), "{secret}: {environment}");
+    }
 }
 
 #[test]
