@@ -20,7 +20,7 @@ fn other(name: &str, value: &str) -> Option<String> {
 }
 
 #[test]
-fn each_option_in_force_is_reported_mended_or_named() {
+fn each_option_in_force_is_reported_fixed_or_named() {
     let deaf = "test -e \"$here/deaf\" && [ \"$2\" = 'pjsip reload' ] && exec echo \"Module 'res_pjsip.so' reloaded successfully.\"\nexec $asterisk \"$@\"\n";
     let (asterisk, portal, folder) = host_with_script(deaf);
     let (number, secret) = account(&portal.create_user("Alice", "alice@example.com"));

@@ -230,6 +230,12 @@ fn a_dotenv_sets_each_setting_once_in_one_clear_way() {
     for warning in warnings {
         assert!(table.contains(warning) && !table.contains("hunter2"), "{warning}: {table}");
     }
+    // Also before a start fails: what is ignored may be why.
+    let (_, said) =
+        with_dotenv(&portal, &["migrate"], &settings.clone().with("DATABASE_URL", "sqlite:///nonexistent/x"));
+    for warning in warnings {
+        assert!(said.contains(warning) && said.contains("/nonexistent"), "{warning}: {said}");
+    }
     let unclear = Portal::prepare(&settings);
     fs::copy(portal.work_dir().join(".env"), unclear.work_dir().join(".env")).expect("copy .env");
     unclear.boot();

@@ -169,7 +169,7 @@ fn a_lock_file_that_is_removed_while_it_is_taken_is_not_the_lock() {
 }
 
 #[test]
-fn two_applies_at_once_leave_whole_files_and_one_says_so() {
+fn two_applies_at_once_leave_complete_files_and_one_says_so() {
     let (host, folder) = Host::that_holds_reloads();
     let [begun, hold] = ["begun", "hold"].map(|name| folder.path().join(name));
     let [first, second] = &host.pair.portals;
