@@ -65,7 +65,11 @@ fn fewer_connections_than_the_portal_wants_are_shared() {
             break;
         }
         cluster.admin(&format!("{limit} 2"));
+        let refusals = || cluster.log().matches("too many connections for").count();
+        let before = refusals();
         assert_eq!(refused(&portal, round), 0, "{round}: {}", portal.log());
+        // Each of its eight places asks once a minute at most.
+        assert!(refusals() - before <= 8, "{round}: {}", cluster.log());
         cluster.admin(&format!("{limit} 0"));
         cluster.admin("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'portal'");
         unavailable(&portal, &ALL, advice);

@@ -31,6 +31,30 @@ impl Session {
 }
 
 #[test]
+fn a_host_that_hangs_in_the_middle_of_a_write_holds_up_the_others_for_seconds() {
+    let cluster = Postgres::start(&Options::default());
+    let url = cluster.new_database();
+    let [hung, other] = [(); 2].map(|()| Portal::start(&settings(&url)));
+    let sessions = |that: &str| cluster.admin(&format!("SELECT count(*) FROM pg_stat_activity WHERE {that}"));
+    let lock = "BEGIN; SELECT 1 FROM tenants FOR NO KEY UPDATE";
+    let _holder = Session::start(&url, lock);
+    wait_until(secs(20), "somebody holds the lock", || sessions("query LIKE '%pg_sleep(600)'") == "1");
+    let user = json!({"name": "Alice", "email": "alice@example.com"});
+    thread::scope(|scope| {
+        let creating = scope.spawn(|| hung.request("POST", "/users", Some(&user)));
+        wait_until(secs(4), "a create waits for the lock", || sessions("wait_event_type = 'Lock'") == "1");
+        hung.signal(Signal::STOP);
+        cluster.admin("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)'");
+        wait_until(secs(4), "the hung host has the lock", || sessions("state = 'idle in transaction'") == "1");
+        let bob = json!({"name": "Bob", "email": "bob@example.com"});
+        wait_until(secs(30), "another host creates", || other.request("POST", "/users", Some(&bob)).status == 201);
+        hung.signal(Signal::CONT);
+        assert_eq!(creating.join().expect("an answer").status, 503);
+    });
+    recovers(&hung, "again@example.com");
+}
+
+#[test]
 fn a_postgres_that_is_stopped_hung_full_read_only_or_another_is_a_503_that_says_what_to_do() {
     let cluster = Postgres::start(&Options {
         conf: "max_connections = 12\nsuperuser_reserved_connections = 2\n".into(),
