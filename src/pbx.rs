@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::asterisk::control::Control;
-use crate::asterisk::reload::AsteriskCommand;
+use crate::asterisk::reload::AsteriskProgram;
 use crate::host::generated::GeneratedFiles;
 use crate::settings::Settings;
 
@@ -13,7 +13,7 @@ use crate::settings::Settings;
 pub struct Pbx {
     pub control: Control,
     /// `ASTERISK_BIN`.
-    pub command: AsteriskCommand,
+    pub program: AsteriskProgram,
     /// `ASTERISK_CONFIG_DIR`.
     pub config_dir: PathBuf,
     pub files: GeneratedFiles,
@@ -26,7 +26,7 @@ impl Pbx {
         let ends_within = Duration::from_secs(settings.asterisk_timeout_secs);
         Self {
             control: Control::new(&settings.asterisk_run_dir, ends_within),
-            command: AsteriskCommand { program: settings.asterisk_bin.clone(), ends_within },
+            program: AsteriskProgram { path: settings.asterisk_bin.clone(), ends_within },
             files: GeneratedFiles::under(&config_dir),
             config_dir,
         }

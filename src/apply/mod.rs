@@ -141,13 +141,13 @@ impl Applier {
         let mut progress = Progress::new();
         let steps = async {
             let lock = lock.as_ref().map_err(Problem::clone)?;
-            let ends_within = self.pbx.command.ends_within * COMMANDS_PER_APPLY;
+            let ends_within = self.pbx.program.ends_within * COMMANDS_PER_APPLY;
             let deadline = Instant::now() + ends_within;
             timeout_at(deadline, self.steps(lock, &mut progress, deadline)).await.unwrap_or_else(|_| {
                 let seconds = ends_within.as_secs();
                 Err(problem!(
                     "Asterisk is too slow: the apply was given up after {seconds} s",
-                    "look at the machine's load and at 'core show locks', then apply again"
+                    "look at the machine's load and at 'core show locks'"
                 )
                 .into())
             })
@@ -190,7 +190,7 @@ impl Applier {
         let changing = owners.changing_hands(&run.users);
         if !changing.is_empty() {
             // A reload that runs may put an older file in force later.
-            self.pbx.command.wait_until_none_runs(&self.pbx.control).await?;
+            self.pbx.program.wait_until_none_runs(&self.pbx.control).await?;
         }
 
         // Step 5.
@@ -253,10 +253,10 @@ impl Run<'_> {
         self.publish(endpoints)?;
         self.publish(routing)?;
         let ReloadResults { pjsip_reload, dialplan_reload } = &mut self.progress.reload_results;
-        let command = &self.pbx.command;
+        let program = &self.pbx.program;
         // Not `try_join!`: if one fails, that would kill the other.
         let (pjsip, dialplan) =
-            join!(command.reload(reload::PJSIP, pjsip_reload), command.reload(reload::DIALPLAN, dialplan_reload));
+            join!(program.reload(reload::PJSIP, pjsip_reload), program.reload(reload::DIALPLAN, dialplan_reload));
         pjsip?;
         dialplan?;
         self.evict_without_user().await?;

@@ -83,7 +83,7 @@ impl Owners {
             if is_shared || Secret::parse(in_force).is_err() {
                 bail!(
                     "'pjsip show auth {number}' does not show the secret of {number} as it is, so nobody knows who has the number",
-                    "if somebody edited the generated file by hand, run 'pjsip reload' in Asterisk, then apply again; otherwise this release of Asterisk hides secrets, and the portal does not work with it"
+                    "if somebody edited the generated file by hand, run 'pjsip reload' in Asterisk; otherwise this release of Asterisk hides secrets, and the portal does not work with it"
                 );
             }
         }

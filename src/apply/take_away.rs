@@ -48,7 +48,7 @@ impl Run<'_> {
         self.remove_objects(changing, owners, without).await?;
         // As long as one command may take, even if two are then not left for giving and the proof.
         let now = Instant::now();
-        let ends_within = self.pbx.command.ends_within;
+        let ends_within = self.pbx.program.ends_within;
         let until = (now + TAKEN_AWAY_WITHIN).min(self.deadline - ends_within * 2).max(now + ends_within);
         let held_back = |cause: &str| {
             let numbers = some_of(changing);
@@ -81,7 +81,7 @@ impl Run<'_> {
             return Ok(()); // Drops the prepared file.
         }
         self.publish(without)?;
-        self.pbx.command.reload(reload::OBJECTS, &mut self.progress.reload_results.pjsip_reload).await?;
+        self.pbx.program.reload(reload::OBJECTS, &mut self.progress.reload_results.pjsip_reload).await?;
         let left = objects::by_name(control, changing).await?;
         if !left.is_empty() {
             let found = format!(
@@ -108,7 +108,7 @@ impl Run<'_> {
         let left = &contacts & changing;
         ensure!(
             left.is_empty(),
-            "Asterisk keeps registrations elsewhere than in its own database, so phones of former owners can't be evicted: {}; look in sorcery.conf for a line of 'contact', remove it, restart Asterisk, then apply again",
+            "Asterisk keeps registrations elsewhere than in its own database, so phones of former owners can't be evicted: {}; look in sorcery.conf for a line of 'contact', remove it, restart Asterisk",
             some_of(left)
         );
         Ok(())

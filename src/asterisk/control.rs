@@ -96,7 +96,7 @@ pub(super) fn unexpected(command: &str, answer: &str) -> Problem {
     };
     problem!(
         "Asterisk gave an unexpected answer to '{command}': {found:.MAX_QUOTED_CHARS$}",
-        "look at Asterisk's own log (messages.log), then apply again"
+        "look at Asterisk's own log (messages.log)"
     )
 }
 
@@ -109,13 +109,13 @@ pub(super) fn ensure_not_refused(answer: &str) -> Result<()> {
             let lines = lines_to_add();
             bail!(
                 "Asterisk does not let the portal's user run '{command:.MAX_QUOTED_CHARS$}' (cli_permissions.conf)",
-                "add these lines to it: {lines}; then run 'cli reload permissions' in Asterisk, and apply again"
+                "add these lines to it: {lines}; then run 'cli reload permissions' in Asterisk"
             );
         }
         ensure!(
             !(line.starts_with("Command '") && line.ends_with("' cannot be run during shutdown")),
             "Asterisk is shutting down and runs no commands",
-            "wait until its calls have ended and it is running again, or keep it running with 'core abort shutdown', then apply again"
+            "wait until its calls have ended and it is running again, or keep it running with 'core abort shutdown'"
         );
     }
     Ok(())
@@ -194,7 +194,7 @@ impl Control {
             ensure!(
                 from.limit() > 0,
                 "Asterisk printed more than {MAX_ANSWER_MIB} MiB in answer to '{command}'",
-                "find out in Asterisk's console what fills it, then apply again"
+                "find out in Asterisk's console what fills it"
             );
             // Not all of it may be UTF-8: a phone chooses its User-Agent.
             let read = String::from_utf8_lossy(&read);
@@ -206,7 +206,7 @@ impl Control {
             let seconds = self.answers_within.as_secs();
             bail!(
                 "Asterisk did not answer '{command}' within {seconds} s: it hangs, or the machine is overloaded",
-                "look at 'core show locks', restart it, then apply again"
+                "look at 'core show locks', then restart it"
             )
         })
     }
@@ -261,7 +261,7 @@ impl Control {
                 ),
                 _ => bail!(
                     "Asterisk's control socket {socket} can't be reached: {error}",
-                    "set ASTERISK_RUN_DIR to the folder of Asterisk's asterisk.ctl, then apply again"
+                    "set ASTERISK_RUN_DIR to the folder of Asterisk's asterisk.ctl"
                 ),
             }
         }

@@ -46,7 +46,7 @@ pub async fn work_off(control: &Control) -> Result<()> {
     ensure!(
         !before.is_empty(),
         "Asterisk shows no queue of SIP requests (core show taskprocessors like pjsip/distributor), so nobody knows whether it has stored every registration that it accepted",
-        "look whether res_pjsip.so is running, then apply again"
+        "look whether res_pjsip.so is running"
     );
     // The `processed` of a row may be older than its `waiting`, and so too small. That of a second listing is not.
     for (name, queue) in list(control).await? {

@@ -42,7 +42,7 @@ pub async fn list(control: &Control) -> Result<Vec<Registration>> {
     let unknown = |key| {
         problem!(
             "Asterisk keeps a registration of a number from 1000 to 1999 under '{key}', a key of a form that the portal does not know",
-            "if somebody wrote it by hand, remove it (database del registrar/contact {key}), then apply again; otherwise the portal does not work with this release of Asterisk"
+            "if somebody wrote it by hand, remove it (database del registrar/contact {key}); otherwise the portal does not work with this release of Asterisk"
         )
     };
     let rows = control.listing(&[Command::REGISTRATIONS], parse).await?;

@@ -93,12 +93,13 @@ impl Drop for Group {
 
 /// The program that sends commands to Asterisk.
 #[derive(Debug, Clone)]
-pub struct AsteriskCommand {
-    pub program: PathBuf,
+pub struct AsteriskProgram {
+    /// `ASTERISK_BIN`.
+    pub path: PathBuf,
     pub ends_within: Duration,
 }
 
-impl AsteriskCommand {
+impl AsteriskProgram {
     /// Makes Asterisk read its files again. `last` receives the result of the last attempt, also if it failed. Afterwards the reload
     /// has ended; Asterisk may have refused what it read.
     pub async fn reload(&self, reload: &Reload, last: &mut Option<CommandResult>) -> Result<()> {
@@ -122,7 +123,7 @@ impl AsteriskCommand {
         }
         bail!(
             "{failure}",
-            "if cli_aliases.conf has a line for this command, remove it and run 'module reload res_clialiases.so' in Asterisk, then apply again"
+            "if cli_aliases.conf has a line for this command, remove it and run 'module reload res_clialiases.so' in Asterisk"
         )
     }
 
@@ -142,7 +143,7 @@ impl AsteriskCommand {
         ensure!(
             started.elapsed() < self.ends_within,
             "Asterisk has been busy with other reloads for {seconds} s",
-            "find out who reloads it all the time, then apply again"
+            "find out who reloads it all the time"
         );
         Ok(())
     }
@@ -162,7 +163,7 @@ impl AsteriskCommand {
 
     /// How an administrator would type a command.
     fn typed(&self, command: &Command) -> String {
-        format!("{} -rx '{}'", self.program.display(), command.line())
+        format!("{} -rx '{}'", self.path.display(), command.line())
     }
 
     /// Runs `program -rx command` in a process group of its own, and kills that group if it takes too long. Returns what it
@@ -172,7 +173,7 @@ impl AsteriskCommand {
         let failed =
             |error: io::Error| problem!("cannot start {typed}: {error}", "set ASTERISK_BIN to Asterisk's program");
         let result = last.insert(CommandResult { command: typed.clone(), ..CommandResult::default() });
-        let mut child = process::Command::new(&self.program)
+        let mut child = process::Command::new(&self.path)
             .args(["-rx", command.line()])
             .env_remove("DATABASE_URL")
             .env_remove("PORTAL_API_TOKEN")
@@ -189,7 +190,7 @@ impl AsteriskCommand {
         let timed_out = |_| {
             problem!(
                 "{typed} did not end within {seconds} s (ASTERISK_TIMEOUT_SECS) and was killed: Asterisk hangs",
-                "restart it, then apply again"
+                "restart Asterisk"
             )
         };
         let stdout = child.stdout.take().expect("a pipe");

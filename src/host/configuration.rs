@@ -136,32 +136,39 @@ impl Config {
                 let place = Place { file: file.clone(), line: index + 1 };
                 let line = comments.remove_from(line, &place);
                 let line = strip(&line);
-                let read = if let Some(header) = line.strip_prefix('[') {
-                    self.read_header(header, &place).map(|opened| section = Some(opened))
-                } else if line.starts_with('#') {
-                    self.has_exec |= line.get(..5).is_some_and(|keyword| keyword.eq_ignore_ascii_case("#exec"));
-                    if depth < MAX_INCLUDE_DEPTH
-                        && let Some(include) = Include::parse(line, place.clone(), config_dir)?
-                    {
-                        let found = include.found.clone();
-                        self.includes.push(include);
-                        self.read_files(config_dir, &found, depth + 1)?;
-                    }
-                    Ok(())
-                } else if let Some(at) = section {
-                    self.sections[at].take(line, &place)
-                } else if line.is_empty() || self.has_exec {
-                    Ok(())
-                } else {
-                    Err("stands before the first section")
-                };
-                if let Err(why) = read {
+                if line.starts_with('#') {
+                    self.read_directive(config_dir, line, &place, depth)?;
+                } else if let Err(why) = self.read_line(line, &place, &mut section) {
                     self.refused.push(Fault { place, why, remedy: "fix the line" });
                     return Ok(());
                 }
             }
         }
         self.skipped.extend(comments.unbalanced());
+        Ok(())
+    }
+
+    /// Reads a line that begins with `#`, and what it includes.
+    fn read_directive(&mut self, config_dir: &Path, line: &str, place: &Place, depth: usize) -> Result<()> {
+        self.has_exec |= line.get(..5).is_some_and(|keyword| keyword.eq_ignore_ascii_case("#exec"));
+        if depth == MAX_INCLUDE_DEPTH {
+            return Ok(());
+        }
+        let Some(include) = Include::parse(line, place.clone(), config_dir)? else { return Ok(()) };
+        let found = include.found.clone();
+        self.includes.push(include);
+        self.read_files(config_dir, &found, depth + 1)
+    }
+
+    /// Reads any other line: one that opens a section, or belongs to the open one. The error says why Asterisk refuses it.
+    fn read_line(&mut self, line: &str, place: &Place, open: &mut Option<usize>) -> Result<(), &'static str> {
+        if let Some(header) = line.strip_prefix('[') {
+            *open = Some(self.read_header(header, place)?);
+        } else if let Some(at) = *open {
+            self.sections[at].take(line, place)?;
+        } else if !line.is_empty() && !self.has_exec {
+            return Err("stands before the first section");
+        }
         Ok(())
     }
 

@@ -32,7 +32,7 @@ pub fn check(MainFiles { pjsip, extensions, .. }: &MainFiles, wizards: &Config, 
         None => Ok(()),
         Some((number, what, place)) => bail!(
             "{place}: {what} {number} is one of the numbers 1000 to 1999, which only the portal may define",
-            "rename or remove it, then apply again"
+            "rename or remove it"
         ),
     }
 }

@@ -68,10 +68,10 @@ fn unusable(error: &io::Error, files: &GeneratedFiles) -> Problem {
     }
     let remedy = match Errno::from_io_error(error) {
         Some(Errno::ACCESS) => {
-            "the portal's user may not write it: if another user owns the file and no apply runs, remove it, then apply again"
+            "the portal's user may not write it: if another user owns the file and no apply runs, remove it"
         }
         // A symbolic link, a folder, a pipe.
-        Some(Errno::LOOP | Errno::ISDIR | Errno::NXIO) => "it is no regular file: remove it, then apply again",
+        Some(Errno::LOOP | Errno::ISDIR | Errno::NXIO) => "it is no regular file: remove it",
         _ => rights::advice(error),
     };
     Problem { what: format!("cannot use the lock file {}: {error}", files.lock().display()), remedy: remedy.to_owned() }

@@ -27,7 +27,7 @@ const OTHERS: [&str; 7] = [
     "res_pjsip_pubsub",
 ];
 
-const REMOVE: &str = "remove the line and restart Asterisk, then apply again";
+const REMOVE: &str = "remove the line and restart Asterisk";
 
 /// `type[/options] = wizard[,data]`
 struct Mapping<'c> {
@@ -95,7 +95,7 @@ pub fn check(sorcery: &Config, config_dir: &Path, pjsip_declined: bool) -> Resul
         if let Some(line) = file.or(mapped.first()).filter(|line| !line.reads_pjsip_conf(config_dir)) {
             bail!(
                 "{line} makes Asterisk read every {kind} elsewhere than in pjsip.conf, and so none of the generated ones",
-                "remove the line, or write '{kind} = config,pjsip.conf,criteria=type={kind}' above it, and restart Asterisk, then apply again"
+                "remove the line, or write '{kind} = config,pjsip.conf,criteria=type={kind}' above it, and restart Asterisk"
             );
         }
     }

@@ -40,7 +40,7 @@ fn check_target(path: &Path, make: &str) -> Result<()> {
                 _ => "a special file",
             };
             let path = path.display();
-            bail!("{path} is {kind}, not a regular file", "move it away, then apply again");
+            bail!("{path} is {kind}, not a regular file", "move it away");
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(unusable(error)),
@@ -62,18 +62,14 @@ fn replaceable(path: &Path, file: &fs::Metadata) -> Result<()> {
     ensure!(
         !is_kept,
         "{path} belongs to another user in a sticky folder",
-        "remove it, or clear the folder's sticky bit (chmod -t), then apply again"
+        "remove it, or clear the folder's sticky bit (chmod -t)"
     );
     ensure!(
         !attributes.intersects(StatxAttributes::IMMUTABLE | StatxAttributes::APPEND),
         "{path} is immutable or append-only (lsattr shows an i or an a)",
-        "clear that (chattr -i -a), then apply again"
+        "clear that (chattr -i -a)"
     );
-    ensure!(
-        !attributes.contains(StatxAttributes::MOUNT_ROOT),
-        "{path} is a mount point",
-        "mount its folder instead, then apply again"
-    );
+    ensure!(!attributes.contains(StatxAttributes::MOUNT_ROOT), "{path} is a mount point", "mount its folder instead");
     Ok(())
 }
 
@@ -81,17 +77,15 @@ fn replaceable(path: &Path, file: &fs::Metadata) -> Result<()> {
 pub fn advice(error: &io::Error) -> &'static str {
     match Errno::from_io_error(error) {
         Some(Errno::PERM) => {
-            "it or its folder is immutable or append-only (lsattr -d shows an i or an a; chattr -i -a clears that), or another user owns the file and the folder is sticky; then apply again"
+            "it or its folder is immutable or append-only (lsattr -d shows an i or an a; chattr -i -a clears that), or another user owns the file and the folder is sticky"
         }
-        Some(Errno::ACCESS) => {
-            "its folder must belong to the portal's user, with mode 2750 and the group asterisk; then apply again"
-        }
-        Some(Errno::NOSPC | Errno::DQUOT) => "free space on its disk, then apply again",
+        Some(Errno::ACCESS) => "its folder must belong to the portal's user, with mode 2750 and the group asterisk",
+        Some(Errno::NOSPC | Errno::DQUOT) => "free space on its disk",
         Some(Errno::ROFS) => {
-            "its file system is read-only: mount it writable, or if only the service's unit forbids it, allow the folder there (systemctl edit pbx-portal: ReadWritePaths=, then restart it); then apply again"
+            "its file system is read-only: mount it writable, or if only the service's unit forbids it, allow the folder there (systemctl edit pbx-portal: ReadWritePaths=, then restart it)"
         }
-        Some(Errno::ISDIR) => "it is a folder: move it away, then apply again",
-        _ => "look at its disk (dmesg), then apply again",
+        Some(Errno::ISDIR) => "it is a folder: move it away",
+        _ => "look at its disk (dmesg)",
     }
 }
 
@@ -99,7 +93,7 @@ pub fn advice(error: &io::Error) -> &'static str {
 pub fn unreadable(path: &Path, error: &io::Error) -> Problem {
     let remedy = match error.kind() {
         io::ErrorKind::NotFound => {
-            "it is missing: make it, or set ASTERISK_CONFIG_DIR to Asterisk's own folder, then apply again".to_owned()
+            "it is missing: make it, or set ASTERISK_CONFIG_DIR to Asterisk's own folder".to_owned()
         }
         io::ErrorKind::PermissionDenied => closed_above(path).unwrap_or_else(|| {
             "it is part of Asterisk's configuration: make it readable for the portal's user (by its group, say: chgrp asterisk and chmod g+r)".to_owned()
@@ -126,7 +120,7 @@ pub fn closed_above(path: &Path) -> Option<String> {
             group_name(group)
         ),
     };
-    Some(format!("the portal's user may not enter {folder}: {let_in}, then apply again"))
+    Some(format!("the portal's user may not enter {folder}: {let_in}"))
 }
 
 /// Fails if this user cannot give files in `folder` the folder's group: Asterisk could not read them.
@@ -139,7 +133,7 @@ fn group_in_reach(folder: &Path) -> Result<()> {
     let group = group_name(found.gid());
     bail!(
         "files in {folder} cannot get its group",
-        "it is not setgid, and the portal's user is not in its group {group}: set both (chgrp asterisk {folder}; chmod g+s {folder}), or add that user to the group and restart the portal, then apply again"
+        "it is not setgid, and the portal's user is not in its group {group}: set both (chgrp asterisk {folder}; chmod g+s {folder}), or add that user to the group and restart the portal"
     )
 }
 

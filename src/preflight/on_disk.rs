@@ -64,12 +64,12 @@ pub fn includes_that_find(main: &MainFiles, ours: &GeneratedFiles, missing: &[&s
     let lines = failing.join(", and ");
     let load = match missing {
         [] => String::new(),
-        missing => format!("load {} (module load), and ", missing.join(" ")),
+        missing => format!(", then load {} (module load)", missing.join(" ")),
     };
     ensure!(
         failing.is_empty(),
         "{lines} finds no file, so Asterisk refuses what stands in that file",
-        "write #tryinclude there, or remove the line, then {load}apply again"
+        "write #tryinclude there, or remove the line{load}"
     );
     Ok(Found::fine(format!("every #include of {FILES} finds some")))
 }
@@ -93,7 +93,7 @@ pub fn included_once(main: &MainFiles, ours: &GeneratedFiles) -> Result<Found> {
             } else {
                 format!("at {first} and at {second}")
             };
-            bail!("{file} is included twice, {why}", "remove one of the two lines, then apply again");
+            bail!("{file} is included twice, {why}", "remove one of the two lines");
         }
     }
     Ok(Found::fine("neither of the generated files"))
@@ -128,11 +128,11 @@ fn not_included(config: &Config, generated: &Path, config_dir: &Path) -> Problem
     if let Some(Fault { place, why, remedy }) = faults.find(|fault| fault.place.file == *main) {
         return problem!(
             "{name} may include the generated file, but {place} {why}, so Asterisk does not read what follows",
-            "{remedy}, then apply again"
+            "{remedy}"
         );
     }
     let line = generated.strip_prefix(config_dir).unwrap_or(generated).display();
-    problem!("{name} does not include the generated file", "add the line '#tryinclude {line}' to it, then apply again")
+    problem!("{name} does not include the generated file", "add the line '#tryinclude {line}' to it")
 }
 
 /// No two sections have one name and type, whatever the name: Asterisk would refuse that type for everybody.
@@ -145,7 +145,7 @@ pub fn no_section_twice(main: &MainFiles) -> Result<Found> {
         {
             bail!(
                 "{place}: a second [{name}] of type={kind} (the first is at {first}) makes Asterisk refuse every {kind}",
-                "rename or remove it, then apply again"
+                "rename or remove it"
             );
         }
     }
@@ -161,7 +161,7 @@ pub fn lines(main: &MainFiles) -> Result<Found> {
     if let Some(Fault { place, why, remedy }) = refused {
         let rest = "the rest of that file, and the files that the same include line finds after it";
         let what = if is_main(place) { "all of that file" } else { rest };
-        bail!("{place}: this line {why}, so Asterisk refuses {what}", "{remedy}, then apply again");
+        bail!("{place}: this line {why}, so Asterisk refuses {what}", "{remedy}");
     }
     Ok(match all.iter().find_map(|config| config.skipped.first()) {
         Some(Fault { place, why, remedy }) => {

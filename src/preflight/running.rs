@@ -31,7 +31,7 @@ pub async fn asterisk(control: &Control) -> Result<Found> {
     ensure!(
         server.release().is_none_or(|release| release >= OLDEST_RELEASE),
         "Asterisk {version} is older than {OLDEST_RELEASE}, the oldest that the portal works with",
-        "upgrade it, then apply again"
+        "upgrade it"
     );
     modules::wait_fully_booted(control).await?;
     control.identity().await?; // Asterisk knows the command for it a moment after it has booted.
@@ -46,9 +46,9 @@ pub async fn permissions(control: &Control) -> Result<Found> {
 
 /// `ASTERISK_BIN` reaches the Asterisk that answers on the control socket.
 pub async fn same_asterisk(pbx: &Pbx) -> Result<Found> {
-    let by_command = pbx.command.identity().await?;
+    let by_command = pbx.program.identity().await?;
     let by_socket = pbx.control.identity().await?;
-    let program = pbx.command.program.display();
+    let program = pbx.program.path.display();
     ensure!(
         by_command == by_socket,
         "{program} reaches another Asterisk than the control socket does",
@@ -63,7 +63,7 @@ pub fn modules(modules: &Modules) -> Result<Found> {
     ensure!(
         missing.is_empty(),
         "Asterisk lacks these modules: {missing}",
-        "load them in this order (module load, and in modules.conf), and if it refuses one, look into its own log (messages.log); then apply again"
+        "load them in this order (module load, and in modules.conf), and if it refuses one, look into its own log (messages.log)"
     );
     let for_some = modules.missing_for_some().join(" ");
     if !for_some.is_empty() {
@@ -82,7 +82,7 @@ pub async fn files_from_a_database(control: &Control) -> Result<Found> {
     ensure!(
         elsewhere.is_empty(),
         "Asterisk reads from a database what should come from a file: {elsewhere}",
-        "remove the line from extconfig.conf and restart Asterisk, then apply again"
+        "remove the line from extconfig.conf and restart Asterisk"
     );
     Ok(Found::fine(format!("none of {}", files.join(", "))))
 }
@@ -110,7 +110,7 @@ pub async fn readable_by_asterisk(pbx: &Pbx, main: &MainFiles) -> Result<Found> 
             let folder = folder(file).display();
             bail!(
                 "Asterisk runs as user {user}, which may not read {closed}",
-                "give the folder a group of that user (chgrp asterisk {folder}; chmod 2750 {folder}), or add that user to the folder's group and restart Asterisk (started with -G or rungroup, it has that group alone); then apply again"
+                "give the folder a group of that user (chgrp asterisk {folder}; chmod 2750 {folder}), or add that user to the folder's group and restart Asterisk (started with -G or rungroup, it has that group alone)"
             );
         }
     }
@@ -119,7 +119,7 @@ pub async fn readable_by_asterisk(pbx: &Pbx, main: &MainFiles) -> Result<Found> 
         let closed = closed.display();
         bail!(
             "Asterisk runs as user {user}, which may not read {closed}",
-            "give it a group of that user (chgrp asterisk {closed}; chmod g+rX {closed}) and restart Asterisk, then apply again"
+            "give it a group of that user (chgrp asterisk {closed}; chmod g+rX {closed}) and restart Asterisk"
         );
     }
     Ok(Found::fine(format!("as user {user}")))
@@ -134,7 +134,7 @@ pub async fn routing_from_files(control: &Control) -> Result<Found> {
         None => Ok(Found::fine("extensions.conf and what it includes")),
         Some((number, FirstPriority { source, .. })) => bail!(
             "priority 1 of extension {number} in {CONTEXT} comes from {source}, not from a file",
-            "remove it there, then apply again"
+            "remove it there"
         ),
     }
 }

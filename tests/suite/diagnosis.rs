@@ -163,7 +163,7 @@ fn an_include_that_finds_no_file_is_named_as_why_a_module_does_not_run() {
         "pjsip.conf:",
         "'#include pjsip.d/synergycall/generated_endpoints.conf'",
         "extensions.conf:3: '#include extensions.d/synergycall/generated_routing.conf' finds no file",
-        "write #tryinclude there, or remove the line, then load pbx_config.so (module load), and apply again",
+        "write #tryinclude there, or remove the line, then load pbx_config.so (module load)",
     ];
     refused(&asterisk, &portal, &words);
     for main in mains {
