@@ -176,7 +176,7 @@ fn one_line(error: &clap::Error) -> String {
     text.trim_start_matches("error: ").replace(char::is_control, " ").trim_end().to_owned()
 }
 
-/// Starts the log, unless it has been started.
+/// Starts the log, unless it has been started. A panic is a line of it, too.
 fn start_log(format: LogFormat, level: LevelFilter) {
     // Libraries log only what is wrong.
     let libraries = level.min(LevelFilter::WARN);
@@ -187,6 +187,10 @@ fn start_log(format: LogFormat, level: LevelFilter) {
         LogFormat::Text => registry.with(lines.with_ansi(false).with_target(false)).try_init(),
         LogFormat::Json => registry.with(lines.json().flatten_event(true)).try_init(),
     };
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string);
+        error!(place, "panicked: {}", panic.payload_as_str().unwrap_or_default());
+    }));
 }
 
 /// Migrates. Retries for a while, and logs it, if the database is unavailable.

@@ -295,6 +295,8 @@ fn the_last_line_of_a_start_that_fails_is_json_if_the_log_is() {
         (&["serve"], json.clone().with("PORTAL_LISTEN", "x"), "", "PORTAL_LISTEN", 2),
         (&["serve"], json.clone().with("PORTAL_API_TOKEN", ""), "", "set but empty", 2),
         (&["serve", "--jsno"], json.clone(), "", "--jsno", 2),
+        // A panic, which is tokio's.
+        (&["serve"], json.clone().with("TOKIO_WORKER_THREADS", 0), "", "TOKIO_WORKER_THREADS", 101),
         (&["migrate"], json.clone(), "PORTAL_X=1", "line 1", 2),
         (&["serve", "--log-format", "json"], in_file.clone(), "PORTAL_X=1", "line 1", 2),
         (&["--log-format=json", "--listen=x"], in_file.clone().with("LOG_FORMAT", "text"), "", "--listen", 2),
