@@ -63,12 +63,11 @@ pub fn run() -> ExitCode {
 
 /// The log's format, also if another setting turns out to be invalid.
 fn asked_format(dotenv: &Dotenv) -> LogFormat {
-    let mut arguments = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned());
-    let flag = arguments.find_map(|argument| argument.strip_prefix("--log-format").map(str::to_owned));
-    // As --log-format=json, or in two arguments.
-    let flag = flag.and_then(|flag| flag.strip_prefix('=').map(str::to_owned).or_else(|| arguments.next()));
+    let arguments: Vec<_> = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
+    let in_one = arguments.iter().find_map(|argument| argument.strip_prefix("--log-format="));
+    let in_two = arguments.windows(2).find(|pair| pair[0] == "--log-format").map(|pair| pair[1].as_str());
     let variable = std::env::var("LOG_FORMAT").ok();
-    let asked = flag.as_deref().or(variable.as_deref()).or(dotenv.get("LOG_FORMAT")).unwrap_or_default();
+    let asked = in_one.or(in_two).or(variable.as_deref()).or(dotenv.get("LOG_FORMAT")).unwrap_or_default();
     LogFormat::from_str(asked, true).unwrap_or(LogFormat::Text)
 }
 

@@ -4,37 +4,55 @@
 //! `[1000](+type=endpoint)` adds to ours, and breaks all of pjsip.conf once 1000 is deleted. Of two priorities 1 of a number,
 //! Asterisk uses only one.
 
-use super::configuration::{Addition, Config, Entry, MainFiles, Section};
+use super::configuration::{Config, Entry, MainFiles, Section};
 use super::generated::GeneratedFiles;
 use super::lines::Place;
 use crate::domain::ExtensionNumber;
-use crate::problem::{Result, bail};
+use crate::problem::{Problem, Result, problem};
 use crate::render::{CONTEXT, ObjectType};
 
 /// Looks through `pjsip.conf`, `extensions.conf` and `pjsip_wizard.conf`, each with what it includes. Fails if somebody else
 /// defines one of our numbers.
 pub fn check(MainFiles { pjsip, extensions, .. }: &MainFiles, wizards: &Config, ours: &GeneratedFiles) -> Result<()> {
     let generated = [pjsip.names_of(&ours.endpoints), extensions.names_of(&ours.routing)].concat();
-    let foreign = |place: &Place| !generated.contains(&place.file);
-    let number = |s: &Section| ExtensionNumber::parse(&s.name).filter(|_| !s.template && foreign(&s.place));
-    let objects = pjsip.sections.iter().filter_map(|s| Some((number(s)?, collides(s)?, &s.place)));
-    // An addition to nothing makes Asterisk refuse the file.
-    let adds = |a: &&Addition| foreign(&a.place) && a.to.is_none_or(|at| collides(&pjsip.sections[at]).is_some());
-    let added = pjsip.additions.iter().filter(adds);
-    let added = added.filter_map(|a| Some((ExtensionNumber::parse(&a.name)?, "the addition to section", &a.place)));
-    // A wizard makes an endpoint, an auth and an AOR of its section's name.
-    let wizards = wizards.sections.iter().filter_map(|s| Some((number(s)?, "wizard", &s.place)));
-    let context = extensions.sections.iter().filter(|section| section.name == CONTEXT && !section.template);
-    let routed = context.flat_map(|section| first_priority_lines(&section.entries));
-    let routed = routed.filter(|(_, entry)| foreign(&entry.place));
-    let routed = routed.map(|(number, entry)| (number, "priority 1 of extension", &entry.place));
-    match objects.chain(added).chain(wizards).chain(routed).next() {
-        None => Ok(()),
-        Some((number, what, place)) => bail!(
-            "{place}: {what} {number} is one of the numbers 1000 to 1999, which only the portal may define",
-            "rename or remove it"
-        ),
+    let is_foreign = |place: &Place| !generated.contains(&place.file);
+    let number_of = |section: &Section| {
+        ExtensionNumber::parse(&section.name).filter(|_| !section.template && is_foreign(&section.place))
+    };
+    for section in &pjsip.sections {
+        if let (Some(number), Some(kind)) = (number_of(section), collides(section)) {
+            return Err(foreign(&section.place, kind, number));
+        }
     }
+    for addition in pjsip.additions.iter().filter(|addition| is_foreign(&addition.place)) {
+        // An addition to nothing makes Asterisk refuse the file.
+        let counts = addition.to.is_none_or(|at| collides(&pjsip.sections[at]).is_some());
+        if let Some(number) = ExtensionNumber::parse(&addition.name).filter(|_| counts) {
+            return Err(foreign(&addition.place, "the addition to section", number));
+        }
+    }
+    for section in &wizards.sections {
+        // It makes an endpoint, an auth and an AOR of its own name.
+        if let Some(number) = number_of(section) {
+            return Err(foreign(&section.place, "wizard", number));
+        }
+    }
+    for section in extensions.sections.iter().filter(|section| section.name == CONTEXT && !section.template) {
+        for (number, entry) in first_priority_lines(&section.entries) {
+            if is_foreign(&entry.place) {
+                return Err(foreign(&entry.place, "priority 1 of extension", number));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The error for what somebody else defined.
+fn foreign(place: &Place, what: &str, number: ExtensionNumber) -> Problem {
+    problem!(
+        "{place}: {what} {number} is one of the numbers 1000 to 1999, which only the portal may define",
+        "rename or remove it"
+    )
 }
 
 /// What a section with one of our numbers as its name collides with; nothing if its type is another than ours (`identify`).

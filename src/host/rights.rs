@@ -149,8 +149,11 @@ pub fn follow_the_folder(file: &File, folder: &Path) -> io::Result<()> {
     if own.gid() != folder.gid() {
         fchown(file, None, Some(folder.gid()))?;
     }
-    match (own.uid() != folder.uid()).then(|| fchown(file, Some(folder.uid()), None)) {
-        Some(Err(error)) if error.kind() != io::ErrorKind::PermissionDenied => Err(error),
-        _ => Ok(()),
+    if own.uid() != folder.uid()
+        && let Err(error) = fchown(file, Some(folder.uid()), None)
+        && error.kind() != io::ErrorKind::PermissionDenied
+    {
+        return Err(error);
     }
+    Ok(())
 }
