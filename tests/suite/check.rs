@@ -3,6 +3,8 @@
 use std::fs;
 use std::process::Command;
 
+use rustix::fs::{XattrFlags, setxattr};
+
 use crate::fixtures::{TWO_OF_ONE_NAME, account, host, id};
 use crate::look_before_touching::refused;
 use crate::table::{Table, between};
@@ -170,6 +172,29 @@ fn check_names_files_that_asterisk_or_the_portal_may_not_read() {
     follow(&format!("chgrp asterisk {private}; chmod g+r {private}", private = private.display()));
     Table::of(&settings).nothing_fails();
     portal.apply("suite");
+}
+
+#[test]
+fn a_folder_that_an_access_list_opens_to_asterisk_is_not_taken_for_closed() {
+    let (asterisk, portal) = host();
+    let folder = asterisk.endpoints_file().with_file_name("");
+    let User(owner) = lab::PORTAL;
+    lab::make_dir(&folder, owner, owner, 0o2750);
+    // user::rwx, user:asterisk:r-x, group::---, mask::r-x, other::---, in the kernel's own form.
+    let User(reader) = lab::ASTERISK;
+    let entries = [(1, 7, u32::MAX), (2, 5, reader), (4, 0, u32::MAX), (16, 5, u32::MAX), (32, 0, u32::MAX)];
+    let mut list = 2_u32.to_le_bytes().to_vec();
+    for (tag, rights, user) in entries {
+        list.extend([u16::to_le_bytes(tag), u16::to_le_bytes(rights)].concat());
+        list.extend(u32::to_le_bytes(user));
+    }
+    for name in ["system.posix_acl_access", "system.posix_acl_default"] {
+        setxattr(&folder, name, &list, XattrFlags::empty()).expect("set an access list");
+    }
+    portal.create_user("Alice", "alice@example.com");
+    Table::of(&settings(&asterisk, &portal)).nothing_fails();
+    portal.apply("suite");
+    assert_eq!(asterisk.endpoints(), ["1000"]);
 }
 
 #[test]
