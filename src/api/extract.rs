@@ -42,7 +42,7 @@ impl<S: Send + Sync> FromRequest<S> for Fields {
                 Err(ApiError::PAYLOAD_TOO_LARGE)
             }
             // It ends too early or comes too late.
-            _ => Err(invalid(format!("must arrive whole, within {} seconds", SENT_WITHIN.as_secs()))),
+            _ => Err(invalid(format!("must arrive completely, within {} seconds", SENT_WITHIN.as_secs()))),
         }
     }
 }

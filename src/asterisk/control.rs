@@ -91,7 +91,7 @@ pub(super) fn unexpected(command: &str, answer: &str) -> Problem {
     let printed = answer.trim().replace('\0', "");
     let found = match printed.as_str() {
         "" => "it is empty",
-        _ if command.contains("show auth") => "it is not whole",
+        _ if command.contains("show auth") => "it is incomplete",
         printed => printed,
     };
     problem!(
@@ -295,7 +295,7 @@ mod tests {
     fn an_error_quotes_no_secret() {
         let auth = include_str!("../../tests/recordings/auth.txt");
         let error = unexpected("pjsip show auth 1000", auth).to_string();
-        assert!(!error.contains("SECRET") && error.contains("it is not whole"), "{error}");
+        assert!(!error.contains("SECRET") && error.contains("it is incomplete"), "{error}");
     }
 
     #[test]

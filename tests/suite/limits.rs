@@ -142,7 +142,7 @@ fn hundreds_of_slow_clients_hold_up_nobody_and_are_gone_in_time() {
         }
         for stream in bodies.iter_mut().chain(&mut chunks).chain(&mut cut_off) {
             let text = rest(stream);
-            assert!(statuses(&text) == [400] && text.contains("must arrive whole, within 5 seconds"), "{text:?}");
+            assert!(statuses(&text) == [400] && text.contains("must arrive completely, within 5 seconds"), "{text:?}");
         }
         for stream in &mut asked_once {
             assert_eq!(statuses(&rest(stream)), [404]);
