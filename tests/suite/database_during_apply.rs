@@ -46,7 +46,7 @@ fn at_each_write_to_postgres(fault: &str, check: Check) {
 }
 
 /// A write fails: whatever is answered is what the row says, if not at once.
-fn told_and_made_up_for(scene: &Scene, answer: Option<&Answer>, point: &str) {
+fn reported_and_repaired(scene: &Scene, answer: Option<&Answer>, point: &str) {
     let answer = answer.unwrap_or_else(|| panic!("{point}: no answer"));
     let point = format!("{point}: {}", answer.text);
     let becomes = |row: &str| {
@@ -94,9 +94,9 @@ fn true_after_a_kill(scene: &Scene, answer: Option<&Answer>, point: &str) {
 }
 
 #[test]
-fn an_error_of_the_disk_at_any_write_to_sqlite_is_told_and_made_up_for() {
-    at_each_write_to_sqlite("error=EIO", told_and_made_up_for);
-    at_each_of_sqlite(&["pwrite64"], "error=ENOSPC", told_and_made_up_for);
+fn an_error_of_the_disk_at_any_write_to_sqlite_is_reported_and_repaired() {
+    at_each_write_to_sqlite("error=EIO", reported_and_repaired);
+    at_each_of_sqlite(&["pwrite64"], "error=ENOSPC", reported_and_repaired);
 }
 
 #[test]
@@ -106,8 +106,8 @@ fn sigkill_or_sigterm_at_any_write_to_sqlite_leaves_a_true_row() {
 }
 
 #[test]
-fn an_error_of_the_socket_at_any_write_to_postgres_is_told_and_made_up_for() {
-    at_each_write_to_postgres("error=EIO", told_and_made_up_for);
+fn an_error_of_the_socket_at_any_write_to_postgres_is_reported_and_repaired() {
+    at_each_write_to_postgres("error=EIO", reported_and_repaired);
 }
 
 #[test]

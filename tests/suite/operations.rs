@@ -111,6 +111,24 @@ impl Server {
         (count("triggered_at < '2024-01-01T00:00:00Z'"), count("triggered_at > '2024-01-01T00:00:00Z'") != "0")
     }
 
+    /// Types the block that moves the database, with a row that PostgreSQL refuses; then does what the document says.
+    fn cannot_move(&self, block: &Commands) {
+        let sqlite = |sql: &str| {
+            self.machine.run(&format!("runuser -u pbx-portal -- sqlite3 /var/lib/pbx-portal/portal.db \"{sql}\""))
+        };
+        let first = "id = (SELECT min(id) FROM users)";
+        let created_at = sqlite(&format!("SELECT created_at FROM users WHERE {first}"));
+        sqlite(&format!("UPDATE users SET created_at = 'not a time' WHERE {first}"));
+        assert!(!self.machine.try_run(&format!("cd /root\n{}", block.text)).status.success());
+        let state = self.machine.try_run("systemctl is-active pbx-portal").stdout;
+        assert_eq!(String::from_utf8_lossy(&state).trim(), "inactive", "it must not serve a part of the users");
+        sqlite(&format!("UPDATE users SET created_at = '{created_at}' WHERE {first}"));
+        self.machine.run(
+            "sed -i '/^DATABASE_URL=/d' /etc/pbx-portal/pbx-portal.env; systemctl start pbx-portal
+            cd / && runuser -u postgres -- psql --quiet --command='DROP DATABASE portal' --command='DROP ROLE portal'",
+        );
+    }
+
     fn version(&self) -> String {
         self.machine.run("dpkg-query --show --showformat='${Version}' pbx-portal")
     }
@@ -161,6 +179,7 @@ fn every_command_of_the_documents_works_as_written() {
             "Upgrade" => _ = server.machine.run("cp /root/next/*.deb /root"),
             "Back up SQLite" | "Back up PostgreSQL" => kept = server.users(),
             "Restore SQLite" | "Restore PostgreSQL" => server.changes_hands(),
+            "Move from SQLite to PostgreSQL" => server.cannot_move(block),
             "Prune the audit log" => server.ages_an_audit_row(block),
             _ => {}
         }
