@@ -75,7 +75,10 @@ fn try_run() -> Result<ExitCode> {
     // Other users cannot read any file that this process makes, unless it says otherwise.
     rustix::process::umask(Mode::from_raw_mode(0o077));
     keep_memory_private().context("core dumps can't be turned off")?;
-    let dotenv = Dotenv::read().map_err(|problem| Invalid(format!(".env can't be used: {problem}")))?;
+    let (dotenv, unusable) = match Dotenv::read() {
+        Ok(dotenv) => (dotenv, None),
+        Err(problem) => (Dotenv::default(), Some(anyhow!(".env can't be used: {problem}"))),
+    };
     let command = match Command::read(std::env::args_os(), &dotenv) {
         Ok(command) => command,
         Err(error) if !error.use_stderr() => error.exit(),
@@ -92,6 +95,9 @@ fn try_run() -> Result<ExitCode> {
         }
         Command::Serve(settings) | Command::Migrate(settings) | Command::Check { settings, .. } => settings.as_ref(),
     };
+    if let Some(unusable) = unusable {
+        return refuse_setting(&unusable);
+    }
     let secrets = match Secrets::read(settings, &dotenv) {
         Ok(secrets) => secrets,
         Err(problem) => return refuse_setting(&problem.into()),

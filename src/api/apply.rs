@@ -60,7 +60,7 @@ fn answer(error: ApplyError) -> ApiError {
             let message = if is_proven {
                 "Asterisk serves the new state, but the audit row could not be completed; see error_details."
             } else if failed.files_written.is_empty() {
-                "Nothing was changed; see error_details, fix it, then apply again."
+                "No file was replaced; see error_details, fix it, then apply again."
             } else {
                 "Files were replaced, but Asterisk is not proven to serve them; see error_details, fix it, then apply again."
             };

@@ -154,7 +154,9 @@ impl Applier {
         };
         let outcome = steps.instrument(info_span!("apply", audit_log_id = %row.id)).await;
 
-        row.error_details = outcome.as_ref().err().map(|error| format!("{error}{}", progress.warnings()));
+        // No database stores a NUL in a text; a configuration file that is quoted may have one.
+        let details = |error: &Error| format!("{error}{}", progress.warnings()).replace('\0', "");
+        row.error_details = outcome.as_ref().err().map(details);
         row.files_written = json!(progress.files_written);
         row.reload_results = json!(progress.reload_results);
         let audited = self.storage.write_audit(row.clone()).await;

@@ -46,10 +46,11 @@ impl Run<'_> {
         without: Prepared,
     ) -> Result<Option<Error>> {
         self.remove_objects(changing, owners, without).await?;
-        // As long as one command may take, even if two are then not left for giving and the proof.
+        // At least as long as one command may take, even if two are then not left for giving and the proof.
         let now = Instant::now();
         let ends_within = self.pbx.program.ends_within;
-        let until = (now + TAKEN_AWAY_WITHIN).min(self.deadline - ends_within * 2).max(now + ends_within);
+        let least = ends_within.min(TAKEN_AWAY_WITHIN);
+        let until = (now + TAKEN_AWAY_WITHIN).min(self.deadline - ends_within * 2).max(now + least);
         let held_back = |cause: &str| {
             let numbers = some_of(changing);
             anyhow!("{cause}; until then nobody has these numbers, and calls to them get 480: {numbers}")
@@ -122,7 +123,11 @@ impl Run<'_> {
         // A phone may have registered since the listing, or may only have subscribed.
         freed.extend(&self.served - &with_user);
         if !freed.is_empty() {
-            registrations::delete(&self.pbx.control, &freed).await?;
+            if !registrations::delete(&self.pbx.control, &freed).await? {
+                self.progress.warn(
+                    "Asterisk cannot commit to its database, so registrations of numbers without a user may come back until a later apply: a process reads astdb.sqlite3; find it (fuser -v on that file) and stop it".to_owned(),
+                );
+            }
             self.warn_of_subscriptions(&freed).await?;
         }
         Ok(())

@@ -19,6 +19,7 @@ use tokio::try_join;
 use tracing::info;
 
 use super::command::{Command, lines_to_add};
+use crate::host::rights::closed_above;
 use crate::problem::{Problem, Result, bail, ensure, problem};
 
 /// Takes the place of a command in errors about the greeting, which Asterisk sends before any command.
@@ -38,6 +39,9 @@ const LISTING_PAUSE: Duration = Duration::from_millis(10);
 
 /// Before the next attempt, if two other connections wait to be accepted (Asterisk's queue is then full), or if the socket is new.
 const CONNECT_PAUSE: Duration = Duration::from_millis(1);
+
+/// What to do if the socket, but no folder above it, is closed to the portal's user.
+const SOCKET_IS_CLOSED: &str = "in asterisk.conf, section [files], set astctlpermissions = 0660 and astctlgroup to a group of that user, and restart Asterisk";
 
 /// Asterisk makes its socket, looks up its group, and only then gives it that group and its mode. It may refuse us that long, but
 /// not for half the time of a command: then the refusal is reported.
@@ -241,10 +245,10 @@ impl Control {
             match Errno::from_io_error(&error) {
                 Some(Errno::AGAIN) => sleep(CONNECT_PAUSE).await,
                 Some(Errno::ACCESS) if self.is_new() && Instant::now() < until => sleep(CONNECT_PAUSE).await,
-                Some(Errno::ACCESS | Errno::PERM) => bail!(
-                    "Asterisk's control socket {socket} refuses the portal's user ({error})",
-                    "in asterisk.conf, section [files], set astctlpermissions = 0660 and astctlgroup to a group of that user, and restart Asterisk"
-                ),
+                Some(Errno::ACCESS | Errno::PERM) => {
+                    let remedy = closed_above(&self.socket).unwrap_or_else(|| SOCKET_IS_CLOSED.to_owned());
+                    bail!("Asterisk's control socket {socket} refuses the portal's user ({error})", "{remedy}");
+                }
                 Some(Errno::NOENT | Errno::CONNREFUSED) => match self.other_socket().await {
                     Some(other) => bail!(
                         "nothing answers on Asterisk's control socket {socket} ({error}), but something does on {other}",
@@ -257,7 +261,7 @@ impl Control {
                 },
                 Some(Errno::MFILE | Errno::NFILE) => bail!(
                     "Asterisk's control socket {socket} can't be reached: {error}",
-                    "the portal has no file handle left: raise its limit (LimitNOFILE= of its unit), then restart it"
+                    "no file handle is left: raise the portal's limit (LimitNOFILE= of its unit) or the system's (sysctl fs.file-max), then restart the portal"
                 ),
                 _ => bail!(
                     "Asterisk's control socket {socket} can't be reached: {error}",

@@ -143,7 +143,7 @@ impl AsteriskProgram {
         ensure!(
             started.elapsed() < self.ends_within,
             "Asterisk has been busy with other reloads for {seconds} s",
-            "find out who reloads it all the time"
+            "find out who reloads it all the time; if nobody does, a reload hangs: look at 'core show locks', and restart Asterisk"
         );
         Ok(())
     }

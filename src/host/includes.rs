@@ -6,11 +6,14 @@ use std::path::{Component, Path, PathBuf};
 
 use super::lines::{Place, strip};
 use super::rights::unreadable;
-use crate::problem::Result;
+use crate::problem::{Result, bail};
 
 /// How Asterisk reads `*` in a name.
 const AS_THE_SHELL: glob::MatchOptions =
     glob::MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
+
+/// How many patterns one with braces may be. Asterisk has no limit; twenty pairs of two would hold an apply up for hours.
+const MAX_ALTERNATIVES: usize = 1000;
 
 /// An `#include` or `#tryinclude`.
 #[derive(Debug)]
@@ -41,7 +44,10 @@ impl Include {
         let mut patterns = Vec::new();
         let mut found = Vec::new();
         // The shell's `[^a]` and `**`, in the words of the crate.
-        for pattern in alternatives(&written.replace("[^", "[!").replace("**", "*")) {
+        let Some(alternatives) = alternatives(&written.replace("[^", "[!").replace("**", "*")) else {
+            bail!("{place}: its pattern is more than {MAX_ALTERNATIVES} patterns", "write fewer {{…}} into it");
+        };
+        for pattern in alternatives {
             // `join` takes an absolute one as it is.
             let pattern = config_dir.join(pattern).to_string_lossy().into_owned();
             let (Ok(paths), Ok(parsed)) = (glob::glob_with(&pattern, AS_THE_SHELL), glob::Pattern::new(&pattern))
@@ -61,21 +67,21 @@ impl Include {
     }
 }
 
-/// `a{b,c}` is `ab` and `ac`.
-fn alternatives(pattern: &str) -> Vec<String> {
+/// `a{b,c}` is `ab` and `ac`. Returns `None` if there are too many.
+fn alternatives(pattern: &str) -> Option<Vec<String>> {
     let close = pattern.find('}');
     let Some((open, close)) = close.and_then(|close| Some((pattern[..close].rfind('{')?, close))) else {
-        return vec![pattern.to_owned()];
+        return Some(vec![pattern.to_owned()]);
     };
     let mut all = Vec::new();
     for between in pattern[open + 1..close].split(',') {
-        for one in alternatives(&format!("{}{between}{}", &pattern[..open], &pattern[close + 1..])) {
+        for one in alternatives(&format!("{}{between}{}", &pattern[..open], &pattern[close + 1..]))? {
             if !all.contains(&one) {
                 all.push(one);
             }
         }
     }
-    all
+    (all.len() <= MAX_ALTERNATIVES).then_some(all)
 }
 
 /// The files that a pattern finds. Asterisk skips folders and broken links. A pipe or a device is no configuration file.
@@ -98,9 +104,11 @@ mod tests {
 
     #[test]
     fn braces_are_alternatives() {
-        assert_eq!(alternatives("a.conf"), ["a.conf"]);
-        assert_eq!(alternatives("{a,b*}/{c,d}"), ["a/c", "a/d", "b*/c", "b*/d"]);
-        assert_eq!(alternatives("a{,{b,c}}"), ["a", "ab", "ac"]);
-        assert_eq!(alternatives("}a{b"), ["}a{b"]);
+        let alternatives_of = |pattern| alternatives(pattern).expect("a few");
+        assert_eq!(alternatives_of("a.conf"), ["a.conf"]);
+        assert_eq!(alternatives_of("{a,b*}/{c,d}"), ["a/c", "a/d", "b*/c", "b*/d"]);
+        assert_eq!(alternatives_of("a{,{b,c}}"), ["a", "ab", "ac"]);
+        assert_eq!(alternatives_of("}a{b"), ["}a{b"]);
+        assert_eq!(alternatives(&"{a,b}".repeat(100)), None);
     }
 }

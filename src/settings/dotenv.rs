@@ -1,4 +1,5 @@
-//! `./.env`: whose file is trusted, and the one form of line that has one meaning to everybody who reads such files.
+//! `./.env`: whose file is trusted, and which lines everybody who reads such files takes in one way. (A shell wants quotes around
+//! some more, such as `&`.)
 
 use std::collections::BTreeMap;
 use std::fs::{File, canonicalize};
@@ -100,7 +101,7 @@ fn assignment(line: &str) -> Option<(&str, &str)> {
     (!name.is_empty() && is_name(name)).then_some((name, value.trim_ascii()))
 }
 
-/// Takes a value out of its quotes. Refuses one that a shell, systemd and this program would not read alike: they do if it is in single
+/// Takes a value out of its quotes. Refuses one that readers of such files take differently: they agree if it is in single
 /// quotes, in double quotes, or of characters that mean nothing else. The error never shows the value.
 fn plain(value: &str) -> Result<&str, &'static str> {
     let quote = value.chars().next().filter(|first| ['\'', '"'].contains(first));

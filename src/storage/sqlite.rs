@@ -65,7 +65,6 @@ impl File {
         let options = SqliteConnectOptions::new()
             .filename(path)
             .synchronous(SqliteSynchronous::Extra)
-            .foreign_keys(true)
             .busy_timeout(LOCK_WITHIN)
             .row_buffer_size(ROWS_AHEAD)
             .disable_statement_logging();

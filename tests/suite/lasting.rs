@@ -11,7 +11,7 @@ use crate::scenes::{Scene, Stage};
 use crate::steps::{GIVE_ROUTING, kill_at};
 use support::asterisk::{Options, Step};
 use support::lab::Folder;
-use support::{Asterisk, Phone, secs, wait_until};
+use support::{Asterisk, Phone, secs, strace, wait_until};
 
 /// Columns of a listing of Asterisk's queues.
 const PROCESSED: usize = 1;
@@ -87,7 +87,8 @@ fn a_reader_of_asterisks_database_brings_nobody_back() {
 
 #[test]
 fn a_reader_that_never_ends_is_named_and_the_number_is_nobodys() {
-    let mut scene = scene_at(Asterisk::start());
+    // The bound of a command is longer than the reader reads; an apply gives up earlier.
+    let mut scene = that_stays_registered(Scene::at(Asterisk::start()).with("ASTERISK_TIMEOUT_SECS", 120));
     let old = change_hands(&mut scene);
     let reader = Reader::start(&scene.asterisk, 1, 60.0, 0.0);
     failed_apply(&scene.portal, &["astdb.sqlite3", &scene.number, "a backup, a monitor", "then apply again"]);
@@ -97,6 +98,37 @@ fn a_reader_that_never_ends_is_named_and_the_number_is_nobodys() {
     scene.portal.apply("suite");
     silent(&scene, &old, 480, "after it");
     scene.belongs_to_its_owner(&old, "after it");
+}
+
+#[test]
+fn a_freed_number_whose_registration_may_come_back_is_warned_of() {
+    let scene = scene_at(Asterisk::start());
+    let old = scene.phone();
+    commit(&scene.asterisk);
+    scene.delete();
+    let reader = Reader::start(&scene.asterisk, 1, 60.0, 0.0);
+    let applied = scene.portal.apply("suite");
+    let message = applied["message"].as_str().expect("a message");
+    assert!(message.contains("may come back until a later apply: a process reads astdb.sqlite3"), "{message}");
+    silent(&scene, &old, 404, "while it reads");
+    drop(reader);
+    let applied = scene.portal.apply("suite");
+    assert!(!applied["message"].to_string().contains("Warning"), "{applied}");
+}
+
+/// SQLite's rollback journal, removed but not yet flushed, could be there again after a power cut, and undo the deletion.
+#[test]
+fn a_committed_eviction_cannot_be_undone_by_a_power_cut() {
+    let mut scene = scene_at(Asterisk::start());
+    let old = change_hands(&mut scene);
+    let removes_and_flushes = ["-f", "-y", "--trace=unlink,fsync,fdatasync"];
+    let (_, calls) = strace::under(scene.asterisk.pid(), &removes_and_flushes, || scene.portal.apply("suite"));
+    let removed = calls.iter().rposition(|call| call.text.contains("astdb.sqlite3-journal")).expect("a commit");
+    let thread = &calls[removed].thread;
+    let next = calls[removed + 1..].iter().find(|call| call.thread == *thread);
+    let folder = format!("{}>)", scene.asterisk.etc().with_file_name("db").display());
+    assert!(calls[removed].name == "unlink" && next.is_some_and(|next| next.text.contains(&folder)), "{next:?}");
+    silent(&scene, &old, 480, "given");
 }
 
 /// The old phone's secret is right when its registration is accepted. If Asterisk went on with it once the number is given, it would be stored

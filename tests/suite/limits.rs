@@ -155,6 +155,22 @@ fn hundreds_of_slow_clients_hold_up_nobody_and_are_gone_in_time() {
 }
 
 #[test]
+fn a_connection_beyond_512_waits_for_a_place() {
+    let _one_at_a_time = lab::measuring();
+    let portal = Portal::start(&without_asterisk());
+    let before = handles(&portal);
+    let burst: Vec<_> = (0..600).map(|_| connect(&portal)).collect();
+    wait_until(PATIENCE, "every place is taken", || handles(&portal) >= before + 512);
+    let most = (0..20).map(|_| {
+        std::thread::sleep(Duration::from_millis(20));
+        handles(&portal)
+    });
+    assert_eq!(most.max(), Some(before + 512));
+    drop(burst);
+    assert_eq!(portal.users().len(), 0);
+}
+
+#[test]
 fn a_portal_with_few_file_handles_serves_in_turn_and_recovers_from_having_none() {
     let _one_at_a_time = lab::measuring();
     let asterisk = Asterisk::start();

@@ -1,13 +1,14 @@
 //! What makes an apply refuse to begin: it writes nothing, reloads nothing and evicts nobody, and its error names the place.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::Command;
 
 use serde_json::json;
 
-use crate::fixtures::{account, failed_apply, host, left_overs, registrations};
+use crate::fixtures::{Database, account, failed_apply, host, left_overs, registrations};
+use crate::scenes::Scene;
 use support::lab::{self, User};
 use support::portal::Settings;
 use support::sipp::{Called, Phones, call};
@@ -269,11 +270,20 @@ fn a_control_socket_that_refuses_the_portal_is_told_from_a_portal_without_a_file
     portal.create_user("Bob", "bob@example.com");
     let without_handles = ["-f", "-e", "trace=socket", "-e", "inject=socket:error=EMFILE"];
     strace::under(portal.pid(), &without_handles, || {
-        refused(&asterisk, &portal, &["can't be reached", "no file handle left: raise its limit (LimitNOFILE="]);
+        refused(
+            &asterisk,
+            &portal,
+            &["can't be reached", "no file handle is left: raise the portal's limit (LimitNOFILE="],
+        );
     });
     asterisk.edit_config("asterisk.conf", |text| text.replace("astctlpermissions = 0660", "astctlpermissions = 0600"));
     asterisk.restart();
     refused(&asterisk, &portal, &["refuses the portal's user", "astctlpermissions = 0660", "astctlgroup"]);
+    // The socket is not what is closed.
+    let run_dir = asterisk.run_dir();
+    fs::set_permissions(&run_dir, fs::Permissions::from_mode(0o700)).expect("chmod");
+    let closed = format!("may not enter {}: ", run_dir.display());
+    refused(&asterisk, &portal, &["refuses the portal's user", &closed, "chmod g+x"]);
 }
 
 #[test]
@@ -346,7 +356,7 @@ fn an_extensions_lua_does_not_win_over_ours() {
 }
 
 #[test]
-fn an_included_pipe_holds_nobody_up() {
+fn a_pipe_among_the_files_holds_nobody_up() {
     let (asterisk, portal) = host();
     asterisk.edit_config("pjsip.conf", |text| format!("{text}#tryinclude pipe.conf\n"));
     let pipe = asterisk.etc().join("pipe.conf");
@@ -354,6 +364,17 @@ fn an_included_pipe_holds_nobody_up() {
     assert!(made.success());
     // Asterisk does not read it either.
     portal.apply("suite");
+    fs::rename(&pipe, asterisk.etc().join("sorcery.conf")).expect("another name");
+    refused(&asterisk, &portal, &["sorcery.conf", "it is no regular file"]);
+}
+
+/// PostgreSQL stores no NUL.
+#[test]
+fn a_nul_in_a_line_that_is_quoted_leaves_a_complete_audit_row() {
+    let scene = Scene::at(Asterisk::start()).on(Database::Postgres).begin();
+    scene.asterisk.write_config("sorcery.conf", "[res_pjsip]\nendpoint/cache=memory_cache,\0x\n");
+    refused(&scene.asterisk, &scene.portal, &["memory_cache", "keeps a copy"]);
+    assert!(scene.row().contains("keeps a copy"), "{}", scene.row());
 }
 
 #[test]

@@ -33,17 +33,19 @@ fn can_be_busy(asterisk: &Asterisk) -> PathBuf {
     busy
 }
 
+/// An `asterisk` whose `pjsip reload` begins once there is no file `hold`, and which keeps what that prints.
+const KEEPING: &str = "[ \"$2\" = 'pjsip reload' ] || exec $asterisk \"$@\"
+touch \"$here/begun\"
+while test -e \"$here/hold\"; do sleep 0.02; done
+$asterisk \"$@\" | tee -a \"$here/printed\"
+";
+
 #[test]
 fn dropped_reloads_of_all_modules_or_of_one_are_retried() {
     let asterisk = Asterisk::start_with(&Options { holds: true, ..Options::default() });
     let (busy, folder) = (can_be_busy(&asterisk), Folder::new("script"));
     let begun = busy.with_added_extension("begun");
-    let keeping = "[ \"$2\" = 'pjsip reload' ] || exec $asterisk \"$@\"
-touch \"$here/begun\"
-while test -e \"$here/hold\"; do sleep 0.02; done
-$asterisk \"$@\" | tee -a \"$here/printed\"
-";
-    let program = script(&asterisk, &folder, keeping);
+    let program = script(&asterisk, &folder, KEEPING);
     let [hold, reloads, printed] = ["hold", "begun", "printed"].map(|name| folder.path().join(name));
     let portal = Portal::start(&Settings::of(&asterisk).with("ASTERISK_BIN", program.display()));
     let retried = || portal.log().matches(RELOADS_AGAIN).count();
@@ -79,6 +81,42 @@ $asterisk \"$@\" | tee -a \"$here/printed\"
             fs::remove_file(file).expect("for the next round");
         }
     }
+}
+
+#[test]
+fn a_reload_of_somebody_else_that_never_ends_is_named() {
+    let asterisk = Asterisk::start();
+    let (busy, folder) = (can_be_busy(&asterisk), Folder::new("script"));
+    let program = script(&asterisk, &folder, KEEPING);
+    let [hold, reloads] = ["hold", "begun"].map(|name| folder.path().join(name));
+    let settings = Settings::of(&asterisk).with("ASTERISK_BIN", program.display()).with("ASTERISK_TIMEOUT_SECS", 5);
+    let portal = Portal::start(&settings);
+    fs::write(&hold, "").expect("hold the reload");
+    let words = ["busy with other reloads for 5 s", "if nobody does, a reload hangs: look at 'core show locks'"];
+    thread::scope(|scope| {
+        let applying = scope.spawn(|| failed_apply(&portal, &words));
+        wait_until(secs(20), "the apply begins to reload", || reloads.exists());
+        asterisk.write_config("busy", "");
+        let other = scope.spawn(|| asterisk.rx("module reload res_pjsip_notify.so"));
+        wait_until(secs(20), "somebody else reloads", || busy.with_added_extension("begun").exists());
+        fs::remove_file(&hold).expect("let the apply reload");
+        applying.join().expect("an answer");
+        fs::remove_file(&busy).expect("end the other reload");
+        other.join().expect("an answer");
+    });
+    portal.apply("suite");
+}
+
+/// One that runs may have read an older file, with a former owner, and put that in force after the apply has looked.
+#[test]
+fn before_a_number_is_taken_away_no_other_reload_runs() {
+    let mut scene = Scene::new();
+    scene.hand_over();
+    let asks_and_renames = ["-f", "-s", "200", "--trace=sendto,rename,renameat,renameat2"];
+    let (_, calls) = strace::under(scene.portal.pid(), &asks_and_renames, || scene.portal.apply("suite"));
+    let asks = calls.iter().position(|call| call.text.contains("module reload res_pjsip.so.none"));
+    let renames = calls.iter().position(|call| call.name.starts_with("rename")).expect("a file is published");
+    assert!(asks.is_some_and(|asks| asks < renames), "{calls:?}");
 }
 
 #[test]

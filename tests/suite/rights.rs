@@ -88,6 +88,15 @@ fn an_encoding_that_does_not_hold_every_name_is_refused_by_name() {
 }
 
 #[test]
+fn a_standby_is_refused_by_name() {
+    let primary = Postgres::start(&Options::default());
+    let url = primary.new_database();
+    let standby = primary.synchronous_standby();
+    let url = url.replace(&primary.port().to_string(), &standby.port().to_string());
+    refused(&url, &["a standby, which takes no writes", "the primary, or promote it with SELECT pg_promote()"]);
+}
+
+#[test]
 fn whether_the_connection_is_encrypted_and_verified_is_logged_and_checked() {
     let plain = Postgres::start(&Options::default());
     let tls = Postgres::start(&Options { tls: true, ..Options::default() });

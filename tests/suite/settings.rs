@@ -133,7 +133,7 @@ fn the_command_line_comes_before_the_environment_and_that_before_the_file() {
     // Root's own is read, as above; anybody else's could name any program.
     let User(stranger) = BROWSER;
     std::os::unix::fs::chown(portal.work_dir().join(".env"), Some(stranger), None).expect("chown .env");
-    let strangers = says(&["check"], &Settings::default());
+    let strangers = says(&["serve"], &Settings::default());
     assert!(strangers.contains(&format!("it belongs to the user {stranger}")), "{strangers}");
 }
 
@@ -151,9 +151,16 @@ fn a_dotenv_that_others_can_write_or_that_is_no_file_is_refused() {
     let dotenv = portal.work_dir().join(".env");
     let User(owner) = PORTAL;
     let refused = |says: &str| {
-        for arguments in [&["serve"][..], &["check"], &["migrate"]] {
-            let (status, text) = with_dotenv(&portal, arguments, &Settings::default());
-            assert!(status == Some(2) && text.contains(says) && text.lines().count() == 1, "{arguments:?}: {text}");
+        for arguments in ["serve", "migrate"] {
+            let (status, text) = with_dotenv(&portal, &[arguments], &Settings::default());
+            assert!(status == Some(2) && text.contains(says) && text.lines().count() == 1, "{arguments}: {text}");
+        }
+        let (status, report) = with_dotenv(&portal, &["check", "--json"], &Settings::default());
+        let report: Value = serde_json::from_str(&report).expect("a report");
+        assert!(status == Some(1) && report["findings"][0]["found"].to_string().contains(says), "{report}");
+        // What needs no settings.
+        for arguments in ["--version", "--help", "openapi"] {
+            assert_eq!(with_dotenv(&portal, &[arguments], &Settings::default()).0, Some(0), "{arguments}");
         }
     };
     let check = || with_dotenv(&portal, &["check"], &without_asterisk()).1;
