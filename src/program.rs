@@ -107,7 +107,6 @@ fn try_run() -> Result<ExitCode> {
     runtime.block_on(run_command(&command, settings, secrets, &dotenv))
 }
 
-/// Checks, migrates or serves.
 async fn run_command(command: &Command, settings: &Settings, secrets: Secrets, dotenv: &Dotenv) -> Result<ExitCode> {
     let storage = Storage::new(&secrets.database);
     if let Command::Check { json, .. } = command {

@@ -31,7 +31,6 @@ pub(super) const THROUGH_PROXY: ApiError = ApiError::new(
 /// How requests are authorized.
 #[derive(Clone)]
 pub enum Guard {
-    /// Every request needs this token.
     Token(ApiToken),
     /// No request needs a token.
     Open {

@@ -54,7 +54,6 @@ pub fn openapi_document() -> String {
     operations().1.to_pretty_json().expect("a document of plain values") + "\n"
 }
 
-/// The operations and their documentation.
 pub fn router(portal: Portal, guard: Guard) -> Router {
     let (operations, document) = operations();
     let always = |name: HeaderName, value| SetResponseHeaderLayer::overriding(name, HeaderValue::from_static(value));

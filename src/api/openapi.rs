@@ -93,7 +93,6 @@ pub fn with_failures<S>(operation: UtoipaMethodRouter<S>, errors: Vec<ApiError>)
     (schemas, paths, router)
 }
 
-/// The response of one status.
 fn response(errors: Vec<ApiError>) -> openapi::Response {
     let error_body = Ref::from_schema_name("ErrorBody");
     let schema = if errors.iter().any(|error| error.error == Phrase::ApplyOperationFailed) {

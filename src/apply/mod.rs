@@ -39,7 +39,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument as _, Span, info, info_span, warn};
+use tracing::{Instrument as _, Span, debug, info, info_span, warn};
 use uuid::Uuid;
 
 use crate::asterisk::in_force::{objects, phones};
@@ -83,12 +83,11 @@ struct Run<'a> {
     lock: &'a HostLock,
     progress: &'a mut Progress,
     users: Vec<User>,
-    /// The numbers of `users`.
     numbers: Numbers,
     /// The numbers that had an auth in force.
     served: Numbers,
-    /// When the apply is given up.
     deadline: Instant,
+    step_began: Instant,
 }
 
 impl Applier {
@@ -138,7 +137,7 @@ impl Applier {
         }
         info!(audit_log_id = %row.id, "apply begins");
 
-        let mut progress = Progress::new();
+        let mut progress = Progress::default();
         let steps = async {
             let lock = lock.as_ref().map_err(Problem::clone)?;
             let ends_within = self.pbx.program.ends_within * COMMANDS_PER_APPLY;
@@ -183,10 +182,12 @@ impl Applier {
 
     /// Steps 3 to 8; returns the number of users.
     async fn steps(&self, lock: &HostLock, progress: &mut Progress, deadline: Instant) -> Result<usize> {
+        let step_began = Instant::now();
         let users = self.storage.users().await.map_err(|error| anyhow!("the users can't be read: {error}"))?;
         let numbers = numbers_of(&users);
-        let mut run = Run { pbx: &self.pbx, lock, progress, users, numbers, served: Numbers::new(), deadline };
-        run.progress.done("snapshot");
+        let served = Numbers::new();
+        let mut run = Run { pbx: &self.pbx, lock, progress, users, numbers, served, deadline, step_began };
+        run.done("snapshot");
 
         let owners = run.look().await?;
         let changing = owners.changing_hands(&run.users);
@@ -204,11 +205,12 @@ impl Applier {
         if !changing.is_empty() {
             without = Some(run.prepare_endpoints(Stage::TakeAway, &changing)?);
         }
-        run.progress.done("prepare");
+        run.done("prepare");
 
         if let Some(without) = without
             && let Some(why) = run.take_away(&changing, &owners, without).await?
         {
+            // These numbers are held back: the apply gives all others, and fails.
             drop(endpoints); // The next file has the same temporary name.
             let others = run.prepare_endpoints(Stage::Final, &changing)?;
             return Err(match run.give(others, routing).await {
@@ -223,6 +225,12 @@ impl Applier {
 }
 
 impl Run<'_> {
+    /// Logs how long a step took.
+    fn done(&mut self, step: &'static str) {
+        debug!(step, milliseconds = self.step_began.elapsed().as_secs_f64() * 1000.0, "apply");
+        self.step_began = Instant::now();
+    }
+
     /// Step 4. Returns who has the numbers now.
     async fn look(&mut self) -> Result<Owners> {
         let control = &self.pbx.control;
@@ -240,7 +248,7 @@ impl Run<'_> {
                 "none of the {former} users whom Asterisk served before is in the database any more; if you did not delete them, check DATABASE_URL, or restore a backup, then apply again"
             ));
         }
-        self.progress.done("look before touching");
+        self.done("look before touching");
         Ok(owners)
     }
 
@@ -262,7 +270,7 @@ impl Run<'_> {
         pjsip?;
         dialplan?;
         self.evict_without_user().await?;
-        self.progress.done("give");
+        self.done("give");
         Ok(())
     }
 
@@ -283,7 +291,7 @@ impl Run<'_> {
         for warning in warnings.unwrap_or_else(|problem| vec![problem]) {
             self.progress.warn(warning.to_string());
         }
-        self.progress.done("proof");
+        self.done("proof");
         Ok(())
     }
 

@@ -1,10 +1,8 @@
 //! What an apply did, and how it ended: as the API answers it.
 
-use std::time::Instant;
-
 use anyhow::Result;
 use serde::Serialize;
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -13,8 +11,8 @@ use crate::asterisk::reload::CommandResult;
 use crate::storage::StorageError;
 
 /// What an apply has done so far.
+#[derive(Default)]
 pub(super) struct Progress {
-    step_began: Instant,
     pub(super) files_written: Vec<String>,
     pub(super) reload_results: ReloadResults,
     evicted: Vec<Registration>,
@@ -82,22 +80,6 @@ pub enum ApplyError {
 }
 
 impl Progress {
-    pub(super) fn new() -> Self {
-        Self {
-            step_began: Instant::now(),
-            files_written: Vec::new(),
-            reload_results: ReloadResults::default(),
-            evicted: Vec::new(),
-            warnings: Vec::new(),
-        }
-    }
-
-    /// Logs how long a step took.
-    pub(super) fn done(&mut self, step: &'static str) {
-        debug!(step, milliseconds = self.step_began.elapsed().as_secs_f64() * 1000.0, "apply");
-        self.step_began = Instant::now();
-    }
-
     pub(super) fn warn(&mut self, warning: String) {
         warn!("{warning}");
         self.warnings.push(warning);

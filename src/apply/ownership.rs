@@ -15,7 +15,6 @@ use crate::host::configuration::{Config, MainFiles, Section};
 use crate::pbx::Pbx;
 use crate::problem::{Result, bail};
 
-/// Secrets by number.
 pub(super) type Secrets = BTreeMap<ExtensionNumber, String>;
 
 /// Who has our numbers before an apply.

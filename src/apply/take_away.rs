@@ -70,7 +70,7 @@ impl Run<'_> {
         ended?;
         self.see_no_contact_left(changing).await?;
         self.warn_of_subscriptions(changing).await?;
-        self.progress.done("take away");
+        self.done("take away");
         Ok(None)
     }
 
@@ -91,7 +91,7 @@ impl Run<'_> {
             );
             return Err(self.with_likely_cause(found).await);
         }
-        self.progress.done("remove objects");
+        self.done("remove objects");
         Ok(())
     }
 

@@ -47,6 +47,12 @@ const SOCKET_IS_CLOSED: &str = "in asterisk.conf, section [files], set astctlper
 /// not for half the time of a command: then the refusal is reported.
 const SOCKET_OPENS_WITHIN: Duration = Duration::from_secs(5);
 
+/// A value in lines of the form `name : value`.
+pub(super) fn value<'t>(answers: &'t str, name: &str) -> Option<&'t str> {
+    let named = |line: &'t str| line.split_once(':').filter(|(found, _)| found.trim() == name);
+    Some(answers.lines().find_map(named)?.1.trim())
+}
+
 /// Which Asterisk answers: equal in all answers of one that runs.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -59,10 +65,7 @@ pub struct Identity {
 impl Identity {
     /// Reads what [`Command::SETTINGS`] prints; `None` if that is not complete.
     pub fn parse(text: &str) -> Option<Self> {
-        let value = |name: &str| {
-            let line = text.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':'));
-            line.map(|value| value.trim().to_owned())
-        };
+        let value = |name| value(text, name).map(str::to_owned);
         Some(Self { uuid: value("PBX UUID")?, config_dir: value("Configuration directory")? })
     }
 }

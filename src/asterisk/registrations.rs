@@ -39,7 +39,6 @@ const SUBSCRIBER: &str = "Endpoint: ";
 /// How many numbers one command deletes. Asterisk reads at most some 500 bytes of a command.
 const AT_ONCE: usize = 20;
 
-/// All registrations of our numbers.
 pub async fn list(control: &Control) -> Result<Vec<Registration>> {
     let unknown = |key| {
         problem!(

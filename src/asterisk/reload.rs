@@ -32,7 +32,6 @@ use crate::problem::{Result, bail, ensure, problem};
 /// Between two attempts to reload.
 const RELOAD_PAUSE: Duration = Duration::from_millis(100);
 
-/// A reload.
 pub struct Reload {
     /// Each does it; the first that Asterisk takes for a reload is enough.
     commands: &'static [Command],
@@ -47,7 +46,6 @@ pub const PJSIP: &Reload =
 /// Reloads the endpoints, auths and AORs, and nothing else. Asterisk writes both `Module` and `The module`.
 pub const OBJECTS: &Reload = &Reload { commands: &[Command::RELOAD_OBJECTS], answers: &["odule 'res_pjsip.so'"] };
 
-/// Reloads the routing.
 pub const DIALPLAN: &Reload = &Reload {
     commands: &[Command::RELOAD_DIALPLAN, Command::RELOAD_DIALPLAN_MODULE],
     answers: &["Dialplan reloaded.", "odule 'pbx_config.so'"],

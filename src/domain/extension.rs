@@ -8,7 +8,6 @@ impl ExtensionNumber {
     /// The rule, in words.
     pub const INVALID: &str = "must be a number from 1000 to 1999";
 
-    /// The number, if it is one of the pool.
     pub fn new(number: i32) -> Option<Self> {
         u16::try_from(number).ok().filter(|n| (1000..=1999).contains(n)).map(Self)
     }

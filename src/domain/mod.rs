@@ -52,7 +52,6 @@ pub struct Extension {
     pub secret: Secret,
 }
 
-/// The numbers of these users.
 pub fn numbers_of(users: &[User]) -> Numbers {
     users.iter().map(|user| user.extension.number).collect()
 }

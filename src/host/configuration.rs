@@ -261,7 +261,6 @@ impl Section {
         Ok(())
     }
 
-    /// The values of `key`.
     pub fn values(&self, key: &str) -> impl Iterator<Item = &str> {
         self.entries.iter().filter(|entry| entry.has_key(key)).map(|entry| entry.value.as_str())
     }

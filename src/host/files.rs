@@ -26,7 +26,6 @@ pub fn remove_left_overs(_lock: &HostLock, files: &GeneratedFiles) -> Result<()>
     Ok(())
 }
 
-/// The error of a step of writing.
 fn failed(step: &str, path: &Path) -> impl FnOnce(io::Error) -> Problem {
     move |error| Problem {
         what: format!("{step} {} failed: {error}", path.display()),

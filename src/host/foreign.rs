@@ -47,7 +47,6 @@ pub fn check(MainFiles { pjsip, extensions, .. }: &MainFiles, wizards: &Config, 
     Ok(())
 }
 
-/// The error for what somebody else defined.
 fn foreign(place: &Place, what: &str, number: ExtensionNumber) -> Problem {
     problem!(
         "{place}: {what} {number} is one of the numbers 1000 to 1999, which only the portal may define",

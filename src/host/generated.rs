@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 /// The base name of the routing file. `dialplan show` prints it after each line of that file.
 pub const ROUTING_FILE_NAME: &str = "generated_routing.conf";
 
-/// The paths of the two files.
 #[derive(Debug, Clone)]
 pub struct GeneratedFiles {
     pub endpoints: PathBuf,
@@ -32,7 +31,6 @@ impl GeneratedFiles {
     }
 }
 
-/// The folder of a generated file.
 pub fn folder(path: &Path) -> &Path {
     path.parent().expect("a generated file lies in a folder")
 }

@@ -137,7 +137,6 @@ fn group_in_reach(folder: &Path) -> Result<()> {
     )
 }
 
-/// Whether this process is in a group.
 fn is_in(group: u32) -> bool {
     getegid().as_raw() == group || getgroups().is_ok_and(|groups| groups.iter().any(|g| g.as_raw() == group))
 }

@@ -12,7 +12,6 @@ use crate::problem::{Problem, Result, problem};
 use crate::settings::{ApiToken, DatabaseUrl, Dotenv, Secrets, Settings};
 use crate::storage::{Storage, StorageError};
 
-/// Everything that was found.
 #[derive(Debug, Serialize)]
 pub struct Report {
     pub ok: bool,
@@ -23,7 +22,6 @@ pub struct Report {
     pub findings: Vec<Finding>,
 }
 
-/// Looks at everything that an apply needs.
 pub async fn check(
     settings: &Settings,
     secrets: &Secrets,

@@ -44,7 +44,6 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// The result of a probe.
     pub fn of(name: &'static str, found: Result<Found>) -> Self {
         let (state, Problem { what: found, remedy }) = match found {
             Ok(Found::Fine(found)) => return Self { name, state: State::Ok, found, remedy: None },

@@ -78,7 +78,6 @@ impl Dotenv {
         Ok(dotenv)
     }
 
-    /// The value of a setting in the file.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.values.get(name).map(String::as_str)
     }

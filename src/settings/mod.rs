@@ -83,7 +83,6 @@ impl Secrets {
     }
 }
 
-/// The token that a client must send.
 #[derive(Clone)]
 pub struct ApiToken(String);
 
@@ -100,7 +99,6 @@ impl ApiToken {
     /// The length from which nobody can guess a token, in bytes.
     pub const LONG_ENOUGH: usize = 16;
 
-    /// Whether somebody might guess it.
     pub fn is_short(&self) -> bool {
         self.0.len() < Self::LONG_ENOUGH
     }

@@ -33,7 +33,6 @@ pub(super) enum Database {
     Sqlite(sqlite::File),
 }
 
-/// The connections to a database.
 pub(super) struct Pool {
     pub(super) database: Database,
     /// All calls of PostgreSQL; those of SQLite that write.
@@ -73,7 +72,7 @@ pub(super) type Work<'c, T> = Pin<Box<dyn Future<Output = Result<T, Failure>> + 
 
 /// What is known of a try that failed, or that the time limit ended.
 #[derive(Default)]
-struct Progress {
+struct Attempt {
     /// The connection was open before. The server may have closed it, or its session may keep a setting that was changed.
     reused: bool,
     /// COMMIT was sent, so the write may have happened.
@@ -100,18 +99,18 @@ impl Pool {
         work: impl for<'c> Fn(&'c mut Connection) -> Work<'c, T>,
     ) -> Result<T, StorageError> {
         let deadline = Instant::now() + CALL_WITHIN;
-        let mut progress = Progress::default();
+        let mut attempt = Attempt::default();
         let calling = timeout_at(deadline, async {
             loop {
-                progress = Progress::default();
-                let error = match self.try_once(access, &work, &mut progress, deadline).await {
+                attempt = Attempt::default();
+                let error = match self.try_once(access, &work, &mut attempt, deadline).await {
                     Err(Failure::Database(error)) => error,
                     done => return done,
                 };
                 // The idle connections may fail for the same reason: the server was restarted, or a setting changed.
                 self.queue.idle().clear();
                 self.reads.idle().clear();
-                if progress.committing || !(progress.reused || self.database.may_get_lock(&error, deadline)) {
+                if attempt.committing || !(attempt.reused || self.database.may_get_lock(&error, deadline)) {
                     return Err(error.into());
                 }
             }
@@ -120,7 +119,7 @@ impl Pool {
         called.map_err(|failure| {
             let mut error = self.database.explain(failure);
             if let StorageError::Unavailable { maybe_written, .. } = &mut error {
-                *maybe_written = progress.committing;
+                *maybe_written = attempt.committing;
             }
             error
         })
@@ -130,11 +129,11 @@ impl Pool {
         &self,
         access: Access,
         work: &impl for<'c> Fn(&'c mut Connection) -> Work<'c, T>,
-        progress: &mut Progress,
+        attempt: &mut Attempt,
         deadline: Instant,
     ) -> Result<T, Failure> {
         let reads_sqlite = access == Access::Read && matches!(self.database, Database::Sqlite(_));
-        let mut lease = self.lease(if reads_sqlite { &self.reads } else { &self.queue }, access, progress).await?;
+        let mut lease = self.lease(if reads_sqlite { &self.reads } else { &self.queue }, access, attempt).await?;
         let connection = &mut lease.open.as_mut().expect("it is there until it is returned").connection;
         let _reading = match (&self.database, access) {
             (Database::Sqlite(file), Access::Read) => Some(file.begin_read(connection).await?),
@@ -160,7 +159,7 @@ impl Pool {
             // The connection may be broken. Its drop closes it, which rolls back.
             (Err(Failure::Database(_)), _) => return done,
             (_, Access::Read) => {}
-            (Ok(_), _) => self.database.commit(connection, progress, deadline).await?,
+            (Ok(_), _) => self.database.commit(connection, attempt, deadline).await?,
             (Err(_), _) => {
                 if connection.execute("ROLLBACK").await.is_err() {
                     return done;
@@ -176,14 +175,14 @@ impl Pool {
 
     /// Waits for a place, and takes a connection that is idle, or opens one. If the server allows fewer than there are places, this
     /// waits for one of those that are open.
-    async fn lease<'q>(&self, queue: &'q Queue, access: Access, progress: &mut Progress) -> Result<Lease<'q>, Failure> {
+    async fn lease<'q>(&self, queue: &'q Queue, access: Access, attempt: &mut Attempt) -> Result<Lease<'q>, Failure> {
         let mut retry_until = None;
         loop {
             let place = queue.places.clone().acquire_owned().await.expect("it is never closed");
             self.database.check()?;
             let idle = queue.idle().pop();
             if let Some((open, _)) = idle.filter(|(_, since)| since.elapsed() < IDLE_AT_MOST) {
-                progress.reused = true;
+                attempt.reused = true;
                 return Ok(Lease { queue, open: Some(open), place: Some(place) });
             }
             let connected = match &self.database {
@@ -222,7 +221,6 @@ impl Queue {
 }
 
 impl Database {
-    /// The error for the caller.
     pub(super) fn explain(&self, failure: Failure) -> StorageError {
         failure.explained(|error| match self {
             Self::Postgres(server) => server.explain(error),
@@ -233,13 +231,13 @@ impl Database {
     async fn commit(
         &self,
         connection: &mut Connection,
-        progress: &mut Progress,
+        attempt: &mut Attempt,
         deadline: Instant,
     ) -> Result<(), Failure> {
         match self {
-            Self::Sqlite(file) => file.commit(connection, &mut progress.committing, deadline).await?,
+            Self::Sqlite(file) => file.commit(connection, &mut attempt.committing, deadline).await?,
             Self::Postgres(_) => {
-                progress.committing = true;
+                attempt.committing = true;
                 connection.execute("COMMIT").await?;
             }
         }

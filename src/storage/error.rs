@@ -16,7 +16,6 @@ pub(super) fn no_answer() -> sqlx::Error {
 /// The advice for an error without one of its own.
 pub const LOOK_AND_TRY_AGAIN: &str = "Look at the service's log, then try again.";
 
-/// Why a call failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StorageError {
     /// It can't be reached, did not answer in time, or failed. Another try may succeed.

@@ -31,7 +31,6 @@ pub use statements::AuditEntry;
 use statements::Connection;
 pub(crate) use statements::now;
 
-/// The database behind the service.
 #[derive(Clone)]
 pub struct Storage {
     pool: Arc<Pool>,

@@ -43,7 +43,6 @@ const LOCK_MIGRATIONS: &str = "SELECT pg_advisory_xact_lock(hashtext('pbx-portal
 
 const UNVERIFIED: &str = "the database's server is not verified, so another machine could read SIP secrets: add sslmode=verify-full to DATABASE_URL, and sslrootcert=FILE for an authority of your own";
 
-/// Connections to one PostgreSQL.
 pub(super) struct Server {
     options: PgConnectOptions,
 }

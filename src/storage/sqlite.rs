@@ -46,7 +46,6 @@ const FORGET: &str = "PRAGMA shrink_memory";
 
 const RESTORE_ADVICE: &str = "The database's file is damaged, or not in its place: stop the service, restore a backup, start the service; its log shows the command.";
 
-/// A database file.
 pub(super) struct File {
     path: PathBuf,
     options: SqliteConnectOptions,
@@ -131,7 +130,6 @@ impl File {
         self.read_only().map_or(Ok(inspection), |problem| Err(StorageError::Unusable(problem).into()))
     }
 
-    /// The folder of the file.
     fn folder(&self) -> &Path {
         self.path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."))
     }
@@ -301,7 +299,6 @@ async fn execute_when_unlocked(connection: &mut Connection, sql: &'static str, d
     }
 }
 
-/// Whether another process holds the lock.
 fn is_locked(error: &sqlx::Error) -> bool {
     code(error) == Some(BUSY)
 }

@@ -55,7 +55,6 @@ pub struct AuditEntry {
     pub reload_results: Value,
 }
 
-/// A connection to either database.
 pub(super) enum Connection {
     Postgres(PgConnection),
     Sqlite(SqliteConnection),
@@ -78,7 +77,6 @@ macro_rules! on_either {
 }
 
 impl Connection {
-    /// Runs SQL without parameters.
     pub(super) async fn execute(&mut self, sql: &'static str) -> sqlx::Result<()> {
         on_either!(self, |connection, _Id| sqlx::raw_sql(sql).execute(connection).await.map(|_| ()))
     }

@@ -11,7 +11,6 @@ use crate::host::generated::ROUTING_FILE_NAME;
 use crate::problem::Result;
 use crate::render::CONTEXT;
 
-/// Priority 1 of an extension.
 #[derive(Debug, PartialEq, Eq)]
 pub struct FirstPriority {
     /// `Dial(PJSIP/1000,25,i)`.

@@ -35,7 +35,6 @@ const CODECS: [&str; 2] = ["codec_alaw.so", "codec_ulaw.so"];
 /// The beginning of a timing source's name. Without any, music on hold is silent.
 const TIMING: &str = "res_timing_";
 
-/// Asterisk's modules.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Modules {
     running: BTreeSet<String>,

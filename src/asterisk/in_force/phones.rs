@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use rustix::system::sysinfo;
 
 use super::rows;
+use crate::asterisk::control::value;
 use crate::asterisk::{Command, Control};
 use crate::domain::{ExtensionNumber, some_of};
 use crate::problem::{Problem, Result, problem};
@@ -33,12 +34,6 @@ pub async fn kept_out(control: &Control) -> Result<Vec<Problem>> {
 /// `None` unless the listing is complete.
 pub(super) fn has_transport(text: &str) -> Option<bool> {
     rows(text, "Transport:  ").map(|transports| !transports.is_empty())
-}
-
-/// A value in lines of the form `name : value`.
-fn value<'t>(answers: &'t str, name: &str) -> Option<&'t str> {
-    let named = |line: &'t str| line.split_once(':').filter(|(found, _)| found.trim() == name);
-    Some(answers.lines().find_map(named)?.1.trim())
 }
 
 fn maintenance(answers: &str) -> Option<Problem> {
