@@ -251,8 +251,8 @@ fn no_connection_goes_back_to_the_pool_inside_a_transaction() {
     assert_eq!(create(), 201);
     // Refused inside their transactions, and cut off at any point of them.
     thread::scope(|scope| {
-        for client in 0..16 {
-            scope.spawn(|| (0..20).for_each(|_| assert_eq!(create(), 409)));
+        for client in 0..8 {
+            scope.spawn(|| (0..40).for_each(|_| assert_eq!(create(), 409)));
             scope.spawn(move || {
                 for index in 0..40 {
                     let body = format!(r#"{{"name": "Cut", "email": "cut.{client}.{index}@example.com"}}"#);

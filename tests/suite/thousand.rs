@@ -25,10 +25,10 @@ fn thousand(database: Database) {
     let Pair { portals, .. } = &Pair::on(database, &Settings::of(asterisk));
     let created = Mutex::new(BTreeMap::new());
     std::thread::scope(|clients| {
-        for client in 0..32 {
+        for client in 0..8 {
             let created = &created;
             clients.spawn(move || {
-                for index in (client..1000).step_by(32) {
+                for index in (client..1000).step_by(8) {
                     let user =
                         portals[client % 2].create_user(&format!("User {index}"), &format!("user{index}@example.com"));
                     let (number, secret) = account(&user);

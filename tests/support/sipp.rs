@@ -78,7 +78,7 @@ impl Phones {
 
     fn start(folder: Folder, ports: [Ports; 2], mut sipp: Command, count: usize) -> Self {
         let mut process = Process::start(&mut sipp, &folder.path().join("output"));
-        let bound = secs(20) + Duration::from_millis(20) * u32::try_from(count).expect("a number of phones");
+        let bound = secs(60) + Duration::from_millis(60) * u32::try_from(count).expect("a number of phones");
         wait_until(bound, "all phones are registered", || {
             if let Some(status) = process.ended() {
                 panic!("SIPp ended while it registered phones, {status}:\n{}", read(&folder, "output"));
