@@ -153,7 +153,7 @@ impl Applier {
         };
         let outcome = steps.instrument(info_span!("apply", audit_log_id = %row.id)).await;
 
-        // No database stores a NUL in a text; a configuration file that is quoted may have one.
+        // PostgreSQL stores no NUL; a configuration file that is quoted may have one.
         let details = |error: &Error| format!("{error}{}", progress.warnings()).replace('\0', "");
         row.error_details = outcome.as_ref().err().map(details);
         row.files_written = json!(progress.files_written);

@@ -20,7 +20,7 @@
 use std::time::Duration;
 
 use anyhow::{Error, Result, anyhow, ensure};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::Run;
 use super::ownership::Owners;
@@ -31,6 +31,9 @@ use crate::host::files::Prepared;
 
 /// The queues are worked off and the deletion is committed, both together; less if the complete apply has less time.
 const TAKEN_AWAY_WITHIN: Duration = Duration::from_secs(20);
+
+/// The registrations of numbers without a user are deleted and committed.
+const EVICTED_WITHIN: Duration = Duration::from_secs(2);
 
 /// Between two attempts to commit.
 const COMMIT_PAUSE: Duration = Duration::from_millis(100);
@@ -46,7 +49,7 @@ impl Run<'_> {
         without: Prepared,
     ) -> Result<Option<Error>> {
         self.remove_objects(changing, owners, without).await?;
-        // At least as long as one command may take, even if two are then not left for giving and the proof.
+        // At least as long as one command may take, within the bound, even if two are then not left for giving and the proof.
         let now = Instant::now();
         let ends_within = self.pbx.program.ends_within;
         let least = ends_within.min(TAKEN_AWAY_WITHIN);
@@ -115,7 +118,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Evicts the registrations of numbers without a user. Asterisk may roll this back, which is harmless: without an AOR no call uses
+    /// Evicts the registrations of numbers without a user. Asterisk may roll this back, which harms nobody: without an AOR no call uses
     /// the row, and an apply that gives the number away deletes it first.
     pub(super) async fn evict_without_user(&mut self) -> Result<()> {
         let with_user = self.numbers.clone();
@@ -123,9 +126,11 @@ impl Run<'_> {
         // A phone may have registered since the listing, or may only have subscribed.
         freed.extend(&self.served - &with_user);
         if !freed.is_empty() {
-            if !registrations::delete(&self.pbx.control, &freed).await? {
+            if let Ok(ended) = timeout(EVICTED_WITHIN, self.delete_and_commit(&freed)).await {
+                ended?;
+            } else {
                 self.progress.warn(
-                    "Asterisk cannot commit to its database, so registrations of numbers without a user may come back until a later apply: a process reads astdb.sqlite3; find it (fuser -v on that file) and stop it".to_owned(),
+                    "Asterisk cannot commit to its database, so the registrations of numbers without a user are not evicted for good: a process that reads astdb.sqlite3 (a backup, a monitor) is the usual cause; find it (fuser -v on that file) and stop it".to_owned(),
                 );
             }
             self.warn_of_subscriptions(&freed).await?;

@@ -54,12 +54,13 @@ pub async fn list(control: &Control) -> Result<Vec<Registration>> {
 /// not, another process reads Asterisk's database, and Asterisk may take the deletion back.
 pub async fn delete(control: &Control, numbers: &Numbers) -> Result<bool> {
     let numbers: Vec<_> = numbers.iter().copied().collect();
-    let mut committed = true;
     for some in numbers.chunks(AT_ONCE) {
         let answer = control.ask(&[deletion(some)]).await?;
-        committed &= answer.lines().any(|line| line.trim_end() == "committed: yes");
+        if !answer.lines().any(|line| line.trim_end() == "committed: yes") {
+            return Ok(false);
+        }
     }
-    Ok(committed)
+    Ok(true)
 }
 
 /// Asterisk's connection always has a transaction open: COMMIT ends it, BEGIN opens the next. Between the two, `synchronous` can be set.

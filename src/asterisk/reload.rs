@@ -219,3 +219,39 @@ async fn printed(mut pipe: impl AsyncRead + Unpin) -> io::Result<String> {
     // No database stores a NUL in a text.
     Ok(String::from_utf8_lossy(&kept).replace('\0', ""))
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::UnixListener;
+    use tokio::select;
+
+    use super::*;
+
+    /// A real reload also holds up the questions before this one, so this is a fake: it is busy twice.
+    #[tokio::test]
+    async fn a_reload_that_runs_is_waited_for() {
+        let folder = std::env::temp_dir().join(uuid::Uuid::new_v4().to_string());
+        std::fs::create_dir(&folder).expect("make a folder");
+        let listener = UnixListener::bind(folder.join("asterisk.ctl")).expect("listen");
+        let mut asked = 0;
+        let asterisk = async {
+            loop {
+                let (mut stream, _) = listener.accept().await.expect("a connection");
+                stream.read_to_end(&mut Vec::new()).await.expect("commands");
+                asked += 1;
+                let says = if asked < 3 { "A module reload request is already in progress" } else { "No such module" };
+                stream.write_all(format!("fake/1/22\n{says}\n").as_bytes()).await.expect("an answer");
+            }
+        };
+        let ends_within = Duration::from_secs(20);
+        let program = AsteriskProgram { path: PathBuf::new(), ends_within };
+        let control = Control::new(&folder, ends_within);
+        select! {
+            ended = program.wait_until_none_runs(&control) => ended.expect("a reload that ends"),
+            () = asterisk => {}
+        }
+        assert_eq!(asked, 3);
+        std::fs::remove_dir_all(&folder).expect("remove the folder");
+    }
+}

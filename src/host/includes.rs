@@ -12,7 +12,7 @@ use crate::problem::{Result, bail};
 const AS_THE_SHELL: glob::MatchOptions =
     glob::MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
 
-/// How many patterns one with braces may be. Asterisk has no limit; twenty pairs of two would hold an apply up for hours.
+/// How many alternatives braces may make, those on the way counted. Asterisk has no limit, but twenty pairs of two take hours.
 const MAX_ALTERNATIVES: usize = 1000;
 
 /// An `#include` or `#tryinclude`.
@@ -45,7 +45,7 @@ impl Include {
         let mut found = Vec::new();
         // The shell's `[^a]` and `**`, in the words of the crate.
         let Some(alternatives) = alternatives(&written.replace("[^", "[!").replace("**", "*")) else {
-            bail!("{place}: its pattern is more than {MAX_ALTERNATIVES} patterns", "write fewer {{…}} into it");
+            bail!("{place}: the pattern stands for too many names", "write fewer {{…}} into it");
         };
         for pattern in alternatives {
             // `join` takes an absolute one as it is.
@@ -69,19 +69,21 @@ impl Include {
 
 /// `a{b,c}` is `ab` and `ac`. Returns `None` if there are too many.
 fn alternatives(pattern: &str) -> Option<Vec<String>> {
-    let close = pattern.find('}');
-    let Some((open, close)) = close.and_then(|close| Some((pattern[..close].rfind('{')?, close))) else {
-        return Some(vec![pattern.to_owned()]);
-    };
+    let mut open = vec![pattern.to_owned()];
     let mut all = Vec::new();
-    for between in pattern[open + 1..close].split(',') {
-        for one in alternatives(&format!("{}{between}{}", &pattern[..open], &pattern[close + 1..]))? {
-            if !all.contains(&one) {
-                all.push(one);
-            }
+    // Each takes a step, also if it is the same as another.
+    for _ in 0..MAX_ALTERNATIVES {
+        let Some(pattern) = open.pop() else { return Some(all) };
+        let end = pattern.find('}');
+        if let Some((begin, end)) = end.and_then(|end| Some((pattern[..end].rfind('{')?, end))) {
+            let (before, after) = (&pattern[..begin], &pattern[end + 1..]);
+            // The first comes to the end, from where it is taken next.
+            open.extend(pattern[begin + 1..end].rsplit(',').map(|one| format!("{before}{one}{after}")));
+        } else if !all.contains(&pattern) {
+            all.push(pattern);
         }
     }
-    (all.len() <= MAX_ALTERNATIVES).then_some(all)
+    None
 }
 
 /// The files that a pattern finds. Asterisk skips folders and broken links. A pipe or a device is no configuration file.
@@ -109,6 +111,9 @@ mod tests {
         assert_eq!(alternatives_of("{a,b*}/{c,d}"), ["a/c", "a/d", "b*/c", "b*/d"]);
         assert_eq!(alternatives_of("a{,{b,c}}"), ["a", "ab", "ac"]);
         assert_eq!(alternatives_of("}a{b"), ["}a{b"]);
-        assert_eq!(alternatives(&"{a,b}".repeat(100)), None);
+        let two_long_ones = format!("{{{0}}}{{{0}}}", "a,".repeat(999));
+        for too_many in ["{a,b}".repeat(100), "{a,a}".repeat(100), "{}".repeat(4000), two_long_ones] {
+            assert_eq!(alternatives(&too_many), None, "{too_many}");
+        }
     }
 }

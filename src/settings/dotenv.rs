@@ -1,5 +1,5 @@
-//! `./.env`: whose file is trusted, and which lines everybody who reads such files takes in one way. (A shell wants quotes around
-//! some more, such as `&`.)
+//! `./.env`: whose file is trusted, and which lines are clear. (A shell wants quotes around some more characters,
+//! such as `&`.)
 
 use std::collections::BTreeMap;
 use std::fs::{File, canonicalize};

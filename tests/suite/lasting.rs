@@ -109,7 +109,7 @@ fn a_freed_number_whose_registration_may_come_back_is_warned_of() {
     let reader = Reader::start(&scene.asterisk, 1, 60.0, 0.0);
     let applied = scene.portal.apply("suite");
     let message = applied["message"].as_str().expect("a message");
-    assert!(message.contains("may come back until a later apply: a process reads astdb.sqlite3"), "{message}");
+    assert!(message.contains("are not evicted for good: a process that reads astdb.sqlite3"), "{message}");
     silent(&scene, &old, 404, "while it reads");
     drop(reader);
     let applied = scene.portal.apply("suite");
@@ -126,7 +126,7 @@ fn a_committed_eviction_cannot_be_undone_by_a_power_cut() {
     let removed = calls.iter().rposition(|call| call.text.contains("astdb.sqlite3-journal")).expect("a commit");
     let thread = &calls[removed].thread;
     let next = calls[removed + 1..].iter().find(|call| call.thread == *thread);
-    let folder = format!("{}>)", scene.asterisk.etc().with_file_name("db").display());
+    let folder = format!("{}>", scene.asterisk.etc().with_file_name("db").display());
     assert!(calls[removed].name == "unlink" && next.is_some_and(|next| next.text.contains(&folder)), "{next:?}");
     silent(&scene, &old, 480, "given");
 }

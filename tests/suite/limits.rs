@@ -160,12 +160,14 @@ fn a_connection_beyond_512_waits_for_a_place() {
     let portal = Portal::start(&without_asterisk());
     let before = handles(&portal);
     let burst: Vec<_> = (0..600).map(|_| connect(&portal)).collect();
-    wait_until(PATIENCE, "every place is taken", || handles(&portal) >= before + 512);
+    // The connection of the start may not be closed yet.
+    let places = before + 511..=before + 512;
+    wait_until(PATIENCE, "every place is taken", || places.contains(&handles(&portal)));
     let most = (0..20).map(|_| {
         std::thread::sleep(Duration::from_millis(20));
         handles(&portal)
     });
-    assert_eq!(most.max(), Some(before + 512));
+    assert!(most.max().is_some_and(|most| places.contains(&most)));
     drop(burst);
     assert_eq!(portal.users().len(), 0);
 }

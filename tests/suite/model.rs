@@ -11,7 +11,7 @@
 //!
 //! - It handles a REGISTER, from the authentication to the row, in one task of one queue.
 //! - It runs one reload at a time, and drops a second one: so it says whether one is running. A reload reads the file once for each type.
-//! - It runs "delete, commit, begin" in one command under one lock, and prints `committed` only if it has committed.
+//! - It runs "commit, begin, delete, commit, begin" in one command under one lock, and prints `committed` only if it has committed.
 //! - If its commit fails, or if it is killed, its database goes back to the last commit.
 
 use std::collections::{HashMap, VecDeque};

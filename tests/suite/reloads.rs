@@ -89,10 +89,10 @@ fn a_reload_of_somebody_else_that_never_ends_is_named() {
     let (busy, folder) = (can_be_busy(&asterisk), Folder::new("script"));
     let program = script(&asterisk, &folder, KEEPING);
     let [hold, reloads] = ["hold", "begun"].map(|name| folder.path().join(name));
-    let settings = Settings::of(&asterisk).with("ASTERISK_BIN", program.display()).with("ASTERISK_TIMEOUT_SECS", 5);
+    let settings = Settings::of(&asterisk).with("ASTERISK_BIN", program.display()).with("ASTERISK_TIMEOUT_SECS", 15);
     let portal = Portal::start(&settings);
     fs::write(&hold, "").expect("hold the reload");
-    let words = ["busy with other reloads for 5 s", "if nobody does, a reload hangs: look at 'core show locks'"];
+    let words = ["busy with other reloads for 15 s", "if nobody does, a reload hangs: look at 'core show locks'"];
     thread::scope(|scope| {
         let applying = scope.spawn(|| failed_apply(&portal, &words));
         wait_until(secs(20), "the apply begins to reload", || reloads.exists());
@@ -100,9 +100,10 @@ fn a_reload_of_somebody_else_that_never_ends_is_named() {
         let other = scope.spawn(|| asterisk.rx("module reload res_pjsip_notify.so"));
         wait_until(secs(20), "somebody else reloads", || busy.with_added_extension("begun").exists());
         fs::remove_file(&hold).expect("let the apply reload");
-        applying.join().expect("an answer");
+        let applied = applying.join();
         fs::remove_file(&busy).expect("end the other reload");
         other.join().expect("an answer");
+        applied.expect("an answer");
     });
     portal.apply("suite");
 }
