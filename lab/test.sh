@@ -4,8 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# Two more, because three tests boot a server, one after another, and those that wait have begun.
-export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((3 * $(nproc) + 2))}
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((3 * $(nproc)))}
 export PBX_TIMES=$PWD/target/test-times # the lab writes a line for each test
 last=target/test-seconds
 

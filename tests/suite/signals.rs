@@ -23,10 +23,10 @@ fn each_signal_lets_an_apply_end_and_is_named_in_the_log() {
         let begun = portal.log().matches("apply begins").count();
         thread::scope(|scope| {
             let apply = scope.spawn(|| try_apply(&portal));
-            wait_until(secs(30), "the apply begins", || portal.log().matches("apply begins").count() > begun);
+            wait_until(secs(10), "the apply begins", || portal.log().matches("apply begins").count() > begun);
             portal.signal(signal);
             let stopping = format!("stopping; an apply that runs goes on to its end signal=\"{name}\"");
-            wait_until(secs(30), name, || portal.log().contains(&stopping) || portal.ended().is_some());
+            wait_until(secs(10), name, || portal.log().contains(&stopping) || portal.ended().is_some());
             asterisk.signal(Signal::CONT);
             let answer = apply.join().expect("an answer");
             assert_eq!(answer.status, 200, "{name}: {}", answer.text);

@@ -78,7 +78,7 @@ impl Phones {
 
     fn start(folder: Folder, ports: [Ports; 2], mut sipp: Command, count: usize) -> Self {
         let mut process = Process::start(&mut sipp, &folder.path().join("output"));
-        let bound = secs(60) + Duration::from_millis(60) * u32::try_from(count).expect("a number of phones");
+        let bound = secs(20) + Duration::from_millis(40) * u32::try_from(count).expect("a number of phones");
         wait_until(bound, "all phones are registered", || {
             if let Some(status) = process.ended() {
                 panic!("SIPp ended while it registered phones, {status}:\n{}", read(&folder, "output"));
@@ -255,7 +255,7 @@ fn sipp(
         .arg(scenario(name))
         .arg("-inf")
         .arg(file("phones.csv"))
-        .args(["-m", &count, "-l", &count, "-r", "400"])
+        .args(["-m", &count, "-l", &count, "-r", "100"])
         .args(["-d", &hold.as_millis().to_string()])
         .arg("-trace_msg")
         .arg("-message_file")
