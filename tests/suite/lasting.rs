@@ -216,7 +216,8 @@ fn a_freed_number_is_given_away_without_its_former_phone() {
             // Asterisk commits this, and then nothing for a second: the number has its next owner before the eviction fails.
             scene.asterisk.rx("database put suite pause 1");
         }
-        let reader = Reader::start(&scene.asterisk, 1, 1.5, 0.0);
+        // For longer than an apply tries to evict for good.
+        let reader = Reader::start(&scene.asterisk, 1, 5.0, 0.0);
         let applied = scene.portal.apply("suite");
         assert_eq!(evicted(&applied), [scene.number.as_str()]);
         if !at_once {
