@@ -192,7 +192,7 @@ impl Applier {
         let owners = run.look().await?;
         let changing = owners.changing_hands(&run.users);
         if !changing.is_empty() {
-            // A reload that runs may put an older file in force later.
+            // A reload that runs may put an older file in force later, and `take_away` may look once and reload nothing.
             self.pbx.program.wait_until_none_runs(&self.pbx.control).await?;
         }
 
@@ -282,7 +282,7 @@ impl Run<'_> {
             let found = format!("Asterisk does not serve what the database holds: {}", differences.join("; "));
             return Err(self.with_likely_cause(found).await);
         }
-        // Without a user there is nothing that Asterisk could show: then the include lines are the proof.
+        // Without a user, an endpoints file that nobody includes looks like one that is in force: the include lines tell.
         if self.users.is_empty() {
             on_disk::own_includes(&MainFiles::read(&self.pbx.config_dir)?, self.pbx)?;
         }
@@ -298,7 +298,7 @@ impl Run<'_> {
     /// Renames a temporary file over its target, and flushes the folder.
     fn publish(&mut self, prepared: Prepared) -> Result<()> {
         let target = prepared.publish(self.lock)?;
-        // The endpoints are published twice if numbers change hands.
+        // The endpoints are published twice if Asterisk or the file still has a number that changes hands.
         let written = &mut self.progress.files_written;
         let path = target.display().to_string();
         if !written.contains(&path) {

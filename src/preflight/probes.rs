@@ -19,8 +19,9 @@ use crate::problem::{Problem, Result};
 struct Probe(
     /// Its name in the report.
     &'static str,
-    /// Probes above it whose failure would make this one fail, too. One that is unknown does not hinder it: the files can be checked
-    /// while Asterisk is down.
+    /// Probes above it after whose failure `check` does not run this one: what it finds would follow from that, or be about other
+    /// files. One that is unknown does not hinder it (the files can be checked while Asterisk is down), so the list has the needs of
+    /// needs, too.
     &'static [&'static str],
     InApply,
     for<'a> fn(&'a Setup<'a>) -> Look<'a>,
@@ -34,7 +35,7 @@ enum InApply {
     Always,
     /// It may be why a module is missing.
     IfModulesAreMissing,
-    /// Yes, by itself, while the other probes read the files.
+    /// Yes: [`before_apply`] calls it by its name, while the others read the files.
     Meanwhile,
     No,
 }
