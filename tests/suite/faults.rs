@@ -34,5 +34,8 @@ fn exists(root: &Path, test: &str) -> bool {
     };
     let code = fs::read_to_string(file).unwrap_or_default();
     let lines: Vec<_> = code.lines().map(str::trim).collect();
-    lines.windows(2).any(|pair| pair[0] == "#[test]" && pair[1].starts_with(&format!("fn {name}(")))
+    let is_test = |line: &str| ["#[test]", "#[tokio::test]"].contains(&line);
+    lines
+        .windows(2)
+        .any(|pair| is_test(pair[0]) && pair[1].trim_start_matches("async ").starts_with(&format!("fn {name}(")))
 }
